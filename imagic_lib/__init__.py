@@ -1,0 +1,30 @@
+"""Imagic: text-based editing of a real picture with a diffusion model (Kavar et al., arXiv 2210.09276).
+
+The names below stand in the order in which the method uses them.
+"""
+
+from imagic_lib.models import encode_text, load_pipeline
+from imagic_lib.images import load_image, open_image
+from imagic_lib.diffusion import History, decode_latents, encode_image
+from imagic_lib.embedding import optimize_embedding
+from imagic_lib.finetuning import fine_tune
+from imagic_lib.interpolation import interpolate
+from imagic_lib.inference import generate, sample_text
+from imagic_lib.edit import ImagicEdit, run_edit
+
+__all__ = [
+    "History",
+    "ImagicEdit",
+    "decode_latents",
+    "encode_image",
+    "encode_text",
+    "fine_tune",
+    "generate",
+    "interpolate",
+    "load_image",
+    "load_pipeline",
+    "open_image",
+    "optimize_embedding",
+    "run_edit",
+    "sample_text",
+]

@@ -1,0 +1,161 @@
+"""The command line: `python -m imagic_lib edit | demo | train`, each with --help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        prog="python -m imagic_lib",
+        description="Imagic: edit a picture by saying what it should show. Kavar et al., arXiv 2210.09276.",
+    )
+    commands = main.add_subparsers(dest="command", required=True)
+
+    edit = commands.add_parser("edit", help="edit one picture by a text", description="Edit one picture by a text.")
+    edit.add_argument("image", metavar="IMAGE", help="the picture: PNG, JPEG, WebP, GIF or BMP")
+    edit.add_argument("text", metavar="TEXT", help="what the edited picture shows: 'a brown dog jumping on the grass'")
+    edit.add_argument("--model", default="tiny", help="tiny (default), a hub id or a folder in diffusers format")
+    edit.add_argument("--steps", type=whole, help="steps of each of the two trainings (default: the model's own)")
+    edit.add_argument("--eta", type=number, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)")
+    edit.add_argument("--seed", type=whole, nargs="+", default=[0], help="noises to start from (default: 0)")
+    edit.add_argument("--out", type=Path, default=Path("out"), help="folder for the results (default: out)")
+
+    demo = commands.add_parser("demo", help="one edit with its ground truth", description="The edit of the README.")
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: out/demo)")
+
+    train = commands.add_parser("train", help="make the embedded model from nothing", description=TRAIN)
+    train.add_argument("--runs", type=Path, default=Path("runs"), help="work folder: drawings, checkpoints, previews")
+    train.add_argument("--out", type=Path, default=Path("runs/data"), help="where the finished models go")
+    train.add_argument("--scale", type=number, default=1.0, help="share of the full steps and scenes (0.01: a trial)")
+    train.add_argument("--seed", type=whole, default=0)
+    train.add_argument("--bf16", action="store_true", help="faster with AVX512-BF16, slower without")
+    return main
+
+
+TRAIN = """Make the embedded model: drawings, VAE, CLIP, UNet and the judge. Start it again after any stop
+and it goes on from its last checkpoint, at most a minute back. Hours on two cores: data/tiny-sd/README.md."""
+
+
+def whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value != value or abs(value) == float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if need be. Found out before any training, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"can't write to the folder {folder} ({error.strerror}): choose another with --out") from error
+    return folder
+
+
+def save_figure(figure, path: Path) -> None:
+    from imagic_lib.checkpoints import write_atomically
+
+    write_atomically(path, lambda tmp: figure.savefig(tmp, format="png", dpi=110))
+
+
+def run_edit_command(args: argparse.Namespace) -> None:
+    import imagic_lib as imagic
+    from imagic_lib.edit import ETAS
+
+    folder = writable(args.out)
+    picture = imagic.open_image(args.image)
+    pipe = imagic.load_pipeline(args.model)
+    image = imagic.load_image(picture, pipe)
+    edit = imagic.run_edit(pipe, image, args.text, embedding_steps=args.steps, unet_steps=args.steps, seed=args.seed[0])
+    report(edit, args.eta or ETAS, args.seed, folder)
+
+
+def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
+    """Sample, write the sheet, the single pictures and the curves, print the distances."""
+    from imagic_lib.checkpoints import write_atomically
+    from imagic_lib.metrics import rmse
+    from imagic_lib.plots import edit_sheet, loss_curves
+
+    began = time.monotonic()
+    rows = edit.pictures(etas, seeds)
+    sampling = time.monotonic() - began
+    for seed, row in zip(seeds, rows, strict=True):
+        for eta, picture in zip(etas, row, strict=True):
+            path = folder / f"eta-{eta:g}-seed-{seed}.png"
+            write_atomically(path, lambda tmp, picture=picture: picture.save(tmp, format="PNG"))
+    save_figure(edit_sheet(edit, etas, seeds, rows, truth), folder / "edit.png")
+    save_figure(loss_curves(edit.embedding_history, edit.unet_history), folder / "losses.png")
+    print(
+        f"\n{'η':>5}  {'distance to input':>18}"
+        + (f"  {'to ground truth':>16}" if truth else "")
+        + "   (RMSE, seed by seed)"
+    )
+    for column, eta in enumerate(etas):
+        pictures = [row[column] for row in rows]
+        line = f"{eta:5g}  " + f"{'  '.join(f'{rmse(p, edit.input_picture):.3f}' for p in pictures):>18}"
+        print(line + (f"  {'  '.join(f'{rmse(p, truth):.3f}' for p in pictures):>16}" if truth else ""))
+    print(
+        f"\nstage 1, embedding    {edit.embedding_history.seconds:5.1f} s"
+        f"\nstage 2, fine-tuning  {edit.unet_history.seconds:5.1f} s"
+        f"\nstages 3 and 4        {sampling:5.1f} s for {len(etas) * len(seeds)} pictures"
+        f"\n\nthe sheet:  {folder / 'edit.png'}\nthe curves: {folder / 'losses.png'}"
+    )
+    return rows
+
+
+def run_demo_command(args: argparse.Namespace) -> None:
+    import imagic_lib as imagic
+    from imagic_lib.edit import ETAS
+    from imagic_lib.models import DATA
+    from imagic_lib.toyworld import load_scene
+
+    folder = writable(args.out)
+    path = DATA / "images" / "dog-sitting.png"
+    truth = load_scene(path).edit(pose="jumping")
+    pipe = imagic.load_pipeline("tiny", device="cpu")
+    print(f"input: {path.name}, {load_scene(path).caption()!r}\ntext:  {truth.caption()!r}\n")
+    edit = imagic.run_edit(pipe, imagic.load_image(path, pipe), truth.caption())
+    report(edit, ETAS, (0, 1), folder, truth.render())
+
+
+def run_train_command(args: argparse.Namespace) -> None:
+    from imagic_lib.toyworld.recipe import make
+
+    make(writable(args.runs), writable(args.out), scale=args.scale, seed=args.seed, bf16=args.bf16)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
+    commands = {"edit": run_edit_command, "demo": run_demo_command, "train": run_train_command}
+    try:
+        commands[args.command](args)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"imagic: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("imagic: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""What all stages share: latents, noising, the prediction target, and a loss that can be compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from tqdm.auto import tqdm
+
+PROBE_PAIRS = 8
+PROBE_SEED = 20221017  # any fixed number; the day of the Imagic preprint
+
+
+@dataclass
+class History:
+    """How a stage went: the raw loss of every step, and the probe loss of every few.
+
+    The raw loss is of random timesteps and so mostly noise; the probe is always the same eight
+    (noise, timestep) pairs and shows whether the stage still learns.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    probe_step: list[int] = field(default_factory=list)
+    probe_loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def training_noise(pipe: StableDiffusionPipeline) -> DDPMScheduler:
+    """The model's own forward process (its betas), whatever sampler is set for generation."""
+    return DDPMScheduler.from_config(pipe.scheduler.config)
+
+
+@torch.no_grad()
+def encode_image(pipe: StableDiffusionPipeline, image: Tensor) -> Tensor:
+    """z = scaling factor * E(x): (1, 3, size, size) in [-1, 1] -> latents (1, 4, size / 8, size / 8)."""
+    return pipe.vae.encode(image).latent_dist.mode() * pipe.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+    """The inverse of `encode_image`, up to what the VAE loses; clamped to [-1, 1]."""
+    return pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
+
+
+def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
+    """`count` random timesteps, one from each equal part of [0, total): even coverage, less noise.
+    For count = 1 this is the paper's uniform choice."""
+    position = torch.arange(count) + torch.rand(count, generator=generator)
+    return (position * total / count).long().clamp(max=total - 1)
+
+
+def noised(process: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """(z_t, what the UNet should answer): z_t = sqrt(ᾱ_t) z + sqrt(1 - ᾱ_t) ε; the answer is ε, or v."""
+    z_t = process.add_noise(latents, noise, timesteps)
+    kind = process.config.prediction_type
+    if kind == "epsilon":
+        return z_t, noise
+    if kind == "v_prediction":
+        return z_t, process.get_velocity(latents, noise, timesteps)
+    raise ValueError(f"a model that predicts {kind!r} is not supported: epsilon and v_prediction are")
+
+
+def denoising_loss(
+    unet: UNet2DConditionModel,
+    process: DDPMScheduler,
+    latents: Tensor,
+    embedding: Tensor,
+    batch: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Imagic eq. 2: E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², over a batch of stratified timesteps."""
+    t = stratified_timesteps(batch, process.config.num_train_timesteps, generator).to(latents.device)
+    noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(latents)
+    z_t, target = noised(process, latents.expand(batch, -1, -1, -1), noise, t)
+    return F.mse_loss(unet(z_t, t, embedding.expand(batch, -1, -1)).sample, target)
+
+
+class Probe:
+    """A yardstick for one picture: the loss on fixed noises at fixed timesteps."""
+
+    def __init__(self, process: DDPMScheduler, latents: Tensor, pairs: int = PROBE_PAIRS):
+        generator = torch.Generator().manual_seed(PROBE_SEED)
+        total = process.config.num_train_timesteps
+        self.t = ((torch.arange(pairs) + 0.5) * total / pairs).long().to(latents.device)
+        noise = torch.randn((pairs, *latents.shape[1:]), generator=generator).to(latents)
+        self.z_t, self.target = noised(process, latents.expand(pairs, -1, -1, -1), noise, self.t)
+
+    @torch.no_grad()
+    def __call__(self, unet: UNet2DConditionModel, embedding: Tensor) -> float:
+        total = 0.0
+        for z_t, t, target in zip(self.z_t.split(4), self.t.split(4), self.target.split(4), strict=True):
+            answer = unet(z_t, t, embedding.expand(len(t), -1, -1)).sample
+            total += F.mse_loss(answer, target).item() * len(t)
+        return total / len(self.t)
+
+
+@contextmanager
+def frozen(*modules: torch.nn.Module):
+    """No gradients for these modules' weights inside the block; as it was before, after it."""
+    parameters = [p for module in modules for p in module.parameters()]
+    before = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, needed in zip(parameters, before, strict=True):
+            p.requires_grad_(needed)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[], Tensor],
+    probe_of: Callable[[], float],
+    steps: int,
+    *,
+    probe_every: int,
+    name: str,
+) -> History:
+    """Gradient descent with a window into it. The stop button (Ctrl-C) ends it early and keeps what it has.
+
+    Raises FloatingPointError if the loss is no longer a number; the weights are then those of the last
+    good step.
+    """
+    history, began = History(), time.monotonic()
+
+    def look(step: int) -> None:
+        history.probe_step.append(step)
+        history.probe_loss.append(probe_of())
+
+    look(0)
+    bar = tqdm(range(1, steps + 1), desc=name)
+    try:
+        for step in bar:
+            loss = loss_of()
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}: lower the learning rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            history.loss.append(loss.item())
+            history.learning_rate.append(optimizer.param_groups[0]["lr"])
+            if step % probe_every == 0 or step == steps:
+                look(step)
+                bar.set_postfix(probe=f"{history.probe_loss[-1]:.4f}")
+    except KeyboardInterrupt:
+        bar.write(f"{name}: stopped after {len(history.loss)} of {steps} steps; what was learned is kept")
+    bar.close()
+    optimizer.zero_grad(set_to_none=True)
+    history.seconds = time.monotonic() - began
+    return history

@@ -1,0 +1,105 @@
+"""Stage 4: from Gaussian noise to a picture, every step observable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.schedulers import SchedulerMixin
+from PIL import Image
+from torch import Tensor
+
+from imagic_lib.diffusion import decode_latents, training_noise
+from imagic_lib.images import to_picture
+from imagic_lib.models import encode_text, family
+
+DEFAULTS = {
+    "tiny": {"steps": 30, "guidance_scale": 3.0},
+    "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},
+}
+AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
+
+
+class Step(NamedTuple):
+    """What a callback sees of one denoising step; latents are (n, 4, h, w)."""
+
+    index: int
+    timestep: int
+    z_t: Tensor  # before the step
+    z_0: Tensor  # the UNet's present guess of the finished latents
+
+
+def initial_noise(pipe: StableDiffusionPipeline, seed: int) -> Tensor:
+    """The noise that a seed stands for, (1, 4, h, w): the one diffusers' pipeline draws, too."""
+    side = pipe.unet.config.sample_size
+    shape = (1, pipe.unet.config.in_channels, side, side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(pipe.unet.device)
+
+
+def guided(noise_text: Tensor, noise_empty: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): ε_∅ + s·(ε_text - ε_∅)."""
+    return noise_empty + scale * (noise_text - noise_empty)
+
+
+def predicted_original(pipe: StableDiffusionPipeline, z_t: Tensor, answer: Tensor, timestep: int) -> Tensor:
+    """z_0 as the UNet's answer implies it: (z_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ), or the same for v."""
+    a = training_noise(pipe).alphas_cumprod[int(timestep)].to(z_t)
+    if pipe.scheduler.config.prediction_type == "v_prediction":
+        return a.sqrt() * z_t - (1 - a).sqrt() * answer
+    return (z_t - (1 - a).sqrt() * answer) / a.sqrt()
+
+
+@torch.no_grad()
+def generate(
+    pipe: StableDiffusionPipeline,
+    embeddings: Tensor,
+    seeds: Sequence[int] = (0,),
+    *,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str = "",
+    scheduler: SchedulerMixin | None = None,
+    callback: Callable[[Step], None] | None = None,
+) -> list[Image.Image]:
+    """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
+
+    embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every
+    embedding. scheduler: the pipeline's own if left out. callback: called with a `Step` after each
+    denoising step of each batch. Taught in notebooks/05_inference.ipynb.
+    """
+    settings = DEFAULTS[family(pipe)]
+    steps = settings["steps"] if steps is None else steps
+    scale = settings["guidance_scale"] if guidance_scale is None else guidance_scale
+    device, dtype = pipe.unet.device, pipe.unet.dtype
+    noise = torch.cat([initial_noise(pipe, seed) for seed in seeds]).repeat(len(embeddings), 1, 1, 1)
+    text = embeddings.repeat_interleave(len(seeds), dim=0).to(device, dtype)
+    empty = pipe.encode_prompt(negative_prompt, device, 1, False)[0].to(dtype)
+    pictures = []
+    at_once = AT_ONCE[family(pipe)]
+    for z, e in zip(noise.to(dtype).split(at_once), text.split(at_once), strict=True):
+        z = denoise(pipe, z, e, empty, steps, scale, copy.deepcopy(scheduler or pipe.scheduler), callback)
+        pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
+    return pictures
+
+
+def denoise(pipe, z: Tensor, text: Tensor, empty: Tensor, steps: int, scale: float, scheduler, callback=None) -> Tensor:
+    """The sampling loop: z_T (n, 4, h, w) -> z_0. text: (n, tokens, width); empty: (1, tokens, width)."""
+    scheduler.set_timesteps(steps, device=z.device)
+    z = z * scheduler.init_noise_sigma
+    both = torch.cat([empty.expand(len(z), -1, -1), text])
+    for index, t in enumerate(scheduler.timesteps):
+        seen = scheduler.scale_model_input(torch.cat([z, z]), t)
+        answer_empty, answer_text = pipe.unet(seen, t, both).sample.chunk(2)
+        answer = guided(answer_text, answer_empty, scale)
+        if callback is not None:
+            callback(Step(index, int(t), z, predicted_original(pipe, z, answer, t)))
+        z = scheduler.step(answer, t, z).prev_sample
+    return z
+
+
+def sample_text(pipe: StableDiffusionPipeline, text: str, seeds: Sequence[int] = (0,), **settings) -> list[Image.Image]:
+    """Pictures of a text, without any edit: what the model itself makes of it."""
+    return generate(pipe, encode_text(pipe, text), seeds, **settings)

@@ -1,0 +1,75 @@
+"""Figures: the sheet of one edit, and how its two trainings went. Readable from the last row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from imagic_lib.diffusion import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito: told apart by colour-blind readers too
+RAW, PROBE = "#999999", "#0072B2"
+
+
+def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), labels: Sequence[str] = (),
+                 title: str = "", inch: float = 1.6) -> Figure:  # fmt: skip
+    """Rows of pictures with a title over each column and a label before each row."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(row) for row in rows)
+    figure = Figure(
+        figsize=(inch * columns + 0.3, (inch + 0.12) * len(rows) + (0.75 if title else 0.35)), layout="constrained"
+    )
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for r, row in enumerate(rows):
+        for c in range(columns):
+            axis = axes[r, c]
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if c < len(row):
+                axis.imshow(row[c])
+            if r == 0 and c < len(titles):
+                axis.set_title(titles[c], fontsize=12)
+        if r < len(labels):
+            axes[r, 0].set_ylabel(labels[r], fontsize=11)
+    figure.suptitle(title, fontsize=14)
+    return figure
+
+
+def edit_sheet(edit, etas: Sequence[float], seeds: Sequence[int], rows: list[list[Image.Image]],
+               truth: Image.Image | None = None) -> Figure:  # fmt: skip
+    """Input, the VAE's reconstruction, one picture an η, and the ground truth where it is known."""
+    first, last = [edit.input_picture, edit.reconstruction], [truth] if truth else []
+    titles = ["input", "VAE only", *(f"η = {eta:g}" for eta in etas), *(["ground truth"] if truth else [])]
+    labels = [f"seed {seed}" for seed in seeds]
+    return picture_grid([first + row + last for row in rows], titles, labels, f"“{edit.text}”")
+
+
+def loss_curve(axis: Axes, history: History, title: str) -> None:
+    """The raw loss of each step (random timesteps, so noisy) and the probe (always the same ones)."""
+    axis.plot(range(1, len(history.loss) + 1), history.loss, color=RAW, linewidth=1, label="raw loss")
+    axis.plot(
+        history.probe_step, history.probe_loss, color=PROBE, linewidth=2.5, marker="o", markersize=4, label="probe loss"
+    )
+    axis.set_xlabel("step", fontsize=12)
+    axis.set_ylabel("mean squared error of the noise", fontsize=12)
+    axis.set_yscale("log")
+    axis.set_title(title, fontsize=13)
+    axis.legend(fontsize=11)
+
+
+def loss_curves(embedding_history: History, unet_history: History) -> Figure:
+    """Both trainings of an edit side by side, on one scale: stage 2 goes on where stage 1 stopped."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    loss_curve(left, embedding_history, "stage 1: the embedding learns")
+    loss_curve(right, unet_history, "stage 2: the UNet learns")
+    return figure

@@ -1,0 +1,119 @@
+"""The whole recipe of tiny-sd, from nothing to a diffusers folder: `python -m imagic_lib train`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from imagic_lib.checkpoints import save_tensors, write_atomically
+from imagic_lib.inference import sample_text
+from imagic_lib.toyworld import clip, dataset, judge, unet, vae
+
+SCENES, JUDGE_SCENES, HELD_BACK = 24_000, 12_000, 512
+PREVIEW_TEXTS = (
+    "a brown dog jumping on the grass", "a photo of an orange cat sitting on the beach",
+    "a white rabbit in the snow", "a yellow bird flying at night", "a red car parked on the beach",
+    "a black cat lying down on the grass", "a blue dog standing at night", "a grey car driving in the snow",
+)  # fmt: skip
+
+
+def make(runs: Path, out: Path, *, scale: float = 1.0, seed: int = 0, bf16: bool = False) -> None:
+    """Drawings -> VAE -> mini-CLIP -> UNet -> judge, then everything into `out`, laid out like data/.
+
+    Every stage goes on from its checkpoint in `runs`, or is skipped if it is finished. scale: share of
+    the full number of scenes and steps, for trials.
+    """
+
+    def part(full: int, least: int) -> int:
+        return max(least, round(full * scale))
+
+    scenes = dataset.training_scenes(part(SCENES, 64))
+    drawings = dataset.render(scenes, runs / "scenes" / "train")
+    held_back = dataset.render(dataset.test_scenes(HELD_BACK), runs / "scenes" / "test")
+    history = {}
+
+    the_vae, history["vae"] = vae.train_vae(drawings, held_back, runs, steps=part(vae.STEPS, 10), seed=seed, bf16=bf16)
+    tokenizer = clip.train_tokenizer(scenes, runs / "tokenizer")
+    the_clip, history["clip"] = clip.train_clip(
+        drawings, scenes, tokenizer, runs, steps=part(clip.STEPS, 10), seed=seed, bf16=bf16
+    )
+    text_encoder = text_tower(the_clip)
+
+    def preview(model: UNet2DConditionModel, path: Path) -> None:
+        pipe = assemble(the_vae, text_encoder, tokenizer, model.eval())
+        rows = [[sample_text(pipe, text, [s], steps=20)[0] for text in PREVIEW_TEXTS] for s in (0, 1)]
+        vae.save_rows(path, [vae.to_tensor(np.stack([np.asarray(p) for p in row])) for row in rows])
+
+    latents = unet.encode_all(the_vae, drawings)
+    the_unet, history["unet"] = unet.train_unet(
+        latents,
+        scenes,
+        tokenizer,
+        text_encoder,
+        runs,
+        steps=part(unet.STEPS, 10),
+        seed=seed,
+        bf16=bf16,
+        preview=preview,
+    )
+    every = dataset.any_scenes(part(JUDGE_SCENES, 64))
+    the_judge, history["judge"] = judge.train_judge(
+        dataset.render(every, runs / "scenes" / "judge"), every, runs, steps=part(judge.STEPS, 10), seed=seed, bf16=bf16
+    )
+    export(out, assemble(the_vae, text_encoder, tokenizer, the_unet), the_clip, the_judge, history)
+
+
+def text_tower(model: CLIPModel) -> CLIPTextModel:
+    """The text half of a CLIP as the class that Stable Diffusion uses, with the same weights."""
+    tower = CLIPTextModel(model.config.text_config)
+    weights = model.text_model.state_dict()
+    prefix = "text_model." if any(k.startswith("text_model.") for k in tower.state_dict()) else ""
+    tower.load_state_dict({prefix + k: v for k, v in weights.items()})
+    return tower.eval()
+
+
+def assemble(
+    the_vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, the_unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    pipe = StableDiffusionPipeline(
+        vae=the_vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=the_unet,
+        scheduler=unet.scheduler(),
+        safety_checker=None,  # a drawn world has nothing to check
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def export(
+    out: Path, pipe: StableDiffusionPipeline, the_clip: CLIPModel, the_judge: judge.Judge, history: dict
+) -> None:
+    """tiny-sd/, tiny-clip/ and judge/ in half precision, and the training curves beside tiny-sd."""
+    fresh = out / f".{out.name}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipe.to(torch.float16).save_pretrained(fresh / "tiny-sd", safe_serialization=True)
+    the_clip.half().save_pretrained(fresh / "tiny-clip")
+    pipe.tokenizer.save_pretrained(fresh / "tiny-clip")
+    clip.image_processor().save_pretrained(fresh / "tiny-clip")
+    half = {name: weights.half() for name, weights in the_judge.state_dict().items()}
+    save_tensors(fresh / "judge" / "judge.safetensors", half, {})
+    text = json.dumps(history)
+    write_atomically(fresh / "tiny-sd" / "training.json", lambda tmp: tmp.write_text(text))
+    for folder in ("tiny-sd", "tiny-clip", "judge"):
+        (out / folder).mkdir(exist_ok=True)
+        for path in (fresh / folder).rglob("*"):
+            if path.is_file():
+                target = out / folder / path.relative_to(fresh / folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+    shutil.rmtree(fresh)

@@ -1,0 +1,106 @@
+"""The loop that all four networks share: resumable, seeded by step, curves and pictures on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+
+CHECKPOINT_SECONDS = 45.0  # a kill loses at most this much work
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up to `peak`, then a cosine down to 0 at the last step."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train(
+    name: str,
+    model: nn.Module,
+    loss_of: Callable[[int, torch.Generator], Tensor],
+    folder: Path,
+    *,
+    steps: int,
+    lr: float,
+    warmup: int = 200,
+    ema: float | None = None,
+    seed: int = 0,
+    bf16: bool = False,
+    preview: Callable[[nn.Module, Path], None] | None = None,
+    preview_every: int = 1000,
+) -> dict:
+    """Train `model` in place with AdamW on `loss_of(step, generator)`; returns the history.
+
+    Each step's randomness comes from (seed, step) alone, so a run that was killed and started again
+    gives the same bits as one that was not. The checkpoint is `folder/name.safetensors`. With `ema`
+    the model ends up with the moving average of its weights. `bf16` computes in half precision with
+    float32 weights: about 1.4 times faster on processors with AVX512-BF16, slower on all others.
+    """
+    path = folder / f"{name}.safetensors"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()} if ema else {}
+    history = {"step": [], "loss": [], "seconds": 0.0}
+    start = 0
+    if path.exists():
+        tensors, facts = load_tensors(path)
+        if facts["steps"] != steps or facts["lr"] != lr:
+            raise ValueError(
+                f"{path} belongs to a run of {facts['steps']} steps at {facts['lr']}: continue it with the "
+                f"same settings, or delete the file to start again"
+            )
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        average = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
+        unpack_optimizer(optimizer, tensors)
+        start, history = facts["done"], facts["history"]
+
+    def save(done: int) -> None:
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in average.items()} | pack_optimizer(optimizer)
+        save_tensors(path, tensors, {"done": done, "steps": steps, "lr": lr, "history": history})
+
+    model.train()
+    began, saved, losses = time.monotonic() - history["seconds"], time.monotonic(), []
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5)
+    for step in bar:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr, warmup)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = loss_of(step, generator)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; {path} is still good")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if ema:
+            decay = min(ema, (1 + step) / (10 + step))
+            for key, value in model.state_dict().items():
+                average[key].lerp_(value, 1 - decay) if value.is_floating_point() else average[key].copy_(value)
+        losses.append(loss.item())
+        done = step + 1
+        if done % 50 == 0 or done == steps:
+            history["step"].append(done)
+            history["loss"].append(sum(losses) / len(losses))
+            history["seconds"] = time.monotonic() - began
+            bar.set_postfix(loss=f"{history['loss'][-1]:.4f}")
+            losses = []
+        if (done % 50 == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS) or done == steps:
+            save(done)
+            saved = time.monotonic()
+        if preview and (done % preview_every == 0 or done == steps):
+            with torch.no_grad():
+                preview(model, folder / f"{name}-{done:06d}.png")
+            model.train()
+    if ema:
+        model.load_state_dict(average)
+    return history

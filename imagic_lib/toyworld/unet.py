@@ -1,0 +1,102 @@
+"""The denoiser: `UNet2DConditionModel` on 16x16 latents, steered by the text through cross-attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from imagic_lib.toyworld.clip import WIDTH, tokenize
+from imagic_lib.toyworld.scene import Scene
+from imagic_lib.toyworld.training import train
+from imagic_lib.toyworld.vae import SCALING_FACTOR, to_tensor
+
+STEPS, LR, BATCH = 9000, 1e-3, 32
+EMPTY_CAPTIONS = 0.1  # share of training without text: what classifier-free guidance leans on
+MIN_SNR = 5.0  # Hang et al. 2023, arXiv 2303.09556: clip the weight of the nearly noiseless steps
+
+
+def build() -> UNet2DConditionModel:
+    """Attention stands at 8x8 and 4x4 only: at 16x16 it would cost a third more and add little."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        attention_head_dim=4,
+        cross_attention_dim=WIDTH,
+        norm_num_groups=16,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """Stable Diffusion 1.4's noise schedule, with its deterministic sampler."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> tuple[Tensor, Tensor]:
+    """(means, standard deviations) of the scaled latents of all pictures, (n, 4, 16, 16) each."""
+    parts = []
+    for start in range(0, len(pictures), batch):
+        posterior = vae.encode(to_tensor(pictures[start : start + batch])).latent_dist
+        parts.append((SCALING_FACTOR * posterior.mean, SCALING_FACTOR * posterior.std))
+    means, deviations = zip(*parts, strict=True)
+    return torch.cat(means), torch.cat(deviations)
+
+
+def train_unet(
+    latents: tuple[Tensor, Tensor],
+    scenes: list[Scene],
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    folder: Path,
+    *,
+    steps=STEPS,
+    lr=LR,
+    start_from: UNet2DConditionModel | None = None,
+    seed=0,
+    bf16=False,
+    preview=None,
+):
+    """Predict the noise in a noised latent, given its caption. Returns (unet, history)."""
+    torch.manual_seed(seed)
+    unet = (start_from or build()).to(memory_format=torch.channels_last)
+    text_encoder = text_encoder.eval().requires_grad_(False)
+    alphas = scheduler().alphas_cumprod
+    means, deviations = latents
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        which = torch.randint(len(scenes), (BATCH,), generator=generator)
+        empty = torch.rand(BATCH, generator=generator) < EMPTY_CAPTIONS
+        captions = [
+            "" if none else scenes[i].caption(step * BATCH + k)
+            for k, (i, none) in enumerate(zip(which.tolist(), empty.tolist(), strict=True))
+        ]
+        with torch.no_grad():
+            text = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
+        x0 = means[which] + deviations[which] * torch.randn(means[which].shape, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        # one timestep from each of BATCH equal strata: the batch always covers the whole process
+        t = ((torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) * 1000 / BATCH).long()
+        a = alphas[t][:, None, None, None]
+        x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
+        error = (unet(x_t, t, text).sample.float() - noise).square().mean(dim=(1, 2, 3))
+        snr = alphas[t] / (1 - alphas[t])
+        return (error * (MIN_SNR / snr).clamp(max=1.0)).mean()
+
+    history = train("unet", unet, loss_of, folder, steps=steps, lr=lr, ema=0.999, seed=seed, bf16=bf16, preview=preview)
+    return unet.eval().to(memory_format=torch.contiguous_format), history
