@@ -5,7 +5,8 @@ The names below stand in the order in which the method uses them.
 
 from imagic_lib.models import encode_text, load_pipeline
 from imagic_lib.images import load_image, open_image
-from imagic_lib.diffusion import History, decode_latents, encode_image
+from imagic_lib.diffusion import decode_latents, encode_image
+from imagic_lib.optimization import History
 from imagic_lib.embedding import optimize_embedding
 from imagic_lib.finetuning import fine_tune
 from imagic_lib.interpolation import interpolate

@@ -35,7 +35,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         with safe_open(str(path), "pt") as f:
             facts = json.loads((f.metadata() or {}).get("facts", "{}"))
             return {name: f.get_tensor(name) for name in f.keys()}, facts
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:  # ValueError: the facts are no JSON
         raise ValueError(f"{path} is damaged and can't be read ({error}): delete it") from error
 
 

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
-from tqdm.auto import tqdm
+
+from imagic_lib.losses import Loss, mse
 
 PROBE_PAIRS = 8
 PROBE_SEED = 20221017  # any fixed number; the day of the Imagic preprint
-
-
-@dataclass
-class History:
-    """How a stage went: the raw loss of every step, and the probe loss of every few.
-
-    The raw loss is of random timesteps and so mostly noise; the probe is always the same eight
-    (noise, timestep) pairs and shows whether the stage still learns.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    probe_step: list[int] = field(default_factory=list)
-    probe_loss: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 def training_noise(pipe: StableDiffusionPipeline) -> DDPMScheduler:
@@ -77,12 +57,13 @@ def denoising_loss(
     embedding: Tensor,
     batch: int,
     generator: torch.Generator,
+    loss: Loss = mse,
 ) -> Tensor:
     """Imagic eq. 2: E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², over a batch of stratified timesteps."""
     t = stratified_timesteps(batch, process.config.num_train_timesteps, generator).to(latents.device)
     noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(latents)
     z_t, target = noised(process, latents.expand(batch, -1, -1, -1), noise, t)
-    return F.mse_loss(unet(z_t, t, embedding.expand(batch, -1, -1)).sample, target)
+    return loss(unet(z_t, t, embedding.expand(batch, -1, -1)).sample, target)
 
 
 class Probe:
@@ -116,46 +97,3 @@ def frozen(*modules: torch.nn.Module):
     finally:
         for p, needed in zip(parameters, before, strict=True):
             p.requires_grad_(needed)
-
-
-def descend(
-    optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[], Tensor],
-    probe_of: Callable[[], float],
-    steps: int,
-    *,
-    probe_every: int,
-    name: str,
-) -> History:
-    """Gradient descent with a window into it. The stop button (Ctrl-C) ends it early and keeps what it has.
-
-    Raises FloatingPointError if the loss is no longer a number; the weights are then those of the last
-    good step.
-    """
-    history, began = History(), time.monotonic()
-
-    def look(step: int) -> None:
-        history.probe_step.append(step)
-        history.probe_loss.append(probe_of())
-
-    look(0)
-    bar = tqdm(range(1, steps + 1), desc=name)
-    try:
-        for step in bar:
-            loss = loss_of()
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}: lower the learning rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            history.loss.append(loss.item())
-            history.learning_rate.append(optimizer.param_groups[0]["lr"])
-            if step % probe_every == 0 or step == steps:
-                look(step)
-                bar.set_postfix(probe=f"{history.probe_loss[-1]:.4f}")
-    except KeyboardInterrupt:
-        bar.write(f"{name}: stopped after {len(history.loss)} of {steps} steps; what was learned is kept")
-    bar.close()
-    optimizer.zero_grad(set_to_none=True)
-    history.seconds = time.monotonic() - began
-    return history

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from imagic_lib.diffusion import History, Probe, denoising_loss, descend, encode_image, frozen, training_noise
-from imagic_lib.models import family
+from imagic_lib.diffusion import Probe, denoising_loss, encode_image, frozen, training_noise
+from imagic_lib.losses import Loss, mse
+from imagic_lib.models import settings_for
+from imagic_lib.optimization import History, Progress, descend, identity_of
 
 DEFAULTS = {
     "tiny": {"steps": 150, "lr": 1e-2, "batch": 4},
@@ -23,29 +27,40 @@ def optimize_embedding(
     steps: int | None = None,
     lr: float | None = None,
     batch: int | None = None,
+    loss: Loss = mse,
     generator: torch.Generator | None = None,
     probe_every: int = 10,
+    patience: int | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[Tensor, History]:
     """Imagic eq. 2: e_opt = argmin_e E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², started at e_tgt, all weights frozen.
 
     image: (1, 3, size, size) in [-1, 1] (`load_image`). e_tgt: (1, tokens, width) (`encode_text`).
-    batch: timesteps per step, stratified; 1 is the paper's way. Left out, a setting is the model's own
-    (`embedding.DEFAULTS`). generator: makes it repeatable. Returns e_opt, shaped like e_tgt, and the
-    history. The pipeline stays as it was. Taught in notebooks/02_embedding.ipynb.
+    batch: timesteps per step, stratified; 1 is the paper's way. Left out, steps, lr and batch are the
+    model's own (`embedding.DEFAULTS`). generator: makes it repeatable. patience, checkpoint: see
+    `optimization.descend`. Returns e_opt, shaped like e_tgt, and the history. The pipeline stays as it
+    was. Taught in notebooks/02_embedding.ipynb.
     """
-    settings = DEFAULTS[family(pipe)]
-    steps, lr, batch = (settings[k] if v is None else v for k, v in (("steps", steps), ("lr", lr), ("batch", batch)))
+    given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch)
     generator = generator or torch.Generator().manual_seed(0)
     process, latents = training_noise(pipe), encode_image(pipe, image)
     probe = Probe(process, latents)
     e = e_tgt.detach().clone().requires_grad_(True)
+    progress = Progress(
+        name="stage 1, embedding",
+        trained={"e_opt": e},
+        optimizer=torch.optim.Adam([e], lr=given["lr"]),
+        generator=generator,
+        checkpoint=checkpoint,
+        identity=identity_of(image=image, start=e_tgt, lr=given["lr"], batch=given["batch"], loss=loss.__name__),
+    )
     with frozen(pipe.unet):
         history = descend(
-            torch.optim.Adam([e], lr=lr),
-            lambda: denoising_loss(pipe.unet, process, latents, e, batch, generator),
+            progress,
+            lambda: denoising_loss(pipe.unet, process, latents, e, given["batch"], generator, loss),
             lambda: probe(pipe.unet, e.detach()),
-            steps,
+            steps=given["steps"],
             probe_every=probe_every,
-            name="stage 1, embedding",
+            patience=patience,
         )
     return e.detach(), history

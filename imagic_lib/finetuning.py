@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from imagic_lib.diffusion import History, Probe, denoising_loss, descend, encode_image, training_noise
-from imagic_lib.models import family
+from imagic_lib.diffusion import Probe, denoising_loss, encode_image, training_noise
+from imagic_lib.losses import Loss, mse
+from imagic_lib.models import settings_for
+from imagic_lib.optimization import History, Progress, descend, identity_of
 
 DEFAULTS = {
-    "tiny": {"steps": 150, "lr": 1e-4, "batch": 4},
-    "stable-diffusion": {"steps": 1500, "lr": 5e-7, "batch": 1},  # arXiv 2210.09276, appendix B
+    "full": {
+        "tiny": {"steps": 150, "lr": 1e-4, "batch": 4},
+        "stable-diffusion": {"steps": 1500, "lr": 5e-7, "batch": 1},  # arXiv 2210.09276, appendix B
+    },
+    "lora": {
+        "tiny": {"steps": 150, "lr": 2e-3, "batch": 4},
+        "stable-diffusion": {"steps": 1500, "lr": 1e-4, "batch": 1},
+    },
 }
+RANK, TARGETS = 4, ("to_q", "to_v")  # of the report that this project follows
 
 
 def fine_tune(
@@ -22,33 +33,77 @@ def fine_tune(
     image: Tensor,
     e_opt: Tensor,
     *,
+    method: str = "full",
+    rank: int = RANK,
+    targets: Sequence[str] = TARGETS,
     steps: int | None = None,
     lr: float | None = None,
     batch: int | None = None,
+    loss: Loss = mse,
     generator: torch.Generator | None = None,
     probe_every: int = 10,
+    patience: int | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[StableDiffusionPipeline, History]:
-    """θ* = argmin_θ E_{t,ε} ‖ε - f_θ(z_t, t, e_opt)‖² over all weights of the UNet, e_opt held fixed.
+    """θ* = argmin_θ E_{t,ε} ‖ε - f_θ(z_t, t, e_opt)‖², e_opt held fixed.
 
-    image, steps, lr, batch, generator: as in `optimize_embedding`; defaults in `finetuning.DEFAULTS`.
+    method: "full" (all weights of the UNet) or "lora" (low-rank adapters of this rank on these layers,
+    Hu et al. 2021). Everything else as in `optimize_embedding`; defaults in `finetuning.DEFAULTS`.
     Returns a new pipeline with the tuned UNet (its other parts are shared) and the history; the UNet of
     `pipe` stays as it was, so a second fit starts clean. Taught in notebooks/03_finetuning.ipynb.
     """
-    settings = DEFAULTS[family(pipe)]
-    steps, lr, batch = (settings[k] if v is None else v for k, v in (("steps", steps), ("lr", lr), ("batch", batch)))
+    if method not in DEFAULTS:
+        raise ValueError(f"method {method!r} is unknown: choose 'full' or 'lora'")
+    given = settings_for(pipe, DEFAULTS[method], steps=steps, lr=lr, batch=batch)
     generator = generator or torch.Generator().manual_seed(0)
     process, latents = training_noise(pipe), encode_image(pipe, image)
     probe = Probe(process, latents)
-    unet = copy.deepcopy(pipe.unet).requires_grad_(True)
+    unet = copy.deepcopy(pipe.unet).requires_grad_(method == "full")
+    if method == "lora":
+        add_lora(unet, rank, targets, seed=generator.initial_seed())
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    progress = Progress(
+        name=f"stage 2, {'all weights' if method == 'full' else f'LoRA of rank {rank}'}",
+        trained=trained,
+        optimizer=torch.optim.Adam(trained.values(), lr=given["lr"], fused=True),
+        generator=generator,
+        checkpoint=checkpoint,
+        identity=identity_of(
+            image=image,
+            start=e_opt,
+            lr=given["lr"],
+            batch=given["batch"],
+            loss=loss.__name__,
+            method=method if method == "full" else [method, rank, *targets],
+        ),
+    )
     history = descend(
-        torch.optim.Adam(unet.parameters(), lr=lr, fused=True),
-        lambda: denoising_loss(unet, process, latents, e_opt, batch, generator),
+        progress,
+        lambda: denoising_loss(unet, process, latents, e_opt, given["batch"], generator, loss),
         lambda: probe(unet, e_opt),
-        steps,
+        steps=given["steps"],
         probe_every=probe_every,
-        name="stage 2, fine-tuning",
+        patience=patience,
     )
     return with_unet(pipe, unet.requires_grad_(False)), history
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, targets: Sequence[str], *, seed: int = 0) -> None:
+    """Freeze the UNet and add trainable adapters W + (α/r)·B·A, with α = r, to the named layers.
+
+    Raises ValueError if no layer has such a name. The adapters' start is drawn from `seed`.
+    """
+    from peft import LoraConfig
+
+    names = [name for name, _ in unet.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            raise ValueError(f"this UNet has no layer named {target!r}: try to_q, to_k, to_v, to_out.0")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(targets))
+        )
 
 
 def with_unet(pipe: StableDiffusionPipeline, unet: torch.nn.Module) -> StableDiffusionPipeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def open_image(path: str | Path) -> Image.Image:
     Raises FileNotFoundError or ValueError, each with one sentence, for what is no usable picture.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         raise FileNotFoundError(f"there is no file {path}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the path of a picture in it")
@@ -31,24 +32,34 @@ def open_image(path: str | Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
+                upright = _to_rgb(picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(
             f"{path} unpacks to more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: shrink it first"
         ) from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is no picture that can be read: use PNG, JPEG, WebP, GIF or BMP") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or cut short ({error})") from error
+    except PermissionError:
+        raise ValueError(f"{path} may not be read by you: change its permissions") from None
+    except Exception as error:  # Pillow's decoders raise many kinds for a broken file
+        raise ValueError(f"{path} is damaged or cut short ({str(error) or type(error).__name__})") from error
+    _check_size(upright, str(path))
+    return upright
+
+
+def _check_size(picture: Image.Image, name: str) -> None:
+    width, height = picture.size
+    if min(width, height) < SMALLEST_SIDE:
+        raise ValueError(f"{name} is {width}x{height} pixels: each side must have {SMALLEST_SIDE} at least")
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if min(picture.size) < SMALLEST_SIDE:
-        width, height = picture.size
-        raise ValueError(f"it is {width}x{height} pixels; the smallest side must be {SMALLEST_SIDE}")
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits or more: Pillow would clip, not scale
         values = np.asarray(picture, dtype=np.float64)
-        top = 65535 if values.max() > 255 else 255
+        # only I;16 says where white is; elsewhere the values do
+        likely = (65535,) if picture.mode.startswith("I;16") else (1, 255, 65535)
+        top = next((t for t in likely if values.max() <= t), 65535)
         picture = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -77,8 +88,9 @@ def fit(picture: Image.Image, size: int) -> Image.Image:
 
 def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline) -> Tensor:
     """A picture as the model wants it: (1, 3, size, size) in [-1, 1], on the model's device."""
-    picture = source if isinstance(source, Image.Image) else open_image(source)
-    return to_tensor(fit(_to_rgb(picture), picture_size(pipe))).to(pipe.unet.device, pipe.unet.dtype)
+    picture = _to_rgb(source) if isinstance(source, Image.Image) else open_image(source)
+    _check_size(picture, "the picture")
+    return to_tensor(fit(picture, picture_size(pipe))).to(pipe.unet.device, pipe.unet.dtype)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

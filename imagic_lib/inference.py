@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from diffusers.schedulers import SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
 from imagic_lib.diffusion import decode_latents, training_noise
 from imagic_lib.images import to_picture
-from imagic_lib.models import encode_text, family
+from imagic_lib.models import encode_text, family, settings_for
 
 DEFAULTS = {
     "tiny": {"steps": 30, "guidance_scale": 3.0},
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},
 }
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
+SAMPLERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler, "dpm++": DPMSolverMultistepScheduler}
 
 
 class Step(NamedTuple):
@@ -30,6 +38,13 @@ class Step(NamedTuple):
     timestep: int
     z_t: Tensor  # before the step
     z_0: Tensor  # the UNet's present guess of the finished latents
+
+
+def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
+    """A sampler by name ("ddim", "pndm", "dpm++") over the model's own noise process, for `generate`."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name].from_config(pipe.scheduler.config)
 
 
 def initial_noise(pipe: StableDiffusionPipeline, seed: int) -> Tensor:
@@ -61,18 +76,19 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     negative_prompt: str = "",
-    scheduler: SchedulerMixin | None = None,
+    scheduler: SchedulerMixin | str | None = None,
     callback: Callable[[Step], None] | None = None,
 ) -> list[Image.Image]:
     """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
 
     embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every
-    embedding. scheduler: the pipeline's own if left out. callback: called with a `Step` after each
-    denoising step of each batch. Taught in notebooks/05_inference.ipynb.
+    embedding. scheduler: a name for `sampler`, or a scheduler; the pipeline's own if left out. callback:
+    called with a `Step` at each denoising step of each batch. A safety checker that the model ships
+    blackens what it flags, and says so. Taught in notebooks/05_inference.ipynb.
     """
-    settings = DEFAULTS[family(pipe)]
-    steps = settings["steps"] if steps is None else steps
-    scale = settings["guidance_scale"] if guidance_scale is None else guidance_scale
+    if isinstance(scheduler, str):
+        scheduler = sampler(pipe, scheduler)
+    given = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance_scale)
     device, dtype = pipe.unet.device, pipe.unet.dtype
     noise = torch.cat([initial_noise(pipe, seed) for seed in seeds]).repeat(len(embeddings), 1, 1, 1)
     text = embeddings.repeat_interleave(len(seeds), dim=0).to(device, dtype)
@@ -80,9 +96,33 @@ def generate(
     pictures = []
     at_once = AT_ONCE[family(pipe)]
     for z, e in zip(noise.to(dtype).split(at_once), text.split(at_once), strict=True):
-        z = denoise(pipe, z, e, empty, steps, scale, copy.deepcopy(scheduler or pipe.scheduler), callback)
+        z = denoise(
+            pipe,
+            z,
+            e,
+            empty,
+            given["steps"],
+            given["guidance_scale"],
+            copy.deepcopy(scheduler or pipe.scheduler),
+            callback,
+        )
         pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
-    return pictures
+    return checked(pipe, pictures)
+
+
+def checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
+    """The pictures, with those that the model's safety checker flags made black, and a warning."""
+    if pipe.safety_checker is None:
+        return pictures
+    device, dtype = pipe.safety_checker.device, pipe.safety_checker.dtype
+    seen = pipe.feature_extractor(pictures, return_tensors="pt").pixel_values.to(device, dtype)
+    arrays = np.stack([np.asarray(p, dtype=np.float32) / 255 for p in pictures])
+    _, flags = pipe.safety_checker(images=arrays, clip_input=seen)
+    if any(flags):
+        warnings.warn(
+            f"the model's safety checker flagged {sum(flags)} of {len(flags)} pictures: they are black", stacklevel=3
+        )
+    return [Image.new("RGB", p.size) if flag else p for p, flag in zip(pictures, flags, strict=True)]
 
 
 def denoise(pipe, z: Tensor, text: Tensor, empty: Tensor, steps: int, scale: float, scheduler, callback=None) -> Tensor:
@@ -91,9 +131,12 @@ def denoise(pipe, z: Tensor, text: Tensor, empty: Tensor, steps: int, scale: flo
     z = z * scheduler.init_noise_sigma
     both = torch.cat([empty.expand(len(z), -1, -1), text])
     for index, t in enumerate(scheduler.timesteps):
-        seen = scheduler.scale_model_input(torch.cat([z, z]), t)
-        answer_empty, answer_text = pipe.unet(seen, t, both).sample.chunk(2)
-        answer = guided(answer_text, answer_empty, scale)
+        if scale > 1:
+            seen = scheduler.scale_model_input(torch.cat([z, z]), t)
+            answer_empty, answer_text = pipe.unet(seen, t, both).sample.chunk(2)
+            answer = guided(answer_text, answer_empty, scale)
+        else:  # no guidance: the text alone, at half the cost
+            answer = pipe.unet(scheduler.scale_model_input(z, t), t, text).sample
         if callback is not None:
             callback(Step(index, int(t), z, predicted_original(pipe, z, answer, t)))
         z = scheduler.step(answer, t, z).prev_sample

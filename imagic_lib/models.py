@@ -14,13 +14,21 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 TINY = DATA / "tiny-sd"
 
 
-def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None = None) -> StableDiffusionPipeline:
+SIZES = {  # what a first use downloads, in GB
+    "CompVis/stable-diffusion-v1-4": 5.5,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 5.5,
+}
+
+
+def load_pipeline(
+    model: str | Path = "tiny", device: str | torch.device | None = None, *, safety_checker: bool = True
+) -> StableDiffusionPipeline:
     """A `StableDiffusionPipeline` in float32, ready to be looked into.
 
     model: "tiny" (embedded, 128x128 drawings), a hub id such as "CompVis/stable-diffusion-v1-4", or a
-    folder in diffusers format. device: default is the GPU if there is one. Weights are read from
-    safetensors only. Raises FileNotFoundError or ValueError in one sentence if the model is missing or
-    damaged.
+    folder in diffusers format. device: default is the GPU if there is one. safety_checker: False leaves
+    out the one that a checkpoint ships. Weights are read from safetensors only. Raises FileNotFoundError
+    or ValueError in one sentence if the model is missing or damaged.
     """
     folder = TINY if str(model) == "tiny" else Path(model)
     if folder == TINY and not (folder / "model_index.json").is_file():
@@ -31,15 +39,17 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
     quiet = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True)
+        unchecked = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+        pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **unchecked)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
         if folder.exists():
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"the model in {folder} is damaged or incomplete: {reason}") from error
+        size = f"about {SIZES[str(model)]} GB" if str(model) in SIZES else "several GB"
         raise FileNotFoundError(
-            f"{model!r} is neither a folder nor a model that could be downloaded from the Hugging Face hub. "
-            f"Stable Diffusion 1.4 is a download of about 4 GB: fetch it where there is a network and give "
-            f'the folder, or use "tiny", which works now'
+            f"{model!r} is no folder here, and could not be had from the Hugging Face hub: a first use downloads "
+            f"{size}, so run `hf download {model} --local-dir FOLDER` where there is a network and give that FOLDER; "
+            f'"tiny" works now, without any'
         ) from error
     finally:
         diffusers_logging.set_verbosity(quiet)
@@ -51,6 +61,11 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
 def family(pipe: StableDiffusionPipeline) -> str:
     """ "tiny" or "stable-diffusion": which of a stage's defaults fit. The UNets differ 80-fold in size."""
     return "tiny" if sum(p.numel() for p in pipe.unet.parameters()) < 50e6 else "stable-diffusion"
+
+
+def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **given) -> dict:
+    """The settings of a stage: what was given, and for what is None the default of this kind of model."""
+    return defaults[family(pipe)] | {name: value for name, value in given.items() if value is not None}
 
 
 def unknown_words(pipe: StableDiffusionPipeline, text: str) -> list[str]:

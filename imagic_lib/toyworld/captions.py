@@ -47,7 +47,7 @@ def plain(scene: Scene) -> str:
 
 
 def varied(scene: Scene, seed: int) -> str:
-    """One of several thousand ways to say it; half of them are the plain words in a plain order."""
+    """One of some thousand ways to say it; each part keeps its plain form more than half of the time."""
     rng = np.random.default_rng((seed, 77))
 
     def one(forms: tuple[str, ...]) -> str:  # the first form half of the time

@@ -17,7 +17,7 @@ from imagic_lib.toyworld.vae import to_tensor
 
 CONTEXT, WIDTH, LAYERS, HEADS = 77, 96, 2, 4
 START, END = "<|startoftext|>", "<|endoftext|>"
-STEPS, LR, BATCH = 2500, 1e-3, 96
+STEPS, LR, BATCH = 1500, 1e-3, 96
 
 
 def train_tokenizer(scenes: list[Scene], folder: Path) -> CLIPTokenizer:

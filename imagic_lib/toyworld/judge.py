@@ -19,7 +19,7 @@ from imagic_lib.toyworld.scene import ATTRIBUTES, Scene
 from imagic_lib.toyworld.training import train
 from imagic_lib.toyworld.vae import to_tensor
 
-STEPS, LR, BATCH = 3000, 2e-3, 64
+STEPS, LR, BATCH = 2000, 2e-3, 64
 
 
 class Judge(nn.Module):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from imagic_lib.checkpoints import save_tensors, write_atomically
@@ -101,10 +102,16 @@ def export(
     """tiny-sd/, tiny-clip/ and judge/ in half precision, and the training curves beside tiny-sd."""
     fresh = out / f".{out.name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
+    quiet = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     pipe.to(torch.float16).save_pretrained(fresh / "tiny-sd", safe_serialization=True)
+    diffusers_logging.set_verbosity(quiet)
     the_clip.half().save_pretrained(fresh / "tiny-clip")
     pipe.tokenizer.save_pretrained(fresh / "tiny-clip")
     clip.image_processor().save_pretrained(fresh / "tiny-clip")
+    for config in (fresh / "tiny-sd" / "text_encoder" / "config.json", fresh / "tiny-clip" / "config.json"):
+        # stored in half, to be opened in float32 as the UNet and the VAE are: transformers obeys this entry
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
     half = {name: weights.half() for name, weights in the_judge.state_dict().items()}
     save_tensors(fresh / "judge" / "judge.safetensors", half, {})
     text = json.dumps(history)

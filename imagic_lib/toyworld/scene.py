@@ -120,13 +120,14 @@ class Scene:
         """
         if unknown := set(attributes) - set(ATTRIBUTES):
             raise ValueError(f"unknown attribute {sorted(unknown)[0]!r}: choose from {', '.join(ATTRIBUTES)}")
+        fixed = {name: value for name, value in attributes.items() if value is not None}
         rng = np.random.default_rng(seed)
         identity = Identity.sample(rng)
-        pose = attributes.get("pose")
+        pose = fixed.get("pose")
         subjects = [s for s, poses in POSES_OF.items() if pose is None or pose in poses] or list(POSES_OF)
-        subject = attributes.get("subject") or _choose(rng, subjects)
-        choices = ATTRIBUTES | {"pose": POSES_OF.get(subject, ())}  # __post_init__ checks the fixed ones
-        chosen = {k: attributes.get(k) or _choose(rng, choices[k]) for k in ("colour", "pose", "place")}
+        subject = fixed["subject"] if "subject" in fixed else _choose(rng, subjects)
+        choices = ATTRIBUTES | {"pose": POSES_OF.get(subject, ANIMAL_POSES)}  # __post_init__ checks the fixed ones
+        chosen = {k: fixed[k] if k in fixed else _choose(rng, choices[k]) for k in ("colour", "pose", "place")}
         return cls(subject=subject, identity=identity, **chosen)
 
     @property

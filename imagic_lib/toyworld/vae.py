@@ -32,7 +32,7 @@ def build() -> AutoencoderKL:
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """(n, h, w, 3) uint8 -> (n, 3, h, w) float in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def crops(pictures: np.ndarray, generator: torch.Generator, count: int, size: int) -> Tensor:

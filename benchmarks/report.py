@@ -1,0 +1,26 @@
+"""Put a measured table into a document, between its markers, so that no number is typed by hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CARD = ROOT / "data" / "tiny-sd" / "README.md"
+
+
+def put(document: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- name --> and <!-- /name --> in the document, and print it."""
+    print(text)
+    old = document.read_text(encoding="utf-8")
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    new, count = re.subn(pattern, lambda m: m.group(1) + text.rstrip("\n") + "\n" + m.group(2), old, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{document} has no place for {name!r}: it needs <!-- {name} --> and <!-- /{name} -->")
+    document.write_text(new, encoding="utf-8")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

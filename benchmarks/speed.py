@@ -1,0 +1,62 @@
+"""Seconds and memory of what a person waits for. Run it on an idle machine.
+
+python benchmarks/speed.py         # about 2 minutes on 2 cores; writes the table of the model card,
+    # and what the demo shows into the README
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+from report import CARD, ROOT, put, table
+
+ONE_PICTURE = """
+import imagic_lib as imagic
+pipe = imagic.load_pipeline("tiny", device="cpu")
+e = imagic.encode_text(pipe, "a red car")
+imagic.generate(pipe, e)
+imagic.generate(pipe, e)
+"""
+IMPORT = """
+import torch
+from diffusers import StableDiffusionPipeline
+import imagic_lib
+"""
+
+
+def seconds(code: str) -> float:
+    """Wall time that a new interpreter measures around the last line of `code`."""
+    *before, last = code.strip().splitlines()
+    lines = [*before, "import time; began = time.monotonic()", last, "print(time.monotonic() - began)"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    began = time.monotonic()
+    demo_run = [sys.executable, "-m", "imagic_lib", "demo"]
+    printed = subprocess.run(demo_run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    demo = time.monotonic() - began
+    shutil.copy(ROOT / "out" / "demo" / "edit.png", ROOT / "data" / "demo.png")
+    put(ROOT / "README.md", "demo", f"What `make demo` prints:\n\n```\n{printed.strip()}\n```\n")
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    rows = [
+        ["the whole demo: both trainings, 16 pictures, all files", f"{demo:.1f} s"],
+        ["its peak resident memory", f"{memory:.2f} GiB"],
+        ["one picture from text, 30 steps", f"{seconds(ONE_PICTURE):.2f} s"],
+        [
+            "`import imagic_lib` beyond torch and diffusers",
+            f"{seconds(IMPORT):.2f} s",
+        ],
+    ]
+    put(CARD, "speed", table(["what (2 cores)", "measured"], rows))
+
+
+if __name__ == "__main__":
+    main()

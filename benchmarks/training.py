@@ -1,0 +1,60 @@
+"""The recipe and the curves of the shipped model, from what its training wrote down.
+
+python benchmarks/training.py      # a second; writes the recipe of the model card and curves.png
+"""
+
+from __future__ import annotations
+
+import json
+
+from matplotlib.figure import Figure
+from report import CARD, put, table
+from transformers import CLIPModel
+
+import imagic_lib as imagic
+from imagic_lib.models import DATA, TINY
+from imagic_lib.plots import PROBE
+from imagic_lib.toyworld import clip, judge, recipe, unet, vae
+
+NAMES = {"vae": "VAE", "clip": "mini-CLIP", "unet": "UNet", "judge": "judge"}
+BATCHES = {
+    "vae": f"{vae.BATCH} crops of {vae.CROP}×{vae.CROP}, the last 15 % on whole pictures",
+    "clip": f"{clip.BATCH} pictures with captions",
+    "unet": f"{unet.BATCH} latents, min-SNR weights (γ = {unet.MIN_SNR:g}), average of the weights",
+    "judge": f"{judge.BATCH} drawings of all combinations",
+}
+RATES = {"vae": vae.LR, "clip": clip.LR, "unet": unet.LR, "judge": judge.LR}
+
+
+def main() -> None:
+    history = json.loads((TINY / "training.json").read_text())
+    pipe = imagic.load_pipeline("tiny", device="cpu")
+    parts = {"vae": pipe.vae, "unet": pipe.unet, "judge": judge.load_judge()}
+    parts["clip"] = CLIPModel.from_pretrained(DATA / "tiny-clip")
+    count = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
+    rows = [
+        [
+            NAMES[k],
+            f"{count[k]:.2f} M",
+            f"{h['step'][-1]:,}",
+            f"{RATES[k]:g}",
+            BATCHES[k],
+            f"{h['seconds'] / 60:.0f} min",
+        ]
+        for k, h in history.items()
+    ]
+    hours = sum(h["seconds"] for h in history.values()) / 3600
+    header = ["network", "parameters", "steps", "peak learning rate", "batch", "time, 2 cores"]
+    text = f"{recipe.SCENES:,} drawings, AdamW, cosine; **{hours:.1f} hours** on two cores in all.\n\n"
+    put(CARD, "recipe", text + table(header, rows))
+
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    for axis, (name, h) in zip(figure.subplots(1, len(history)), history.items(), strict=True):
+        axis.plot(h["step"], h["loss"], color=PROBE, linewidth=1.5)
+        axis.set(yscale="log", xlabel="step", title=NAMES[name])
+    figure.axes[0].set_ylabel("training loss, mean of 50 steps")
+    figure.savefig(TINY / "curves.png", dpi=80)
+
+
+if __name__ == "__main__":
+    main()

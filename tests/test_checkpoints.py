@@ -1,0 +1,192 @@
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer, write_atomically
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def test_a_written_file_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    write_atomically(path, lambda tmp: tmp.write_text("new"))
+    assert path.read_text() == "new" and names(tmp_path) == ["out.txt"]
+
+
+@pytest.mark.parametrize("stop", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_writer_that_fails_halfway_keeps_the_old_file_and_leaves_no_other(tmp_path, stop):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+
+    def write(tmp):
+        tmp.write_text("ha")
+        raise stop
+
+    with pytest.raises(type(stop)):
+        write_atomically(path, write)
+    assert path.read_text() == "old" and names(tmp_path) == ["out.txt"]
+
+
+def test_a_writer_that_fails_at_once_leaves_no_file(tmp_path):
+    def write(tmp):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "out.txt", write)
+    assert names(tmp_path) == []
+
+
+def test_a_reader_never_sees_the_new_file_before_it_is_whole(tmp_path):
+    path, seen = tmp_path / "out.txt", []
+    path.write_text("old")
+
+    def write(tmp):
+        tmp.write_text("ne")
+        seen.append(path.read_text())
+        tmp.write_text("new")
+        assert tmp.parent == path.parent  # on one disk, or the rename would be a copy
+
+    write_atomically(path, write)
+    assert seen == ["old"]
+
+
+def test_missing_folders_are_made_for_the_file(tmp_path):
+    write_atomically(tmp_path / "a" / "b" / "out.txt", lambda tmp: tmp.write_text("new"))
+    assert (tmp_path / "a" / "b" / "out.txt").read_text() == "new"
+
+
+# ------------------------------------------------------------------------------------------- tensors
+
+
+def test_tensors_and_facts_come_back_as_they_were(tmp_path):
+    weights = torch.arange(6.0).reshape(2, 3)
+    tensors = {
+        "weights": weights.clone().requires_grad_(),
+        "transposed": weights.T,  # not contiguous
+        "shared": weights[0],  # a view of another one
+        "half": torch.tensor([0.1, float("inf")], dtype=torch.float16),
+        "brain": torch.tensor([1 / 3], dtype=torch.bfloat16),
+        "count": torch.tensor(7),
+        "flags": torch.tensor([True, False]),
+        "none": torch.zeros(0, 4),
+    }
+    facts = {"done": 3, "lr": 1e-3, "history": {"loss": [0.1, 0.2]}, "text": "η · e_tgt", "nothing": None}
+    save_tensors(tmp_path / "c.safetensors", tensors, facts)
+    loaded, loaded_facts = load_tensors(tmp_path / "c.safetensors")
+    assert loaded_facts == facts
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
+
+
+def test_a_file_of_another_program_has_tensors_and_no_facts(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
+    tensors, facts = load_tensors(tmp_path / "other.safetensors")
+    assert torch.equal(tensors["a"], torch.ones(2)) and facts == {}
+
+
+def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_tensors(path, {"a": torch.ones(2)}, {"done": 1})
+    with pytest.raises(TypeError):
+        save_tensors(path, {"a": torch.zeros(2)}, {"done": object()})  # no JSON
+    assert load_tensors(path)[1] == {"done": 1} and names(tmp_path) == ["c.safetensors"]
+
+
+def refusal(path) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_tensors(path)
+    message = str(caught.value)
+    assert type(caught.value) is ValueError and message.startswith(f"{path} is damaged")
+    assert "delete it" in message
+    assert "\n" not in message and not re.search(r"[.!?] ", message)
+    return message
+
+
+@pytest.mark.parametrize("length", [0, 5, 8, 40, -1])
+def test_a_file_cut_short_is_called_damaged_in_one_sentence(tmp_path, length):
+    path = tmp_path / "c.safetensors"
+    save_tensors(path, {"a": torch.ones(100)}, {"done": 1})
+    path.write_bytes(path.read_bytes()[:length])
+    refusal(path)
+
+
+def test_a_file_of_something_else_is_called_damaged(tmp_path):
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(b"<html>404 not found</html>" * 20)
+    refusal(path)
+
+
+def test_facts_that_cannot_be_read_are_damage_too(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_file({"a": torch.ones(2)}, path, {"facts": '{"done": '})
+    refusal(path)
+
+
+def test_a_missing_file_is_missing_and_not_damaged(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        load_tensors(tmp_path / "none.safetensors")
+
+
+# ----------------------------------------------------------------------------------------- optimizers
+
+
+def small_model() -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.SiLU(), torch.nn.Linear(7, 3))
+
+
+def optimizer_of(kind: str, model: torch.nn.Module) -> torch.optim.Optimizer:
+    if kind == "AdamW":  # as the training of tiny-sd has it
+        return torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return torch.optim.Adam(model.parameters(), lr=1e-2)
+
+
+def walk(model, optimizer, steps: range) -> None:
+    for step in steps:
+        x = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_a_continued_run_gives_the_same_bits_as_one_that_did_not_stop(tmp_path, kind):
+    straight = small_model()
+    walk(straight, optimizer_of(kind, straight), range(10))
+
+    first = small_model()
+    optimizer = optimizer_of(kind, first)
+    walk(first, optimizer, range(6))
+    weights = {f"model.{name}": value for name, value in first.state_dict().items()}
+    save_tensors(tmp_path / "c.safetensors", weights | pack_optimizer(optimizer), {})
+
+    loaded, _ = load_tensors(tmp_path / "c.safetensors")
+    second = small_model()
+    second.load_state_dict({k.removeprefix("model."): v for k, v in loaded.items() if k.startswith("model.")})
+    forgetful, optimizer = small_model(), optimizer_of(kind, second)
+    forgetful.load_state_dict(second.state_dict())
+    unpack_optimizer(optimizer, loaded)
+    walk(second, optimizer, range(6, 10))
+    walk(forgetful, optimizer_of(kind, forgetful), range(6, 10))
+
+    for name, value in straight.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+        assert not torch.equal(forgetful.state_dict()[name], value)  # without its state it would differ
+
+
+def test_an_optimizer_that_has_not_stepped_has_nothing_to_pack():
+    model = small_model()
+    optimizer = optimizer_of("Adam", model)
+    assert pack_optimizer(optimizer) == {}
+    unpack_optimizer(optimizer, {"model.0.weight": torch.ones(1)})  # not an optimizer's: left alone
+    walk(model, optimizer, range(1))

@@ -1,0 +1,112 @@
+"""An edit as a folder: what was saved is what comes back."""
+
+import json
+import signal
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import imagic_lib as imagic
+from imagic_lib.edit import LORA_FILE, fingerprint
+from imagic_lib.toyworld import Scene
+
+TEXT = "a brown dog jumping on the grass"
+
+
+@pytest.fixture(scope="module")
+def image(pipe):
+    return imagic.load_image(Scene.sample(5).render(), pipe)
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def saved(request, pipe, image, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    edit = imagic.run_edit(pipe, image, TEXT, embedding_steps=3, unet_steps=3, method=request.param, folder=folder)
+    return edit, folder
+
+
+def bits(rows):
+    return [[picture.tobytes() for picture in row] for row in rows]
+
+
+def test_a_loaded_edit_draws_the_same_pictures_without_training(saved, model_folder):
+    edit, folder = saved
+    pipe = imagic.load_pipeline(model_folder, device="cpu")
+    again = imagic.ImagicEdit.load(folder, pipe)
+    assert torch.equal(again.e_opt, edit.e_opt) and torch.equal(again.image, edit.image)
+    assert again.text == TEXT and again.unet_history == edit.unet_history
+    for a, b in zip(again.pictures([0, 1], [3], steps=3)[0], edit.pictures([0, 1], [3], steps=3)[0], strict=True):
+        assert abs(imagic.images.to_tensor(a) - imagic.images.to_tensor(b)).max() <= 1.01 / 127.5
+
+
+def test_the_folder_holds_what_it_promises_and_no_checkpoints(saved):
+    edit, folder = saved
+    weights = LORA_FILE if edit.settings["method"] == "lora" else "unet-difference.safetensors"
+    assert {p.name for p in folder.iterdir()} == {"edit.json", "input.png", "embeddings.safetensors", weights}
+    facts = json.loads((folder / "edit.json").read_text())
+    assert facts["text"] == TEXT and facts["versions"]["torch"] == torch.__version__
+    assert len(facts["history"]["unet"]["loss"]) == 3 and facts["settings"]["seed"] == 0
+
+
+def test_the_lora_opens_in_plain_diffusers(pipe, image, model_folder, tmp_path):
+    edit = imagic.run_edit(pipe, image, TEXT, embedding_steps=1, unet_steps=3, method="lora", folder=tmp_path)
+    plain = StableDiffusionPipeline.from_pretrained(model_folder)
+    plain.load_lora_weights(str(tmp_path), weight_name=LORA_FILE)
+    settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 128, "width": 128}
+    theirs = plain(prompt_embeds=edit.e_opt, generator=torch.Generator().manual_seed(2), **settings).images[0]
+    ours = imagic.generate(edit.tuned, edit.e_opt, [2], steps=3, guidance_scale=3.0)[0]
+    assert abs(imagic.images.to_tensor(theirs) - imagic.images.to_tensor(ours)).max() <= 1.01 / 127.5
+
+
+def test_the_wrong_base_model_is_refused_and_named(saved, pipe):
+    other = imagic.finetuning.with_unet(pipe, imagic.finetuning.copy.deepcopy(pipe.unet))
+    with torch.no_grad():
+        other.unet.conv_in.weight[0, 0, 0, 0] += 0.5
+    assert fingerprint(other) != fingerprint(pipe)
+    with pytest.raises(ValueError, match="whose weights are not those of the model that is loaded now"):
+        imagic.ImagicEdit.load(saved[1], other)
+
+
+def test_no_edit_there_is_one_clear_sentence(pipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no finished edit in .*no edit\.json"):
+        imagic.ImagicEdit.load(tmp_path, pipe)
+
+
+@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
+def test_an_edit_that_was_killed_goes_on_with_the_same_result(pipe, image, tmp_path, monkeypatch, stage):
+    settings = {"embedding_steps": 4, "unet_steps": 4}
+    whole = imagic.run_edit(pipe, image, TEXT, **settings)
+
+    class Killed(BaseException):
+        pass
+
+    save = imagic.optimization.Progress.save
+
+    def save_and_die(progress):
+        save(progress)
+        if progress.name.startswith(stage):
+            raise Killed
+
+    monkeypatch.setattr(imagic.optimization.Progress, "save", save_and_die)
+    with pytest.raises(Killed):
+        imagic.run_edit(pipe, image, TEXT, **settings, folder=tmp_path)
+    assert not (tmp_path / "edit.json").exists()
+    monkeypatch.undo()
+    resumed = imagic.run_edit(pipe, image, TEXT, **settings, folder=tmp_path)
+    assert torch.equal(resumed.e_opt, whole.e_opt) and resumed.unet_history.loss == whole.unet_history.loss
+    base, ours = whole.tuned.unet.state_dict(), resumed.tuned.unet.state_dict()
+    assert all(torch.equal(base[k], ours[k]) for k in base)
+
+
+def test_interrupted_training_still_gives_an_edit(pipe, image, monkeypatch):
+    look = imagic.optimization.plain_step
+
+    def step(loss, progress):
+        signal.raise_signal(signal.SIGINT)
+        return look(loss, progress)
+
+    monkeypatch.setattr(imagic.optimization, "plain_step", step)
+    edit = imagic.run_edit(pipe, image, TEXT, embedding_steps=5, unet_steps=5)
+    assert len(edit.embedding_history.loss) == len(edit.unet_history.loss) == 1
+    assert bits(edit.pictures([0.5], [0], steps=2))

@@ -1,0 +1,288 @@
+"""The planner: its numbers against measured ones, its choice on every size of GPU, and what it lets one do."""
+
+import copy
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from imagic_lib import finetuning, inference, memory
+from imagic_lib.diffusion import denoising_loss
+from imagic_lib.memory import GIB, STATE_BYTES, LiveBytes, Strategy, next_smaller, optimizer_in_backward, plan
+from imagic_lib.toyworld import unet as toy_unet
+
+SD = "CompVis/stable-diffusion-v1-4"
+FULL, HALF = torch.float32, torch.float16
+ORDER = memory.strategies()
+
+
+@pytest.fixture(scope="module")
+def sd_modules():
+    return memory.on_meta(SD)
+
+
+@pytest.fixture(scope="module")
+def sd_plan():
+    return plan(SD, gpu_gb=14.75)
+
+
+@pytest.fixture
+def eight_bit(monkeypatch):
+    """Switch bitsandbytes on or off, whatever is installed."""
+    return lambda there: monkeypatch.setattr(memory, "find_spec", lambda name: object() if there else None)
+
+
+def row_of(made, strategy):
+    return next(row for row in made.rows if row.strategy == strategy)
+
+
+# --- Stable Diffusion 1.4, without its weights ---
+
+
+def test_the_built_in_configuration_is_exact(sd_modules):
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in sd_modules.items()}
+    assert counts == {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+    assert all(p.is_meta for module in sd_modules.values() for p in module.parameters())
+
+
+def test_lora_of_rank_4_is_the_reports_one(sd_modules):
+    _, learning = memory.training_peak(sd_modules["unet"], 2, Strategy("lora", FULL, "AdamW", True), side=8)
+    assert learning == 398_592
+    assert round(100 * learning / 859_520_964, 3) == 0.046
+    assert sum(p.numel() for p in sd_modules["unet"].parameters()) == 859_520_964  # the caller's has no adapter
+
+
+@pytest.mark.parametrize(
+    ("index", "stage", "measured"),
+    [
+        (0, "fine_tuning", 13.25),
+        (1, "fine_tuning", 13.01),
+        (2, "fine_tuning", 11.3),
+        (4, "fine_tuning", 8.45),
+        (5, "fine_tuning", 8.21),
+        (6, "fine_tuning", 2.46),
+        (7, "fine_tuning", 1.83),
+        (0, "embedding", 4.62),
+        (1, "embedding", 3.62),
+        (6, "embedding", 2.31),
+    ],
+)
+def test_predicted_peaks_are_the_measured_ones(sd_plan, index, stage, measured):
+    assert sd_plan.rows[index].strategy == ORDER[index]
+    assert getattr(sd_plan.rows[index], stage) == pytest.approx(measured, rel=0.03)
+
+
+def test_peaks_without_an_optimizer_and_of_a_float32_lora(sd_plan, sd_modules):
+    moments = STATE_BYTES["AdamW"] * 859_520_964 / GIB
+    assert sd_plan.rows[0].fine_tuning - moments == pytest.approx(6.85, rel=0.03)
+    peak, _ = memory.training_peak(sd_modules["unet"], 2, Strategy("lora", FULL, "AdamW", False))
+    assert peak / GIB == pytest.approx(4.74, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("gpu_gb", "installed", "index"),
+    [
+        (24, False, 0),
+        (16.1, False, 1),
+        (14.75, False, 2),  # a free Colab T4
+        (13.5, True, 3),  # preferred to 8-bit, which would fit, too
+        (12, True, 4),
+        (11.3, True, 5),
+        (12, False, 6),
+        (5.4, False, 7),
+        (5, True, None),
+    ],
+)
+def test_each_branch_of_the_choice(sd_plan, eight_bit, gpu_gb, installed, index):
+    eight_bit(installed)
+    made = replace(sd_plan, gpu_gb=gpu_gb)
+    assert made.chosen == (None if index is None else ORDER[index])
+    assert made.advice in str(made)
+
+
+def test_a_full_fine_tune_fits_a_t4_with_three_gib_to_spare(sd_plan):
+    assert sd_plan.margin == 3
+    assert sd_plan.chosen.method == "full"
+    assert row_of(sd_plan, sd_plan.chosen).peak + 3 <= 14.75
+
+
+def test_what_a_student_reads(sd_plan, eight_bit):
+    eight_bit(False)
+    lines = str(sd_plan).splitlines()
+    assert len(lines) == 2 + len(ORDER) + 1
+    assert lines[2].startswith("  full, float32, AdamW ") and lines[2].endswith("13.26  4.72  does not fit")
+    assert lines[4].startswith("→ full, float32, AdamW in backward") and lines[4].endswith("fits")
+    assert lines[6].endswith("fits, needs bitsandbytes")
+    assert lines[-1] == "chosen: full, float32, AdamW in backward"
+    none = replace(sd_plan, gpu_gb=4.0)
+    assert "nothing fits into 4.00 GiB" in none.advice and "size=256" in none.advice and '"tiny"' in none.advice
+
+
+def test_next_smaller_walks_to_the_end(sd_plan, eight_bit):
+    for installed, expected in ((True, ORDER), (False, ORDER[:4] + ORDER[6:])):
+        eight_bit(installed)
+        walk = [ORDER[0]]
+        while smaller := next_smaller(walk[-1]):
+            walk.append(smaller)
+        assert tuple(walk) == expected
+        needs = [row_of(sd_plan, s).fine_tuning for s in walk]
+        assert needs == sorted(needs, reverse=True)
+    assert next_smaller(ORDER[3], half=torch.bfloat16).dtype in (torch.bfloat16, FULL)
+    assert next_smaller(Strategy("lora", torch.bfloat16, "AdamW", False)).checkpointing
+
+
+# --- a small model, predicted and then really run ---
+
+
+def counted(stage, strategy, batch=2, side=16, tokens=8):
+    """The peak of the second of two real steps on this CPU, in bytes."""
+    unet = toy_unet.build().train().requires_grad_(stage == 2)
+    if stage == 2 and strategy.method == "lora":
+        finetuning.add_lora(unet, finetuning.RANK, finetuning.TARGETS)
+    if strategy.checkpointing:
+        unet.enable_gradient_checkpointing()
+    e = torch.zeros(1, tokens, unet.config.cross_attention_dim).requires_grad_(stage == 1)
+    latents = torch.zeros(1, 4, side, side)
+    learning = [p for p in unet.parameters() if p.requires_grad] or [e]
+    generator = torch.Generator().manual_seed(0)
+
+    def backward():
+        denoising_loss(unet, DDPMScheduler(), latents, e, batch, generator).backward()
+
+    def adam(parameters):
+        return torch.optim.AdamW(parameters, fused=True)
+
+    with LiveBytes() as live:
+        live.watch(*unet.parameters(), e, latents)
+        if strategy.optimizer == "AdamW in backward":
+            with optimizer_in_backward(learning, adam):
+                backward()
+                live.peak = live.now
+                backward()
+        else:
+            optimizer = adam(learning)
+            for _ in range(2):
+                live.peak = live.now
+                backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    return live.peak
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "method", "optimizer"),
+    [(1, "full", "AdamW"), (2, "full", "AdamW"), (2, "full", "AdamW in backward"), (2, "lora", "AdamW")],
+)
+def test_prediction_against_a_real_step(stage, method, optimizer, checkpointing):
+    strategy = Strategy(method, FULL, optimizer, checkpointing)
+    with torch.device("meta"):
+        unet = toy_unet.build()
+    peak, learning = memory.training_peak(unet, stage, strategy, batch=2, side=16, tokens=8)
+    predicted = peak + learning * STATE_BYTES[optimizer]
+    assert counted(stage, strategy) == pytest.approx(predicted, rel=0.15)
+
+
+def test_sampling_against_a_real_one(pipe):
+    predicted = memory.sampling_peak(memory.on_meta(pipe), FULL, at_once=2, side=16)
+    e = torch.zeros(2, pipe.text_encoder.config.max_position_embeddings, pipe.unet.config.cross_attention_dim)
+    with LiveBytes() as live:
+        live.watch(*(p for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()))
+        inference.generate(pipe, e, steps=2)
+    assert live.peak == pytest.approx(predicted, rel=0.15)
+
+
+# --- the helper that steps in the backward pass ---
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_stepping_in_the_backward_pass_gives_the_same_weights(pipe, checkpointing):
+    def fit(in_backward):
+        unet, generator = copy.deepcopy(pipe.unet).train().requires_grad_(True), torch.Generator().manual_seed(0)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        e = torch.randn(1, 8, pipe.unet.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+
+        def backward():
+            denoising_loss(unet, DDPMScheduler(), torch.ones(1, 4, 16, 16), e, 2, generator).backward()
+
+        if in_backward:
+            with optimizer_in_backward(unet.parameters(), lambda ps: torch.optim.Adam(ps, lr=1e-3, fused=True)) as adam:
+                for _ in range(4):
+                    backward()
+                    assert all(p.grad is None for p in unet.parameters())
+        else:
+            adam = torch.optim.Adam(unet.parameters(), lr=1e-3, fused=True)
+            for _ in range(4):
+                backward()
+                adam.step()
+                adam.zero_grad(set_to_none=True)
+        return unet, adam
+
+    (plain, adam), (lean, lean_adam) = fit(False), fit(True)
+    assert max((a - b).abs().max() for a, b in zip(plain.parameters(), lean.parameters(), strict=True)) <= 1e-6
+    assert max((a - b).abs().max() for a, b in zip(plain.parameters(), pipe.unet.parameters(), strict=True)) > 1e-4
+    assert all(p.grad is None for p in lean.parameters())
+    for a, b in zip(adam.state.values(), lean_adam.state.values(), strict=True):  # so a checkpoint is the same, too
+        assert a["step"] == b["step"] == 4
+
+
+def test_after_the_block_a_backward_pass_only_differentiates():
+    layer = torch.nn.Linear(3, 1)
+    layer.bias.requires_grad_(False)
+    with pytest.raises(KeyError), optimizer_in_backward(layer.parameters(), lambda ps: torch.optim.SGD(ps, lr=1.0)):
+        raise KeyError
+    before = layer.weight.clone()
+    layer(torch.ones(1, 3)).sum().backward()
+    assert torch.equal(layer.weight, before) and layer.weight.grad is not None
+
+
+# --- which model, which device ---
+
+
+def test_a_pipeline_and_its_folder_give_one_plan_and_nothing_changes(pipe, model_folder, monkeypatch):
+    weights, state = [p.clone() for p in pipe.unet.parameters()], torch.get_rng_state()
+    made = plan(pipe, gpu_gb=6)
+    assert made.size == 128 and made.chosen == ORDER[0]
+    assert plan(model_folder, gpu_gb=6).rows == made.rows
+    monkeypatch.setattr(memory, "TINY", model_folder)
+    assert plan("tiny", gpu_gb=6).rows == made.rows
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) and a.device.type == "cpu" for a, b in zip(weights, pipe.unet.parameters(), strict=True))
+    smaller = plan(pipe, gpu_gb=6, size=64, batch=1)
+    assert all(a.fine_tuning < b.fine_tuning for a, b in zip(smaller.rows, made.rows, strict=True))
+
+
+def test_the_device_decides_the_memory_and_the_precision(pipe, monkeypatch):
+    here = plan(pipe, device="cpu")
+    assert here.gpu_gb > 0.5 and {row.strategy.dtype for row in here.rows} == {FULL}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15 * GIB))
+    for native, half in ((True, torch.bfloat16), (False, HALF)):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native or including_emulation
+        )
+        assert memory.precision("cuda") == half
+    there = plan(pipe, device="cuda")
+    assert there.gpu_gb == 15 and [row.strategy for row in there.rows] == list(ORDER)
+    assert memory.precision("cpu") == FULL
+
+
+def test_errors_say_what_to_do(pipe, model_folder, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no plan for 'some/other-model': give"):
+        plan("some/other-model", 16)
+    for bad in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="give the GPU's memory in GiB"):
+            plan(pipe, gpu_gb=bad)
+    for size in (0, 100):
+        with pytest.raises(ValueError, match="a multiple of 32 pixels"):
+            plan(pipe, gpu_gb=16, size=size)
+    damaged = shutil.copytree(model_folder, tmp_path / "damaged")
+    (damaged / "unet" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no complete diffusers model"):
+        plan(damaged, 16)
+    monkeypatch.setattr(memory, "TINY", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="clone again"):
+        plan("tiny", 16)

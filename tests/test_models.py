@@ -1,0 +1,140 @@
+"""Loading: the right model, or one clear sentence."""
+
+import shutil
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+
+import imagic_lib as imagic
+from imagic_lib import models
+from imagic_lib.toyworld import Scene
+
+
+def test_a_folder_loads_by_path_in_float32(model_folder, pipe):
+    loaded = imagic.load_pipeline(model_folder, device="cpu")
+    assert isinstance(loaded, StableDiffusionPipeline) and loaded.unet.dtype == torch.float32
+    for name, value in pipe.unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_corrupt_or_missing_weights_are_one_clear_sentence(model_folder, tmp_path, part):
+    broken = tmp_path / "model"
+    shutil.copytree(model_folder, broken)
+    (weights,) = (broken / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"model is damaged or incomplete") as error:
+        imagic.load_pipeline(broken)
+    assert "\n" not in str(error.value)
+    weights.unlink()
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        imagic.load_pipeline(broken)
+
+
+def test_weights_come_from_safetensors_only(model_folder, tmp_path):
+    """A pickle can run code; it must not even be opened."""
+    pickled = tmp_path / "model"
+    shutil.copytree(model_folder, pickled)
+    (weights,) = (pickled / "unet").glob("*.safetensors")
+    torch.save({"conv_in.weight": torch.zeros(1)}, weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        imagic.load_pipeline(pickled)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no diffusers model: it has no model_index\.json"):
+        imagic.load_pipeline(tmp_path)
+
+
+def test_a_hub_id_without_network_says_what_to_do(monkeypatch):
+    def no_network(*args, **settings):
+        raise OSError("couldn't connect\nto the hub")
+
+    monkeypatch.setattr(models.StableDiffusionPipeline, "from_pretrained", no_network)
+    with pytest.raises(FileNotFoundError) as error:
+        imagic.load_pipeline("CompVis/stable-diffusion-v1-4")
+    sentence = str(error.value)
+    assert all(word in sentence for word in ("5.5 GB", "hf download", '"tiny" works now')) and "\n" not in sentence
+
+
+def test_a_hub_id_is_asked_for_safetensors_by_its_own_name(monkeypatch, pipe):
+    asked = []
+    monkeypatch.setattr(
+        models.StableDiffusionPipeline, "from_pretrained", lambda name, **kw: asked.append((name, kw)) or pipe
+    )
+    imagic.load_pipeline("CompVis/stable-diffusion-v1-4", device="cpu")
+    imagic.load_pipeline("CompVis/stable-diffusion-v1-4", device="cpu", safety_checker=False)
+    assert asked[0] == ("CompVis/stable-diffusion-v1-4", {"use_safetensors": True})
+    assert asked[1][1]["safety_checker"] is None
+
+
+def test_without_the_embedded_model_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "TINY", tmp_path)
+    with pytest.raises(FileNotFoundError, match="the embedded model is missing"):
+        imagic.load_pipeline("tiny")
+
+
+# ------------------------------------------------------------------- the embedded model, as shipped
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return imagic.load_pipeline("tiny", device="cpu")
+
+
+def test_tiny_is_small_and_half_precision_safetensors():
+    files = [p for p in models.TINY.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 40e6
+    assert not [p for p in files if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+    half = StableDiffusionPipeline.from_pretrained(models.TINY, torch_dtype=torch.float16)
+    assert half.unet.dtype == torch.float16
+
+
+def test_tiny_has_the_shape_and_schedule_of_stable_diffusion(tiny):
+    assert tiny.vae_scale_factor == 8 and tiny.vae.config.latent_channels == 4
+    assert tiny.vae.config.scaling_factor == 0.18215 and imagic.images.picture_size(tiny) == 128
+    schedule = tiny.scheduler.config
+    assert (schedule.beta_schedule, schedule.beta_start, schedule.beta_end) == ("scaled_linear", 0.00085, 0.012)
+    assert schedule.num_train_timesteps == 1000 and schedule.prediction_type == "epsilon"
+    assert models.family(tiny) == "tiny"
+
+
+def test_tiny_latents_have_unit_deviation_after_scaling(tiny):
+    pictures = torch.cat([imagic.load_image(Scene.sample(s).render(), tiny) for s in range(32)])
+    assert imagic.encode_image(tiny, pictures).std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_code_that_hard_codes_8_and_0_18215_runs_on_tiny(tiny):
+    z = tiny.vae.encode(torch.zeros(1, 3, 128, 128)).latent_dist.mode() * 0.18215
+    assert z.shape == (1, 4, 128 // 8, 128 // 8)
+    assert tiny.vae.decode(z / 0.18215).sample.shape == (1, 3, 128, 128)
+
+
+def test_diffusers_own_pipelines_run_on_tiny_unmodified(tiny):
+    plain = StableDiffusionPipeline.from_pretrained(models.TINY)
+    plain.set_progress_bar_config(disable=True)
+    picture = plain("a red car", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
+    assert picture.size == (128, 128)
+    repaint = StableDiffusionImg2ImgPipeline(**plain.components, requires_safety_checker=False)
+    repaint.set_progress_bar_config(disable=True)
+    other = repaint("a red car", image=picture, strength=0.5, num_inference_steps=4).images[0]
+    assert other.size == (128, 128)
+
+
+def test_the_vae_keeps_held_back_drawings(tiny):
+    """The model card's number, on a few: broken weights or a wrong scaling would be far below."""
+    drawn = torch.cat([imagic.load_image(Scene.sample(1_000_000 + s).render(), tiny) for s in range(16)])
+    rebuilt = imagic.decode_latents(tiny, imagic.encode_image(tiny, drawn))
+    assert -10 * torch.log10(((rebuilt - drawn) / 2).square().mean()) > 27
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_pipeline_of_another_prediction_type_runs_all_stages(pipe, prediction):
+    """The configurations of SD 1.x and of SD 2: nothing is hard-coded."""
+    other = imagic.finetuning.with_unet(pipe, imagic.finetuning.copy.deepcopy(pipe.unet))
+    other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
+    image = imagic.load_image(Scene.sample(3).render(), other)
+    edit = imagic.run_edit(other, image, "a cat", embedding_steps=2, unet_steps=2)
+    assert len(edit.pictures([0.0, 1.5], [0], steps=2)[0]) == 2

@@ -1,0 +1,137 @@
+"""Training that is stopped, killed or diverges: nothing is lost, and resuming gives the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from imagic_lib.optimization import History, Progress, descend, identity_of
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_optimization import fit
+result, history = fit(Path(sys.argv[1]), steps=40, pause=float(sys.argv[2]))
+print(result.tolist(), history.loss, history.probe_loss)
+"""
+
+
+def progress_of(x, checkpoint=None, lr=0.05, **identity):
+    generator = torch.Generator().manual_seed(0)
+    return Progress("a fit", {"x": x}, torch.optim.Adam([x], lr=lr), generator, checkpoint, identity)
+
+
+def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, **identity):
+    """Find the vector (1, 2, 3) from noisy looks at it."""
+    x = torch.zeros(3, requires_grad=True)
+    goal, progress = torch.tensor([1.0, 2.0, 3.0]), progress_of(x, checkpoint, lr, **identity)
+
+    def loss():
+        time.sleep(pause)
+        if on_step:
+            on_step(progress)
+        return (x - goal + 0.1 * torch.randn(3, generator=progress.generator)).square().sum()
+
+    history = descend(
+        progress,
+        loss,
+        lambda: (x - goal).square().sum().item(),
+        steps=steps,
+        probe_every=5,
+        patience=patience,
+        checkpoint_every=3,
+    )
+    return x.detach(), history
+
+
+def test_killed_at_random_steps_and_resumed_gives_the_same_bits(tmp_path):
+    script = tmp_path / "fit.py"
+    script.write_text(SCRIPT.format(tests=os.path.dirname(__file__)))
+    whole = subprocess.run([sys.executable, script, tmp_path / "a", "0"], capture_output=True, text=True, check=True)
+    kills, choose = 0, random.Random(4)
+    while kills < 3:
+        run = subprocess.Popen([sys.executable, script, tmp_path / "b", "0.05"], stdout=subprocess.DEVNULL)
+        size, wanted = 0, choose.randint(1, 3)  # kill after one to three new checkpoints
+        while wanted and run.poll() is None:
+            stamp = (tmp_path / "b").stat().st_mtime_ns if (tmp_path / "b").exists() else 0
+            wanted, size = (wanted - 1, stamp) if stamp != size else (wanted, size)
+            time.sleep(0.005)
+        assert run.poll() is None, "it ended before it could be killed"
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        kills += 1
+    last = subprocess.run([sys.executable, script, tmp_path / "b", "0"], capture_output=True, text=True, check=True)
+    assert last.stdout == whole.stdout and whole.stdout.count(",") > 40
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".tmp")) == ["a", "b", "fit.py"]
+
+
+def test_the_stop_button_ends_after_the_step_keeps_the_result_and_can_go_on(tmp_path):
+    def press(progress):
+        if len(progress.history.loss) == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    whole, all_of_it = fit(tmp_path / "whole")
+    part, stopped = fit(tmp_path / "part", on_step=press)
+    assert len(stopped.loss) == 11 and not torch.equal(part, torch.zeros(3))
+    rest, resumed = fit(tmp_path / "part")
+    assert torch.equal(rest, whole) and resumed.loss == all_of_it.loss
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_press_raises_at_once():
+    def press(progress):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(on_step=press)
+
+
+def test_divergence_stops_at_once_and_keeps_the_last_good_state(tmp_path):
+    x = torch.zeros(3, requires_grad=True)
+    progress = progress_of(x, tmp_path / "c")
+
+    def loss():
+        bad = len(progress.history.loss) == 12
+        return (x - 1).square().sum() * (float("nan") if bad else 1.0)
+
+    with pytest.raises(FloatingPointError, match=r"diverged at step 13 .*lower the learning rate.*is in .*c"):
+        descend(progress, loss, lambda: x.sum().item(), steps=20, probe_every=5, checkpoint_every=4)
+    assert torch.isfinite(x).all() and len(progress.history.loss) == 12
+    assert x.sum().item() == progress.history.probe_loss[-1]  # the state of the probe at step 10
+
+
+def test_a_gradient_that_is_no_number_changes_nothing():
+    x = torch.zeros(3, requires_grad=True)
+    with pytest.raises(FloatingPointError, match="step 1"):
+        descend(progress_of(x), lambda: x.sqrt().sum() * 0 + x.sum() * 0, lambda: 0.0, steps=3, probe_every=1)
+    assert torch.equal(x.detach(), torch.zeros(3))
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    fit(tmp_path / "c", steps=5, image="dog")
+    with pytest.raises(ValueError, match=r"another training \(image was 'dog', now it is 'cat'\)"):
+        fit(tmp_path / "c", steps=5, image="cat")
+
+
+def test_patience_stops_on_a_plateau_and_is_off_by_default():
+    assert len(fit(steps=400)[1].loss) == 400
+    early = fit(steps=400, patience=4)[1]
+    assert len(early.loss) < 400 and early.probe_loss[-1] < 0.1
+
+
+def test_settled_means_no_new_best_by_one_percent():
+    assert not History(probe_loss=[5.0, 4.0, 3.0, 2.0]).has_settled(2)
+    assert History(probe_loss=[5.0, 3.0, 2.99, 3.5]).has_settled(2)
+    assert not History(probe_loss=[3.0, 3.0]).has_settled(2)
+
+
+def test_identity_tells_tensors_apart():
+    a, b = torch.zeros(3), torch.tensor([0.0, 0.0, 1e-30])
+    assert identity_of(x=a, lr=1) == identity_of(x=torch.zeros(3), lr=1) != identity_of(x=b, lr=1)

@@ -1,0 +1,269 @@
+"""The four stages against ground truth: diffusers' own pipeline, float64 differences, the paper's equations."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+
+import imagic_lib as imagic
+from imagic_lib import embedding, finetuning
+from imagic_lib.diffusion import (
+    Probe,
+    decode_latents,
+    denoising_loss,
+    encode_image,
+    noised,
+    stratified_timesteps,
+    training_noise,
+)
+from imagic_lib.finetuning import with_unet
+from imagic_lib.inference import predicted_original
+from imagic_lib.toyworld import Scene
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def weights(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def image(pipe):
+    return imagic.load_image(Scene.sample(5).render(), pipe)
+
+
+@pytest.fixture(scope="module")
+def e_tgt(pipe):
+    return imagic.encode_text(pipe, "a brown dog jumping on the grass")
+
+
+# ------------------------------------------------------------------------------- what stages share
+
+
+def test_latents_are_scaled_by_the_models_own_factor(pipe, image):
+    raw = pipe.vae.encode(image).latent_dist.mode()
+    torch.testing.assert_close(encode_image(pipe, image), raw * pipe.vae.config.scaling_factor)
+    other = copy.deepcopy(pipe)
+    other.vae.register_to_config(scaling_factor=0.5)
+    torch.testing.assert_close(encode_image(other, image), raw * 0.5)
+    torch.testing.assert_close(decode_latents(other, raw * 0.5), pipe.vae.decode(raw).sample.clamp(-1, 1))
+
+
+def test_noising_is_the_models_own_process_whatever_the_sampler(pipe):
+    """Bug: schedulers whose add_noise is sigma-based (Euler, LMS) used as if they were DDPM."""
+    x, noise, t = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16), torch.tensor([0, 500, 999])
+    expected = training_noise(pipe).add_noise(x, noise, t)
+    other = copy.deepcopy(pipe)
+    other.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert torch.equal(training_noise(other).add_noise(x, noise, t), expected)
+    a = pipe.scheduler.alphas_cumprod[t][:, None, None, None]
+    torch.testing.assert_close(expected, a.sqrt() * x + (1 - a).sqrt() * noise)
+
+
+def test_prediction_target_follows_the_config(pipe):
+    x, noise, t = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16), torch.tensor([100, 900])
+    assert torch.equal(noised(training_noise(pipe), x, noise, t)[1], noise)
+    other = copy.deepcopy(pipe)
+    other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    a = pipe.scheduler.alphas_cumprod[t][:, None, None, None]
+    torch.testing.assert_close(noised(training_noise(other), x, noise, t)[1], a.sqrt() * noise - (1 - a).sqrt() * x)
+    other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="sample")
+    with pytest.raises(ValueError, match="'sample' is not supported"):
+        noised(training_noise(other), x, noise, t)
+
+
+def test_timesteps_cover_every_stratum_of_the_models_own_range():
+    for total in (1000, 37):
+        t = stratified_timesteps(8, total, seeded())
+        assert [int(v) * 8 // total for v in t] == list(range(8)) and t.max() < total
+    drawn = torch.cat([stratified_timesteps(1, 1000, seeded(s)) for s in range(2000)])
+    assert 470 < drawn.float().mean() < 530 and drawn.min() < 10 and drawn.max() > 990
+
+
+def test_probe_is_the_same_number_twice_and_is_the_mean_of_its_pairs(pipe, image, e_tgt):
+    process, latents = training_noise(pipe), encode_image(pipe, image)
+    probe = Probe(process, latents)
+    assert probe(pipe.unet, e_tgt) == Probe(process, latents)(pipe.unet, e_tgt)
+    with torch.no_grad():
+        answer = pipe.unet(probe.z_t, probe.t, e_tgt.expand(8, -1, -1)).sample
+    assert probe(pipe.unet, e_tgt) == pytest.approx((answer - probe.target).square().mean().item(), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ stage 1
+
+
+def test_stage_1_gradient_equals_float64_finite_differences(pipe, image, e_tgt):
+    double = copy.deepcopy(pipe).to(torch.float64)
+    process, latents = training_noise(double), encode_image(double, image.double())
+    e = e_tgt.double().clone().requires_grad_(True)
+
+    def loss(value):
+        return denoising_loss(double.unet, process, latents, value, 2, seeded(3))
+
+    (gradient,) = torch.autograd.grad(loss(e), e)
+    direction = torch.randn(e.shape, generator=seeded(1), dtype=torch.float64)
+    with torch.no_grad():
+        slope = (loss(e + 1e-5 * direction) - loss(e - 1e-5 * direction)) / 2e-5
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-12)
+
+
+def test_stage_1_is_plain_adam_on_the_paper_s_loss(pipe, image, e_tgt):
+    """The loop of the notebook, written out: the library must give the same numbers."""
+    e_opt, history = imagic.optimize_embedding(pipe, image, e_tgt, steps=5, lr=0.01, batch=2, generator=seeded())
+    process, z, e, generator = training_noise(pipe), encode_image(pipe, image), e_tgt.clone(), seeded()
+    e.requires_grad_(True)
+    adam = torch.optim.Adam([e], lr=0.01)
+    for step in range(5):
+        t = stratified_timesteps(2, 1000, generator)
+        noise = torch.randn((2, *z.shape[1:]), generator=generator)
+        z_t = process.add_noise(z.expand(2, -1, -1, -1), noise, t)
+        loss = (pipe.unet(z_t, t, e.expand(2, -1, -1)).sample - noise).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        assert history.loss[step] == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(e_opt, e.detach(), rtol=1e-6, atol=1e-7)
+    pipe.unet.zero_grad(set_to_none=True)
+
+
+def test_stage_1_leaves_the_model_and_the_text_as_they_were(pipe, image):
+    """Bugs: an unfrozen UNet gathers gradients; e_tgt keeps its graph; train mode is left on."""
+    e_tgt = imagic.encode_text(pipe, "a cat").requires_grad_(True)
+    before, start = weights(pipe.unet), e_tgt.detach().clone()
+    e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, steps=2, generator=seeded())
+    assert same(weights(pipe.unet), before) and torch.equal(e_tgt, start)
+    assert all(p.grad is None and p.requires_grad for p in pipe.unet.parameters())
+    assert e_tgt.grad is None and not e_opt.requires_grad and not pipe.unet.training
+    assert not torch.equal(e_opt, start)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(pipe, image, e_tgt):
+    """Bug: noise drawn without the caller's generator."""
+    torch.manual_seed(1)
+    one = imagic.optimize_embedding(pipe, image, e_tgt, steps=3, generator=seeded(7))[0]
+    torch.manual_seed(2)
+    two = imagic.optimize_embedding(pipe, image, e_tgt, steps=3, generator=seeded(7))[0]
+    three = imagic.optimize_embedding(pipe, image, e_tgt, steps=3, generator=seeded(8))[0]
+    assert torch.equal(one, two) and not torch.equal(one, three)
+
+
+def test_probe_loss_falls_and_is_no_running_mean(pipe, image, e_tgt):
+    """Bug: a running mean falls by construction. The probe at a step is that of the embedding then."""
+    e_opt, history = imagic.optimize_embedding(
+        pipe, image, e_tgt, steps=20, lr=0.05, batch=4, probe_every=7, generator=seeded()
+    )
+    assert history.probe_step == [0, 7, 14, 20] and len(history.loss) == len(history.learning_rate) == 20
+    probe = Probe(training_noise(pipe), encode_image(pipe, image))
+    assert history.probe_loss[0] == probe(pipe.unet, e_tgt) and history.probe_loss[-1] == probe(pipe.unet, e_opt)
+    assert history.probe_loss[-1] < history.probe_loss[0]
+
+
+def test_defaults_of_stable_diffusion_are_the_paper_s():
+    assert embedding.DEFAULTS["stable-diffusion"] == {"steps": 1000, "lr": 2e-3, "batch": 1}
+    assert finetuning.DEFAULTS["full"]["stable-diffusion"] == {"steps": 1500, "lr": 5e-7, "batch": 1}
+
+
+# ------------------------------------------------------------------------------------------ stage 2
+
+
+def test_fine_tuning_changes_a_copy_and_a_second_fit_starts_clean(pipe, image, e_tgt):
+    """Bug: the second fit starts from the tuned UNet."""
+    before = weights(pipe.unet)
+    tuned, first = imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded())
+    again, second = imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded())
+    assert same(weights(pipe.unet), before) and not same(weights(tuned.unet), before)
+    assert first.loss == second.loss and same(weights(tuned.unet), weights(again.unet))
+    assert tuned.vae is pipe.vae and not tuned.unet.training
+    assert not any(p.requires_grad for p in tuned.unet.parameters())
+    assert all(p.requires_grad for p in pipe.unet.parameters())
+
+
+def test_lora_trains_only_its_adapters_and_leaves_the_loaded_model_alone(pipe, image, e_tgt):
+    before = weights(pipe.unet)
+    tuned, history = imagic.fine_tune(
+        pipe, image, e_tgt, method="lora", rank=2, steps=4, lr=1e-2, batch=4, generator=seeded()
+    )
+    assert same(weights(pipe.unet), before) and not hasattr(pipe.unet, "peft_config")
+    base = {k.replace(".base_layer", ""): v for k, v in weights(tuned.unet).items() if "lora" not in k}
+    assert same(base, before) and history.probe_loss[-1] != history.probe_loss[0]
+    adapters = [n for n, _ in tuned.unet.named_parameters() if "lora" in n]
+    assert adapters and all(".to_q." in n or ".to_v." in n for n in adapters)
+
+
+def test_unknown_method_or_layer_is_one_clear_sentence(pipe, image, e_tgt):
+    with pytest.raises(ValueError, match="choose 'full' or 'lora'"):
+        imagic.fine_tune(pipe, image, e_tgt, method="dreambooth", steps=1)
+    with pytest.raises(ValueError, match="no layer named 'to_z'"):
+        imagic.fine_tune(pipe, image, e_tgt, method="lora", targets=["to_z"], steps=1)
+
+
+# ------------------------------------------------------------------------------------------ stage 4
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_generate_equals_diffusers_bit_for_bit(pipe, e_tgt, guidance):
+    ours = imagic.generate(pipe, e_tgt, [11], steps=5, guidance_scale=guidance, negative_prompt="a cat")
+    theirs = pipe(
+        prompt_embeds=e_tgt,
+        negative_prompt="a cat" if guidance > 1 else None,
+        num_inference_steps=5,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(11),
+        height=128,
+        width=128,
+    ).images[0]
+    assert ours[0].tobytes() == theirs.tobytes()
+
+
+def test_pictures_come_embedding_by_embedding_with_the_same_noise_for_a_seed(pipe, e_tgt):
+    other = imagic.encode_text(pipe, "a red car in the snow")
+    starts = []
+    both = imagic.generate(
+        pipe,
+        torch.cat([e_tgt, other]),
+        [1, 2],
+        steps=2,
+        callback=lambda s: starts.append(s.z_t.clone()) if s.index == 0 else None,
+    )
+    assert len(both) == 4
+    z = torch.cat(starts)
+    assert torch.equal(z[0], z[2]) and torch.equal(z[1], z[3]) and not torch.equal(z[0], z[1])
+    alone = imagic.generate(pipe, other, [2], steps=2)
+    difference = abs(imagic.images.to_tensor(alone[0]) - imagic.images.to_tensor(both[3])).max()
+    assert difference <= 2 / 127.5  # another batch size rounds otherwise
+
+
+def test_the_callback_sees_the_predicted_original(pipe, image, e_tgt):
+    """With the true noise as the answer, the predicted original is the original, for ε and for v."""
+    z, noise, t = encode_image(pipe, image), torch.randn(1, 4, 16, 16), 400
+    for kind in ("epsilon", "v_prediction"):
+        other = copy.deepcopy(pipe)
+        other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=kind)
+        z_t, answer = noised(training_noise(other), z, noise, torch.tensor([t]))
+        torch.testing.assert_close(predicted_original(other, z_t, answer, t), z, rtol=1e-4, atol=1e-4)
+    seen = []
+    imagic.generate(pipe, e_tgt, [0], steps=4, callback=seen.append)
+    assert [s.index for s in seen] == [0, 1, 2, 3] and seen[0].timestep > seen[-1].timestep
+    assert seen[0].z_0.shape == seen[0].z_t.shape == (1, 4, 16, 16)
+
+
+def test_sampling_leaves_the_pipelines_scheduler_untouched(pipe, e_tgt):
+    pipe.scheduler.set_timesteps(7)
+    imagic.generate(pipe, e_tgt, [0], steps=3)
+    assert len(pipe.scheduler.timesteps) == 7
+
+
+def test_the_model_is_a_drop_in_for_a_pipeline_built_anew(pipe, e_tgt):
+    other = with_unet(pipe, copy.deepcopy(pipe.unet))
+    assert isinstance(other, StableDiffusionPipeline)
+    assert (
+        imagic.generate(other, e_tgt, [0], steps=2)[0].tobytes()
+        == imagic.generate(pipe, e_tgt, [0], steps=2)[0].tobytes()
+    )
