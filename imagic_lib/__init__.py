@@ -3,6 +3,11 @@
 The names below stand in the order in which the method uses them.
 """
 
+from transformers.utils import logging as _logging
+
+_verbosity = _logging.get_verbosity()
+_logging.set_verbosity_error()  # without torchvision, which nothing here needs, the imports below print two warnings
+
 from imagic_lib.models import encode_text, load_pipeline
 from imagic_lib.images import load_image, open_image
 from imagic_lib.diffusion import decode_latents, encode_image
@@ -12,6 +17,8 @@ from imagic_lib.finetuning import fine_tune
 from imagic_lib.interpolation import interpolate
 from imagic_lib.inference import generate, sample_text
 from imagic_lib.edit import ImagicEdit, run_edit
+
+_logging.set_verbosity(_verbosity)
 
 __all__ = [
     "History",

@@ -1,4 +1,4 @@
-"""The command line: `python -m imagic_lib edit | demo | train`, each with --help."""
+"""The command line: `python -m imagic_lib edit | show | plan | demo | train`, each with --help."""
 
 from __future__ import annotations
 
@@ -21,10 +21,22 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("image", metavar="IMAGE", help="the picture: PNG, JPEG, WebP, GIF or BMP")
     edit.add_argument("text", metavar="TEXT", help="what the edited picture shows: 'a brown dog jumping on the grass'")
     edit.add_argument("--model", default="tiny", help="tiny (default), a hub id or a folder in diffusers format")
+    edit.add_argument("--method", choices=("full", "lora"), default="full", help="what stage 2 trains (default: full)")
+    edit.add_argument("--fit", action="store_true", help="choose the method by the memory of this machine (see plan)")
+    edit.add_argument("--pad", action="store_true", help="pad a picture that is not square instead of cropping it")
     edit.add_argument("--steps", type=whole, help="steps of each of the two trainings (default: the model's own)")
-    edit.add_argument("--eta", type=number, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)")
-    edit.add_argument("--seed", type=whole, nargs="+", default=[0], help="noises to start from (default: 0)")
-    edit.add_argument("--out", type=Path, default=Path("out"), help="folder for the results (default: out)")
+    add_sampling(edit)
+    edit.add_argument("--out", type=Path, default=Path("out/edit"), help="folder of the edit (default: out/edit)")
+
+    show = commands.add_parser("show", help="a saved edit again: settings, curves, new pictures", description=SHOW)
+    show.add_argument("folder", metavar="FOLDER", type=Path, help="what edit wrote")
+    show.add_argument("--model", help="if the model is now elsewhere than it was")
+    add_sampling(show)
+
+    plan = commands.add_parser("plan", help="what will fit into a GPU, before it runs", description=PLAN)
+    plan.add_argument("--model", default="CompVis/stable-diffusion-v1-4", help="tiny, a folder, or SD 1.4 (default)")
+    plan.add_argument("--gpu-gb", type=number, help="GiB to fit into, e.g. 14.75 for a T4 (default: this machine's)")
+    plan.add_argument("--size", type=whole, help="pixels of the picture's side (default: the model's own)")
 
     demo = commands.add_parser("demo", help="one edit with its ground truth", description="The edit of the README.")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: out/demo)")
@@ -38,8 +50,18 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+SHOW = "Print a saved edit's settings, and draw its curves and pictures again, for any η and seed, without training."
+PLAN = """Predict the peak memory of each stage for every way of training, without a GPU, and choose the best that fits
+with a margin of 3 GiB."""
 TRAIN = """Make the embedded model: drawings, VAE, CLIP, UNet and the judge. Start it again after any stop
 and it goes on from its last checkpoint, at most a minute back. Hours on two cores: data/tiny-sd/README.md."""
+
+
+def add_sampling(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--eta", type=number, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)"
+    )
+    command.add_argument("--seed", type=whole, nargs="+", default=[0], help="noises to start from (default: 0)")
 
 
 def whole(text: str) -> int:
@@ -83,9 +105,49 @@ def run_edit_command(args: argparse.Namespace) -> None:
     folder = writable(args.out)
     picture = imagic.open_image(args.image)
     pipe = imagic.load_pipeline(args.model)
-    image = imagic.load_image(picture, pipe)
-    edit = imagic.run_edit(pipe, image, args.text, embedding_steps=args.steps, unet_steps=args.steps, seed=args.seed[0])
+    image = imagic.load_image(picture, pipe, how="pad" if args.pad else "crop")
+    strategy = None
+    if args.fit:
+        from imagic_lib.memory import plan
+
+        print(fitting := plan(pipe))
+        strategy = fitting.chosen
+        if strategy is None:
+            raise ValueError(fitting.advice)
+    edit = imagic.run_edit(
+        pipe,
+        image,
+        args.text,
+        embedding_steps=args.steps,
+        unet_steps=args.steps,
+        method=args.method,
+        strategy=strategy,
+        seed=args.seed[0],
+        folder=folder,
+    )
     report(edit, args.eta or ETAS, args.seed, folder)
+
+
+def run_show_command(args: argparse.Namespace) -> None:
+    import json
+
+    import imagic_lib as imagic
+    from imagic_lib.edit import ETAS, read_facts
+
+    facts = read_facts(args.folder)
+    history = facts.pop("history")
+    print(json.dumps(facts, indent=1, ensure_ascii=False))
+    for stage, numbers in history.items():
+        probes = numbers["probe_loss"]
+        print(f"{stage}: {len(numbers['loss'])} steps, probe loss {probes[0]:.4f} -> {probes[-1]:.4f}")
+    pipe = imagic.load_pipeline(args.model or facts["base_model"]["name"])
+    report(imagic.ImagicEdit.load(args.folder, pipe), args.eta or ETAS, args.seed, writable(args.folder))
+
+
+def run_plan_command(args: argparse.Namespace) -> None:
+    from imagic_lib.memory import plan
+
+    print(plan(args.model, args.gpu_gb, size=args.size))
 
 
 def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
@@ -145,10 +207,16 @@ def run_train_command(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    commands = {"edit": run_edit_command, "demo": run_demo_command, "train": run_train_command}
+    commands = {
+        "edit": run_edit_command,
+        "show": run_show_command,
+        "plan": run_plan_command,
+        "demo": run_demo_command,
+        "train": run_train_command,
+    }
     try:
         commands[args.command](args)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, MemoryError) as error:
         print(f"imagic: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -23,13 +23,13 @@ def training_noise(pipe: StableDiffusionPipeline) -> DDPMScheduler:
 @torch.no_grad()
 def encode_image(pipe: StableDiffusionPipeline, image: Tensor) -> Tensor:
     """z = scaling factor * E(x): (1, 3, size, size) in [-1, 1] -> latents (1, 4, size / 8, size / 8)."""
-    return pipe.vae.encode(image).latent_dist.mode() * pipe.vae.config.scaling_factor
+    return pipe.vae.encode(image.to(pipe.vae.dtype)).latent_dist.mode() * pipe.vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode_latents(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
     """The inverse of `encode_image`, up to what the VAE loses; clamped to [-1, 1]."""
-    return pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
+    return pipe.vae.decode(latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
 
 
 def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
@@ -63,7 +63,12 @@ def denoising_loss(
     t = stratified_timesteps(batch, process.config.num_train_timesteps, generator).to(latents.device)
     noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(latents)
     z_t, target = noised(process, latents.expand(batch, -1, -1, -1), noise, t)
-    return loss(unet(z_t, t, embedding.expand(batch, -1, -1)).sample, target)
+    return loss(exact(unet(z_t, t, embedding.expand(batch, -1, -1)).sample), exact(target))
+
+
+def exact(values: Tensor) -> Tensor:
+    """At least float32: a loss in half precision would have three digits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class Probe:
@@ -81,7 +86,7 @@ class Probe:
         total = 0.0
         for z_t, t, target in zip(self.z_t.split(4), self.t.split(4), self.target.split(4), strict=True):
             answer = unet(z_t, t, embedding.expand(len(t), -1, -1)).sample
-            total += F.mse_loss(answer, target).item() * len(t)
+            total += F.mse_loss(exact(answer), exact(target)).item() * len(t)
         return total / len(self.t)
 
 

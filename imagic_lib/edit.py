@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from imagic_lib.images import load_image, to_picture
 from imagic_lib.inference import generate
 from imagic_lib.interpolation import interpolate
 from imagic_lib.models import encode_text
-from imagic_lib.optimization import History, hash_of
+from imagic_lib.optimization import History, Strategy, hash_of
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) finds it
@@ -90,10 +91,7 @@ class ImagicEdit:
     def load(cls, folder: str | Path, pipe: StableDiffusionPipeline) -> ImagicEdit:
         """An edit that was saved, ready to sample from. Raises FileNotFoundError if there is none, and
         ValueError if it was made with another base model than `pipe`."""
-        folder = Path(folder)
-        if not (folder / "edit.json").is_file():
-            raise FileNotFoundError(f"there is no finished edit in {folder}: it has no edit.json")
-        facts = json.loads((folder / "edit.json").read_text())
+        folder, facts = Path(folder), read_facts(folder)
         if facts["base_model"]["fingerprint"] != fingerprint(pipe):
             raise ValueError(
                 f"the edit in {folder} was made with {facts['base_model']['name']}, whose weights are not those of "
@@ -121,6 +119,17 @@ class ImagicEdit:
         )
 
 
+def read_facts(folder: str | Path) -> dict:
+    """The edit.json of a saved edit. Raises FileNotFoundError or ValueError if there is none to read."""
+    path = Path(folder) / "edit.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no finished edit in {folder}: it has no edit.json")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): make the edit again") from error
+
+
 def run_edit(
     pipe: StableDiffusionPipeline,
     image: Tensor,
@@ -129,24 +138,35 @@ def run_edit(
     embedding_steps: int | None = None,
     unet_steps: int | None = None,
     method: str = "full",
+    strategy: Strategy | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
 ) -> ImagicEdit:
     """Stages 1 and 2 for one picture and one text.
 
-    image: from `load_image`. method: "full" or "lora". seed: of the training noise. folder: keep
-    checkpoints there and the finished edit; called again after a stop, it goes on where it was, with the
-    same result as without the stop.
+    image: from `load_image`. method: "full" or "lora"; strategy: from `memory.plan`, brings its own. seed:
+    of the training noise. folder: keep checkpoints there and the finished edit; called again after a stop,
+    it goes on where it was, with the same result as without the stop. If the GPU runs out of memory, a
+    MemoryError names the next smaller strategy, and the checkpoint stays.
     """
     generator = torch.Generator().manual_seed(seed)
     files = [Path(folder) / f"stage-{stage}.safetensors" if folder else None for stage in (1, 2)]
     e_tgt = encode_text(pipe, text)
-    e_opt, embedding_history = optimize_embedding(
-        pipe, image, e_tgt, steps=embedding_steps, generator=generator, checkpoint=files[0]
-    )
-    tuned, unet_history = fine_tune(
-        pipe, image, e_opt, method=method, steps=unet_steps, generator=generator, checkpoint=files[1]
-    )
+    with out_of_memory_explained(strategy):
+        e_opt, embedding_history = optimize_embedding(
+            pipe, image, e_tgt, steps=embedding_steps, strategy=strategy, generator=generator, checkpoint=files[0]
+        )
+        tuned, unet_history = fine_tune(
+            pipe,
+            image,
+            e_opt,
+            method=method,
+            strategy=strategy,
+            steps=unet_steps,
+            generator=generator,
+            checkpoint=files[1],
+        )
+    method = strategy.method if strategy else method
     settings = {"embedding_steps": embedding_steps, "unet_steps": unet_steps, "method": method, "seed": seed}
     edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, embedding_history, unet_history, settings)
     if folder:
@@ -154,6 +174,21 @@ def run_edit(
         for file in files:
             file.unlink(missing_ok=True)
     return edit
+
+
+@contextmanager
+def out_of_memory_explained(strategy: Strategy | None):
+    """Turn CUDA's out-of-memory into a MemoryError of one sentence: what to try next."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        from imagic_lib.memory import next_smaller, strategies
+
+        smaller = next_smaller(strategy or strategies()[0])
+        advice = f"try strategy: {smaller.name}" if smaller else "take a smaller picture or a larger GPU"
+        raise MemoryError(
+            f"the GPU is out of memory; {advice} (imagic_lib.memory.plan shows all); the checkpoint is kept"
+        ) from error
 
 
 def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:

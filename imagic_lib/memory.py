@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -27,10 +25,11 @@ from imagic_lib import embedding, finetuning
 from imagic_lib.diffusion import decode_latents, denoising_loss
 from imagic_lib.inference import AT_ONCE, guided
 from imagic_lib.models import TINY, family
+from imagic_lib.optimization import Strategy
 
 GIB = 2**30
 MARGIN = 3.0  # GiB: real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
-STATE_BYTES = {"AdamW": 8, "AdamW in backward": 8, "AdamW 8-bit": 2}  # both moments of one learning number
+STATE_BYTES = {"Adam": 8, "Adam in backward": 8, "Adam 8-bit": 2}  # both moments of one learning number
 SD_1_4 = {  # CompVis/stable-diffusion-v1-4: where its parts differ from the libraries' defaults
     "unet": {"sample_size": 64, "cross_attention_dim": 768},
     "vae": {
@@ -68,21 +67,6 @@ class LiveBytes(TorchDispatchMode):
         result = operation(*args, **(kwargs or {}))
         self.watch(*(x for x in tree_leaves(result) if isinstance(x, Tensor)))
         return result
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """One way to run the stages. dtype: of the UNet's weights and of all computing; adapters stay float32."""
-
-    method: str  # "full" or "lora", as in `fine_tune`
-    dtype: torch.dtype
-    optimizer: str  # a key of STATE_BYTES
-    checkpointing: bool  # activations are computed a second time instead of being kept
-
-    @property
-    def name(self) -> str:
-        words = ["LoRA" if self.method == "lora" else self.method, str(self.dtype)[6:], self.optimizer]
-        return ", ".join(words + ["checkpointing"] * self.checkpointing)
 
 
 @dataclass(frozen=True)
@@ -150,13 +134,13 @@ def precision(device: torch.device | str) -> torch.dtype:
 
 def strategies(half: torch.dtype = torch.float16) -> tuple[Strategy, ...]:
     """All of them, the preferred first. half: of the weights under a LoRA (`precision`)."""
-    ways = [("full", torch.float32, optimizer) for optimizer in STATE_BYTES] + [("lora", half, "AdamW")]
+    ways = [("full", torch.float32, optimizer) for optimizer in STATE_BYTES] + [("lora", half, "Adam")]
     return tuple(Strategy(*way, checkpointing) for way in ways for checkpointing in (False, True))
 
 
 def usable(strategy: Strategy) -> bool:
     """Is everything installed that it needs?"""
-    return strategy.optimizer != "AdamW 8-bit" or find_spec("bitsandbytes") is not None
+    return strategy.optimizer != "Adam 8-bit" or find_spec("bitsandbytes") is not None
 
 
 def next_smaller(strategy: Strategy, half: torch.dtype = torch.float16) -> Strategy | None:
@@ -211,7 +195,7 @@ def training_peak(unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, s
         unet.enable_gradient_checkpointing()
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         learning = [p for p in faked(unet, strategy.dtype).parameters() if p.requires_grad]
-        for p in learning if strategy.optimizer == "AdamW in backward" else ():
+        for p in learning if strategy.optimizer == "Adam in backward" else ():
             p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         e = torch.empty(1, tokens, unet.config.cross_attention_dim, dtype=strategy.dtype).requires_grad_(stage == 1)
         latents = torch.empty(1, unet.config.in_channels, side, side, dtype=strategy.dtype)
@@ -262,9 +246,10 @@ def plan(
         raise ValueError(f"gpu_gb is {gpu_gb}: give the GPU's memory in GiB, e.g. 14.75 for a T4")
     modules = on_meta(model)
     unet, vae, text_encoder = modules.values()
-    factor, levels = 2 ** (len(vae.config.block_out_channels) - 1), len(unet.config.block_out_channels)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    unit = factor * 2 ** (len(unet.config.block_out_channels) - 1)
     size = unet.config.sample_size * factor if size is None else size
-    if size <= 0 or size % (unit := factor * 2 ** (levels - 1)):
+    if size <= 0 or size % unit:
         raise ValueError(f"size is {size}: this model needs a multiple of {unit} pixels")
     kind, tokens = family(SimpleNamespace(unet=unet)), text_encoder.config.max_position_embeddings
 
@@ -279,35 +264,11 @@ def plan(
         return sampling_peak(modules, dtype, at_once=AT_ONCE[kind], side=size // factor) / GIB
 
     def row(s: Strategy) -> Row:
-        plain = replace(s, optimizer="AdamW")
-        peak, learning = trained(2, s if s.optimizer == "AdamW in backward" else plain)
+        plain = replace(s, optimizer="Adam")
+        peak, learning = trained(2, s if s.optimizer == "Adam in backward" else plain)
         second = (peak + learning * STATE_BYTES[s.optimizer]) / GIB
         return Row(s, trained(1, replace(plain, method="full"))[0] / GIB, second, sampled(s.dtype))
 
     rows = tuple(row(s) for s in tqdm(strategies(half), desc="planning", leave=False))
     name = model.config.get("_name_or_path", "") if isinstance(model, StableDiffusionPipeline) else str(model)
     return Plan(name or "this pipeline", size, gpu_gb, margin, rows)
-
-
-@contextmanager
-def optimizer_in_backward(parameters: Iterable[nn.Parameter], make_optimizer: Callable[[list], torch.optim.Optimizer]):
-    """Inside the block `loss.backward()` steps, too: every weight as soon as it has its gradient, which is then freed.
-
-    make_optimizer: list of parameters -> optimizer, e.g. `lambda ps: torch.optim.AdamW(ps, fused=True)`. It must
-    treat each weight for itself, as Adam does: then the numbers are those of backward and step. Yields it, for its
-    state and learning rate; its own `step` finds nothing to do. Not for a GradScaler or gradient clipping, which see
-    all gradients first. After PyTorch's tutorial 'fusing the optimizer step into the backward pass'.
-    """
-    optimizer = make_optimizer([p for p in parameters if p.requires_grad])
-    optimizer.zero_grad(set_to_none=True)
-
-    def step(p: nn.Parameter) -> None:
-        optimizer.step()  # an optimizer passes over weights without a gradient: at this moment, all but p
-        p.grad = None
-
-    hooks = [p.register_post_accumulate_grad_hook(step) for g in optimizer.param_groups for p in g["params"]]
-    try:
-        yield optimizer
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -10,6 +10,8 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
+from imagic_lib.toyworld.captions import vocabulary
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY = DATA / "tiny-sd"
 
@@ -68,10 +70,10 @@ def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **giv
     return defaults[family(pipe)] | {name: value for name, value in given.items() if value is not None}
 
 
-def unknown_words(pipe: StableDiffusionPipeline, text: str) -> list[str]:
-    """Words that the embedded model never saw: its tokenizer has no single token for them."""
-    words = [word.strip(".,;:!?\"'()").lower() for word in text.split()]
-    return [w for w in dict.fromkeys(words) if w and len(pipe.tokenizer.tokenize(w)) > 1]
+def unknown_words(text: str) -> list[str]:
+    """The words of a text that stand in no caption of the toy world: to the embedded model they are noise."""
+    words = (word.strip(".,;:!?\"'()–-").lower() for word in text.split())
+    return [word for word in dict.fromkeys(words) if word and word not in vocabulary()]
 
 
 @torch.no_grad()
@@ -90,12 +92,12 @@ def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
         warnings.warn(
             f"the text has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off is {cut!r}", stacklevel=2
         )
-    if family(pipe) == "tiny" and (words := unknown_words(pipe, text)):
+    if family(pipe) == "tiny" and (words := unknown_words(text)):
         warnings.warn(
             f"the embedded model never saw {', '.join(map(repr, words))}: it knows dogs, cats, rabbits, birds "
             "and cars, eight colours, their poses, and grass, beach, snow and night. For any text, use "
             "Stable Diffusion 1.4",
-            stacklevel=2,
+            stacklevel=3,
         )
     tokens = pipe.tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     mask = tokens.attention_mask if getattr(pipe.text_encoder.config, "use_attention_mask", None) else None

@@ -6,18 +6,33 @@ import hashlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
 
 SMALL = 50_000_000  # numbers; up to here a copy of the last good state is kept in memory
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to run the stages. dtype: of the UNet's weights and of all computing; adapters stay float32."""
+
+    method: str  # "full" or "lora", as in `fine_tune`
+    dtype: torch.dtype
+    optimizer: str  # "Adam", "Adam in backward" or "Adam 8-bit"
+    checkpointing: bool  # activations are computed a second time instead of being kept
+
+    @property
+    def name(self) -> str:
+        words = ["LoRA" if self.method == "lora" else self.method, str(self.dtype)[6:], self.optimizer]
+        return ", ".join(words + ["checkpointing"] * self.checkpointing)
 
 
 @dataclass
@@ -65,6 +80,7 @@ class Progress:
     generator: torch.Generator
     checkpoint: Path | None
     identity: dict  # what must be equal for a checkpoint to be continued: input, text, settings
+    scaler: torch.amp.GradScaler | None = None  # for float16, whose small gradients would vanish
     history: History = field(default_factory=History)
     good: dict[str, Tensor] | None = None
 
@@ -72,6 +88,7 @@ class Progress:
         if self.checkpoint is not None:
             tensors = {f"trained.{k}": v for k, v in self.trained.items()} | pack_optimizer(self.optimizer)
             facts = {"stage": self.name, "identity": self.identity, "history": self.history.to_dict()}
+            facts["scaler"] = self.scaler.state_dict() if self.scaler else {}
             save_tensors(self.checkpoint, tensors | {"generator": self.generator.get_state()}, facts)
 
     def load(self) -> None:
@@ -88,6 +105,8 @@ class Progress:
         self._copy({k[8:]: v for k, v in tensors.items() if k.startswith("trained.")})
         unpack_optimizer(self.optimizer, tensors)
         self.generator.set_state(tensors["generator"])
+        if self.scaler and facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
         self.history = History(**facts["history"])
 
     def remember(self) -> None:
@@ -167,14 +186,67 @@ def descend(
 
 
 def plain_step(loss: Tensor, progress: Progress) -> bool:
-    """One step of the optimizer; False, with nothing changed, if a gradient is no number."""
+    """One step of the optimizer; False, with nothing changed, if a gradient is no number. With a scaler a
+    step that overflows float16 is left out and the scale halved, as AMP does; that is no divergence."""
     progress.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    finite = all(torch.isfinite(p.grad).all() for p in progress.trained.values() if p.grad is not None)
-    if finite:
-        progress.optimizer.step()
+    if progress.scaler is not None:
+        progress.scaler.scale(loss).backward()
+        progress.scaler.step(progress.optimizer)
+        progress.scaler.update()
+        finite = True
+    else:
+        loss.backward()
+        finite = all(torch.isfinite(p.grad).all() for p in progress.trained.values() if p.grad is not None)
+        if finite:
+            progress.optimizer.step()
     progress.optimizer.zero_grad(set_to_none=True)
     return finite
+
+
+def backward_alone(loss: Tensor) -> bool:
+    """For an optimizer that steps inside the backward pass (`memory.optimizer_in_backward`)."""
+    loss.backward()
+    return True
+
+
+@contextmanager
+def optimizer_in_backward(parameters: Iterable[nn.Parameter], make_optimizer: Callable[[list], torch.optim.Optimizer]):
+    """Inside the block `loss.backward()` steps, too: every weight as soon as it has its gradient, which is then freed.
+
+    make_optimizer: list of parameters -> optimizer, e.g. `lambda ps: torch.optim.Adam(ps, fused=True)`. It must
+    treat each weight for itself, as Adam does: then the numbers are those of backward and step. Yields it, for its
+    state and learning rate; its own `step` finds nothing to do. Not for a GradScaler or gradient clipping, which see
+    all gradients first. After PyTorch's tutorial 'fusing the optimizer step into the backward pass'.
+    """
+    optimizer = make_optimizer([p for p in parameters if p.requires_grad])
+    optimizer.zero_grad(set_to_none=True)
+
+    def step(p: nn.Parameter) -> None:
+        optimizer.step()  # an optimizer passes over weights without a gradient: at this moment, all but p
+        p.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(step) for g in optimizer.param_groups for p in g["params"]]
+    try:
+        yield optimizer
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def waiting(*modules: nn.Module):
+    """Inside, these modules wait in the computer's memory and leave the GPU to what is trained."""
+    homes = [(m, next(m.parameters()).device) for m in modules if m is not None]
+    moved = [(m, device) for m, device in homes if device.type != "cpu"]
+    for module, _ in moved:
+        module.to("cpu")
+    if moved:
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        for module, device in moved:
+            module.to(device)
 
 
 @contextmanager

@@ -48,7 +48,6 @@ def test_edit_writes_sheet_curves_pictures_and_prints_where(edit, picture, tmp_p
         ([".", "a cat"], "is a folder"),
         (["PICTURE", ""], "the text is empty"),
         (["PICTURE", "   "], "the text is empty"),
-        (["PICTURE", "a cat", "--model", "no/such-folder/here"], "no folder here"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(edit, picture, tmp_path, capsys, monkeypatch, arguments, sentence):
@@ -89,12 +88,49 @@ def test_broken_pictures_leave_nothing_behind(edit, tmp_path, capsys):
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_long_texts_and_unknown_words_are_noted_and_run(edit, picture, capsys):
-    assert edit(picture, "a zebra " + "and a dog " * 40, "--eta", "1") == 0
-    error = capsys.readouterr().err
-    assert "note: the embedded model never saw 'zebra'" in error and "cut off is" in error
+def test_a_model_that_is_nowhere_is_one_sentence(picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["edit", picture, "a cat", "--model", "no/such-model", "--out", str(tmp_path / "out")]) == 2
+    assert "imagic: 'no/such-model' is no folder here" in capsys.readouterr().err
+
+
+def test_long_texts_and_unknown_words_are_noted_and_run(edit, picture):
+    with pytest.warns(UserWarning) as notes:
+        assert edit(picture, "a zebra " + "and a dog " * 40, "--eta", "1") == 0
+    said = " ".join(str(note.message) for note in notes)
+    assert "never saw 'zebra', 'and'" in said and "cut off is 'and a dog" in said
+
+
+def test_a_note_is_one_line_without_python_s_own_words(picture, model_folder, tmp_path):
+    command = [sys.executable, "-m", "imagic_lib", "edit", picture, "a zebra", "--eta", "1", *STEPS]
+    command += ["--model", str(model_folder), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "\nnote: the embedded model never saw 'zebra'" in "\n" + done.stderr
+    assert "UserWarning" not in done.stderr and "torchvision" not in done.stderr
+
+
+def test_show_draws_a_saved_edit_again_without_training(edit, picture, model_folder, tmp_path, capsys):
+    assert edit(picture, "a brown dog", "--eta", "0.5") == 0
+    before = (tmp_path / "out" / "eta-0.5-seed-0.png").read_bytes()
+    (tmp_path / "out" / "eta-0.5-seed-0.png").unlink()
+    capsys.readouterr()
+    arguments = ["show", str(tmp_path / "out"), "--model", str(model_folder), "--eta", "0.5"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert '"text": "a brown dog"' in printed and "unet: 2 steps, probe loss" in printed
+    assert (tmp_path / "out" / "eta-0.5-seed-0.png").read_bytes() == before
+    assert main(["show", str(tmp_path / "nothing")]) == 2
+    assert "no finished edit" in capsys.readouterr().err
+
+
+def test_plan_prints_the_table_and_what_is_chosen(model_folder, capsys):
+    assert main(["plan", "--model", str(model_folder), "--gpu-gb", "14.75"]) == 0
+    assert "chosen: full, float32, Adam" in capsys.readouterr().out
 
 
 def test_help_names_every_command():
     shown = subprocess.run([sys.executable, "-m", "imagic_lib", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in shown.stdout for command in ("edit", "demo", "train")) and "http" not in shown.stderr
+    assert (
+        all(command in shown.stdout for command in ("edit", "show", "plan", "demo", "train"))
+        and "http" not in shown.stderr
+    )

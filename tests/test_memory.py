@@ -11,7 +11,8 @@ from diffusers import DDPMScheduler
 
 from imagic_lib import finetuning, inference, memory
 from imagic_lib.diffusion import denoising_loss
-from imagic_lib.memory import GIB, STATE_BYTES, LiveBytes, Strategy, next_smaller, optimizer_in_backward, plan
+from imagic_lib.memory import GIB, STATE_BYTES, LiveBytes, next_smaller, plan
+from imagic_lib.optimization import Strategy, optimizer_in_backward
 from imagic_lib.toyworld import unet as toy_unet
 
 SD = "CompVis/stable-diffusion-v1-4"
@@ -49,7 +50,7 @@ def test_the_built_in_configuration_is_exact(sd_modules):
 
 
 def test_lora_of_rank_4_is_the_reports_one(sd_modules):
-    _, learning = memory.training_peak(sd_modules["unet"], 2, Strategy("lora", FULL, "AdamW", True), side=8)
+    _, learning = memory.training_peak(sd_modules["unet"], 2, Strategy("lora", FULL, "Adam", True), side=8)
     assert learning == 398_592
     assert round(100 * learning / 859_520_964, 3) == 0.046
     assert sum(p.numel() for p in sd_modules["unet"].parameters()) == 859_520_964  # the caller's has no adapter
@@ -76,9 +77,9 @@ def test_predicted_peaks_are_the_measured_ones(sd_plan, index, stage, measured):
 
 
 def test_peaks_without_an_optimizer_and_of_a_float32_lora(sd_plan, sd_modules):
-    moments = STATE_BYTES["AdamW"] * 859_520_964 / GIB
+    moments = STATE_BYTES["Adam"] * 859_520_964 / GIB
     assert sd_plan.rows[0].fine_tuning - moments == pytest.approx(6.85, rel=0.03)
-    peak, _ = memory.training_peak(sd_modules["unet"], 2, Strategy("lora", FULL, "AdamW", False))
+    peak, _ = memory.training_peak(sd_modules["unet"], 2, Strategy("lora", FULL, "Adam", False))
     assert peak / GIB == pytest.approx(4.74, rel=0.03)
 
 
@@ -113,10 +114,10 @@ def test_what_a_student_reads(sd_plan, eight_bit):
     eight_bit(False)
     lines = str(sd_plan).splitlines()
     assert len(lines) == 2 + len(ORDER) + 1
-    assert lines[2].startswith("  full, float32, AdamW ") and lines[2].endswith("13.26  4.72  does not fit")
-    assert lines[4].startswith("→ full, float32, AdamW in backward") and lines[4].endswith("fits")
+    assert lines[2].startswith("  full, float32, Adam ") and lines[2].endswith("13.26  4.72  does not fit")
+    assert lines[4].startswith("→ full, float32, Adam in backward") and lines[4].endswith("fits")
     assert lines[6].endswith("fits, needs bitsandbytes")
-    assert lines[-1] == "chosen: full, float32, AdamW in backward"
+    assert lines[-1] == "chosen: full, float32, Adam in backward"
     none = replace(sd_plan, gpu_gb=4.0)
     assert "nothing fits into 4.00 GiB" in none.advice and "size=256" in none.advice and '"tiny"' in none.advice
 
@@ -131,7 +132,7 @@ def test_next_smaller_walks_to_the_end(sd_plan, eight_bit):
         needs = [row_of(sd_plan, s).fine_tuning for s in walk]
         assert needs == sorted(needs, reverse=True)
     assert next_smaller(ORDER[3], half=torch.bfloat16).dtype in (torch.bfloat16, FULL)
-    assert next_smaller(Strategy("lora", torch.bfloat16, "AdamW", False)).checkpointing
+    assert next_smaller(Strategy("lora", torch.bfloat16, "Adam", False)).checkpointing
 
 
 # --- a small model, predicted and then really run ---
@@ -153,11 +154,11 @@ def counted(stage, strategy, batch=2, side=16, tokens=8):
         denoising_loss(unet, DDPMScheduler(), latents, e, batch, generator).backward()
 
     def adam(parameters):
-        return torch.optim.AdamW(parameters, fused=True)
+        return torch.optim.Adam(parameters, fused=True)
 
     with LiveBytes() as live:
         live.watch(*unet.parameters(), e, latents)
-        if strategy.optimizer == "AdamW in backward":
+        if strategy.optimizer == "Adam in backward":
             with optimizer_in_backward(learning, adam):
                 backward()
                 live.peak = live.now
@@ -175,7 +176,7 @@ def counted(stage, strategy, batch=2, side=16, tokens=8):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("stage", "method", "optimizer"),
-    [(1, "full", "AdamW"), (2, "full", "AdamW"), (2, "full", "AdamW in backward"), (2, "lora", "AdamW")],
+    [(1, "full", "Adam"), (2, "full", "Adam"), (2, "full", "Adam in backward"), (2, "lora", "Adam")],
 )
 def test_prediction_against_a_real_step(stage, method, optimizer, checkpointing):
     strategy = Strategy(method, FULL, optimizer, checkpointing)
@@ -243,20 +244,32 @@ def test_after_the_block_a_backward_pass_only_differentiates():
 # --- which model, which device ---
 
 
-def test_a_pipeline_and_its_folder_give_one_plan_and_nothing_changes(pipe, model_folder, monkeypatch):
+def test_a_pipeline_is_planned_for_and_stays_as_it_was(pipe):
     weights, state = [p.clone() for p in pipe.unet.parameters()], torch.get_rng_state()
     made = plan(pipe, gpu_gb=6)
     assert made.size == 128 and made.chosen == ORDER[0]
-    assert plan(model_folder, gpu_gb=6).rows == made.rows
-    monkeypatch.setattr(memory, "TINY", model_folder)
-    assert plan("tiny", gpu_gb=6).rows == made.rows
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(a, b) and a.device.type == "cpu" for a, b in zip(weights, pipe.unet.parameters(), strict=True))
-    smaller = plan(pipe, gpu_gb=6, size=64, batch=1)
-    assert all(a.fine_tuning < b.fine_tuning for a, b in zip(smaller.rows, made.rows, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights, pipe.unet.parameters(), strict=True))
+    assert all(p.requires_grad for p in pipe.unet.parameters())
+    unet = memory.on_meta(pipe)["unet"]
+    large, small, single = (
+        memory.training_peak(unet, 2, ORDER[0], batch=batch, side=side, tokens=8)[0]
+        for batch, side in ((4, 16), (4, 8), (1, 8))
+    )
+    assert large > small > single
+
+
+def test_a_folder_and_tiny_are_read_as_the_pipeline_is(pipe, model_folder, monkeypatch):
+    def shapes(model):
+        return [(n, p.shape) for part in memory.on_meta(model).values() for n, p in part.named_parameters()]
+
+    monkeypatch.setattr(memory, "TINY", model_folder)
+    assert shapes(pipe) == shapes(model_folder) == shapes("tiny")
 
 
 def test_the_device_decides_the_memory_and_the_precision(pipe, monkeypatch):
+    monkeypatch.setattr(memory, "training_peak", lambda *_, **__: (GIB, 0))
+    monkeypatch.setattr(memory, "sampling_peak", lambda *_, **__: GIB)
     here = plan(pipe, device="cpu")
     assert here.gpu_gb > 0.5 and {row.strategy.dtype for row in here.rows} == {FULL}
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15 * GIB))

@@ -1,21 +1,22 @@
 """Training that is stopped, killed or diverges: nothing is lost, and resuming gives the same bits."""
 
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from imagic_lib.optimization import History, Progress, descend, identity_of
 
+TESTS = Path(__file__).resolve().parent
 SCRIPT = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {root!r}]
 from test_optimization import fit
 result, history = fit(Path(sys.argv[1]), steps=40, pause=float(sys.argv[2]))
 print(result.tolist(), history.loss, history.probe_loss)
@@ -52,7 +53,7 @@ def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=No
 
 def test_killed_at_random_steps_and_resumed_gives_the_same_bits(tmp_path):
     script = tmp_path / "fit.py"
-    script.write_text(SCRIPT.format(tests=os.path.dirname(__file__)))
+    script.write_text(SCRIPT.format(tests=str(TESTS), root=str(TESTS.parent)))
     whole = subprocess.run([sys.executable, script, tmp_path / "a", "0"], capture_output=True, text=True, check=True)
     kills, choose = 0, random.Random(4)
     while kills < 3:

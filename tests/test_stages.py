@@ -1,6 +1,7 @@
 """The four stages against ground truth: diffusers' own pipeline, float64 differences, the paper's equations."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from imagic_lib.diffusion import (
 )
 from imagic_lib.finetuning import with_unet
 from imagic_lib.inference import predicted_original
+from imagic_lib.optimization import Strategy, waiting
 from imagic_lib.toyworld import Scene
 
 
@@ -80,7 +82,7 @@ def test_prediction_target_follows_the_config(pipe):
 
 
 def test_timesteps_cover_every_stratum_of_the_models_own_range():
-    for total in (1000, 37):
+    for total in (1000, 40):
         t = stratified_timesteps(8, total, seeded())
         assert [int(v) * 8 // total for v in t] == list(range(8)) and t.max() < total
     drawn = torch.cat([stratified_timesteps(1, 1000, seeded(s)) for s in range(2000)])
@@ -267,3 +269,141 @@ def test_the_model_is_a_drop_in_for_a_pipeline_built_anew(pipe, e_tgt):
         imagic.generate(other, e_tgt, [0], steps=2)[0].tobytes()
         == imagic.generate(pipe, e_tgt, [0], steps=2)[0].tobytes()
     )
+
+
+# ------------------------------------------------------------------------- strategies for small GPUs
+
+
+def strategy(**changes):
+    given = {"method": "full", "dtype": torch.float32, "optimizer": "Adam", "checkpointing": False}
+    return Strategy(**(given | changes))
+
+
+def test_a_fit_encodes_the_picture_once_and_asks_the_unet_once_a_step_without_guidance(pipe, image, e_tgt, monkeypatch):
+    """Bugs: the VAE run at every step; guidance inside the training loss."""
+    encoded, asked = [], []
+    encode, ask = pipe.vae.encode, pipe.unet.forward
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    monkeypatch.setattr(pipe.unet, "forward", lambda z, *rest, **more: asked.append(len(z)) or ask(z, *rest, **more))
+    imagic.optimize_embedding(pipe, image, e_tgt, steps=3, batch=2, probe_every=100, generator=seeded())
+    assert encoded == [1]
+    assert asked == [4, 4, 2, 2, 2, 4, 4]  # the probe before and after in two halves, and one question a step
+
+
+@pytest.mark.parametrize("train_mode", [True, False])
+def test_gradient_checkpointing_works_in_eval_mode_too(pipe, image, e_tgt, train_mode):
+    """Bug: gradient checkpointing that is silently off in eval mode."""
+    kept = {}
+    for checkpointing in (False, True):
+        unet = finetuning.trainable_copy(pipe.unet, "full", 4, (), strategy(checkpointing=checkpointing), seed=0)
+        unet.train(train_mode)
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            denoising_loss(unet, training_noise(pipe), encode_image(pipe, image), e_tgt, 2, seeded())
+        kept[checkpointing] = sum(sizes)
+    assert kept[True] < 0.7 * kept[False]
+
+
+def test_every_full_strategy_gives_the_same_weights(pipe, image, e_tgt):
+    fits = [
+        imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, strategy=s, generator=seeded())
+        for s in (None, strategy(checkpointing=True), strategy(optimizer="Adam in backward"))
+    ]
+    plain = weights(fits[0][0].unet)
+    for tuned, history in fits[1:]:
+        assert history.loss == pytest.approx(fits[0][1].loss, rel=1e-4)
+        for name, value in weights(tuned.unet).items():
+            torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)
+        assert all(p.grad is None for p in tuned.unet.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_lora_trains_and_draws(pipe, image, e_tgt, dtype):
+    """Half the memory for the frozen base; adapters and their optimizer stay in float32."""
+    frugal = strategy(method="lora", dtype=dtype, checkpointing=True)
+    tuned, history = imagic.fine_tune(
+        pipe, image, e_tgt, strategy=frugal, steps=12, lr=2e-2, batch=4, probe_every=6, generator=seeded()
+    )
+    assert tuned.unet.dtype == dtype and pipe.unet.dtype == torch.float32
+    adapters = [p for n, p in tuned.unet.named_parameters() if "lora" in n]
+    assert {p.dtype for p in adapters} == {torch.float32}
+    assert history.probe_loss[-1] < history.probe_loss[0]
+    assert imagic.generate(tuned, e_tgt, [0], steps=2)[0].size == (128, 128)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stage_1_in_half_precision_keeps_e_opt_in_float32(pipe, image, e_tgt, dtype):
+    frugal = strategy(method="lora", dtype=dtype, checkpointing=True)
+    e_opt, history = imagic.optimize_embedding(
+        pipe, image, e_tgt, strategy=frugal, steps=12, lr=0.05, batch=4, generator=seeded()
+    )
+    assert e_opt.dtype == torch.float32 and history.probe_loss[-1] < history.probe_loss[0]
+    assert not pipe.unet.is_gradient_checkpointing
+
+
+def test_what_is_not_trained_waits_in_the_computers_memory_and_comes_back():
+    class Part(torch.nn.Linear):
+        moves = ()
+
+        def parameters(self, recurse=True):
+            yield SimpleNamespace(device=torch.device("cuda:1"))
+
+        def to(self, device):
+            self.moves += (str(device),)
+            return self
+
+    part, here = Part(1, 1), torch.nn.Linear(1, 1)
+    with pytest.raises(KeyError), waiting(part, here, None):
+        assert part.moves == ("cpu",)
+        raise KeyError
+    assert part.moves == ("cpu", "cuda:1")
+
+
+def test_running_out_of_memory_names_the_next_smaller_strategy(pipe, image, monkeypatch, tmp_path):
+    def no_memory(*args, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(imagic.edit, "fine_tune", no_memory)
+    with pytest.raises(MemoryError, match=r"try strategy: full, float32, Adam, checkpointing .* checkpoint is kept"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, unet_steps=1, folder=tmp_path)
+    assert (tmp_path / "stage-1.safetensors").exists()
+
+
+# ---------------------------------------------------------------------------- samplers and the checker
+
+
+def test_samplers_by_name_share_the_models_noise_process(pipe, e_tgt):
+    pictures = set()
+    for name in ("ddim", "pndm", "dpm++"):
+        scheduler = imagic.inference.sampler(pipe, name)
+        assert torch.equal(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
+        pictures.add(imagic.generate(pipe, e_tgt, [0], steps=4, scheduler=name)[0].tobytes())
+    assert len(pictures) == 3
+    with pytest.raises(ValueError, match="'euler' is unknown: choose one of ddim, pndm"):
+        imagic.generate(pipe, e_tgt, [0], scheduler="euler")
+
+
+def test_a_safety_checker_that_the_model_ships_stays_on(pipe, e_tgt):
+    other = with_unet(pipe, pipe.unet)
+    calls = []
+
+    class Checker(torch.nn.Linear):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, images, clip_input):
+            calls.append((images.shape, clip_input.shape))
+            return images, [True, False]
+
+    def look(pictures, return_tensors):
+        return SimpleNamespace(pixel_values=torch.zeros(len(pictures), 3, 8, 8))
+
+    other.safety_checker, other.feature_extractor = Checker(1, 1), look
+    with pytest.warns(UserWarning, match="flagged 1 of 2 pictures"):
+        flagged, fine = imagic.generate(other, e_tgt, [0, 1], steps=1)
+    assert flagged.getextrema() == ((0, 0),) * 3 and fine.getextrema() != ((0, 0),) * 3
+    assert calls == [((2, 128, 128, 3), (2, 3, 8, 8))]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from imagic_lib.toyworld.scene import COLOURS as SCENE_COLOURS
 
 if TYPE_CHECKING:
     from imagic_lib.toyworld.scene import Scene
@@ -38,6 +41,15 @@ OPENINGS = ("", "a photo of ", "a picture of ", "an image of ", "a drawing of ",
 
 def article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Every word that a caption can hold."""
+    phrases = [*OPENINGS, *SCENE_COLOURS, "a an is that"]
+    for forms in (SUBJECTS, COLOURS, POSES, PLACES):
+        phrases += [form for several in forms.values() for form in several]
+    return frozenset(word for phrase in phrases for word in phrase.split())
 
 
 def plain(scene: Scene) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from imagic_lib.toyworld.scene import Scene
 from imagic_lib.toyworld.training import train
@@ -77,8 +77,10 @@ def build(vocabulary: int) -> CLIPModel:
     )
 
 
-def image_processor() -> CLIPImageProcessor:
-    """Pixels in [-1, 1] at 128 px: what the image tower was trained on."""
+def image_processor():
+    """A `CLIPImageProcessor`, 128 px and pixels in [-1, 1]: what the image tower was trained on."""
+    from transformers import CLIPImageProcessor
+
     half = [0.5, 0.5, 0.5]
     return CLIPImageProcessor(
         size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}, image_mean=half, image_std=half
