@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that the scripts find imagic_lib without an installation
 CARD = ROOT / "data" / "tiny-sd" / "README.md"
 
 

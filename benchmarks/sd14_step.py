@@ -82,7 +82,7 @@ def measure(folder: str, job: str) -> None:
     import torch
 
     import imagic_lib as imagic
-    from imagic_lib.optimization import Strategy
+    from imagic_lib.strategies import Strategy
     from imagic_lib.toyworld import Scene
 
     torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own threads and buffers
@@ -107,39 +107,34 @@ def measure(folder: str, job: str) -> None:
 def steps_of(pipe, image, e, stage: int, strategy):
     """A function that runs the stage's own steps while nothing but its UNet is in memory, as the
     prediction assumes: on a GPU, all else waits in the computer's memory."""
-    from contextlib import ExitStack
-
     import torch
 
-    from imagic_lib import embedding, finetuning, optimization
-    from imagic_lib.diffusion import denoising_loss, encode_image, frozen, training_noise
+    from imagic_lib import embedding, finetuning
+    from imagic_lib.diffusion import denoising_loss, encode_image, training_noise
+    from imagic_lib.optimization import Progress, descend
+    from imagic_lib.strategies import stepping
 
     process, latents = training_noise(pipe), encode_image(pipe, image)
     unet, generator = pipe.unet, torch.Generator().manual_seed(0)
     pipe.vae = pipe.text_encoder = None
+    unet.requires_grad_(stage == 2 and strategy.method == "full")
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     if stage == 2 and strategy.method == "lora":
-        unet.requires_grad_(False)
         finetuning.add_lora(unet, finetuning.RANK, finetuning.TARGETS)
+    learned = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    trained = learned if stage == 2 else {"e": e.requires_grad_(True)}
+    defaults = finetuning.DEFAULTS[strategy.method] if stage == 2 else embedding.DEFAULTS
 
     def run() -> None:
-        with ExitStack() as stack:
-            if stage == 1:
-                stack.enter_context(frozen(unet))
-                trained = {"e": e.requires_grad_(True)}
-                optimizer, step = torch.optim.Adam([e], lr=embedding.DEFAULTS["stable-diffusion"]["lr"]), None
-            else:
-                trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-                optimizer, step = finetuning.optimizer_for(trained, 1e-7, strategy, stack)
-            progress = optimization.Progress("steps", trained, optimizer, generator, None, {})
-            optimization.descend(
-                progress,
+        with stepping(trained, defaults["stable-diffusion"]["lr"], strategy) as (optimizer, step_with):
+            descend(
+                Progress("steps", trained, optimizer, generator, None, {}),
                 lambda: denoising_loss(unet, process, latents, e, 1, generator),
                 lambda: 0.0,
                 steps=STEPS,
                 probe_every=STEPS,
-                backward=step,
+                step_with=step_with,
             )
 
     return run
@@ -147,7 +142,7 @@ def steps_of(pipe, image, e, stage: int, strategy):
 
 def main() -> None:
     from imagic_lib import memory
-    from imagic_lib.optimization import Strategy
+    from imagic_lib.strategies import Strategy
 
     predicted = {}
     unet = memory.on_meta("CompVis/stable-diffusion-v1-4")["unet"]

@@ -21,8 +21,9 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("image", metavar="IMAGE", help="the picture: PNG, JPEG, WebP, GIF or BMP")
     edit.add_argument("text", metavar="TEXT", help="what the edited picture shows: 'a brown dog jumping on the grass'")
     edit.add_argument("--model", default="tiny", help="tiny (default), a hub id or a folder in diffusers format")
-    edit.add_argument("--method", choices=("full", "lora"), default="full", help="what stage 2 trains (default: full)")
-    edit.add_argument("--fit", action="store_true", help="choose the method by the memory of this machine (see plan)")
+    way = edit.add_mutually_exclusive_group()
+    way.add_argument("--method", choices=("full", "lora"), default="full", help="what stage 2 trains (default: full)")
+    way.add_argument("--fit", action="store_true", help="choose the method by the memory of this machine (see plan)")
     edit.add_argument("--pad", action="store_true", help="pad a picture that is not square instead of cropping it")
     edit.add_argument("--steps", type=whole, help="steps of each of the two trainings (default: the model's own)")
     add_sampling(edit)
@@ -36,7 +37,6 @@ def parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="what will fit into a GPU, before it runs", description=PLAN)
     plan.add_argument("--model", default="CompVis/stable-diffusion-v1-4", help="tiny, a folder, or SD 1.4 (default)")
     plan.add_argument("--gpu-gb", type=number, help="GiB to fit into, e.g. 14.75 for a T4 (default: this machine's)")
-    plan.add_argument("--size", type=whole, help="pixels of the picture's side (default: the model's own)")
 
     demo = commands.add_parser("demo", help="one edit with its ground truth", description="The edit of the README.")
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: out/demo)")
@@ -61,11 +61,17 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--eta", type=number, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)"
     )
-    command.add_argument("--seed", type=whole, nargs="+", default=[0], help="noises to start from (default: 0)")
+    command.add_argument(
+        "--seed",
+        type=whole,
+        nargs="+",
+        default=[0],
+        help="noises to start from, the first is also the training's (default: 0)",
+    )
 
 
 def whole(text: str) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
 
@@ -147,7 +153,7 @@ def run_show_command(args: argparse.Namespace) -> None:
 def run_plan_command(args: argparse.Namespace) -> None:
     from imagic_lib.memory import plan
 
-    print(plan(args.model, args.gpu_gb, size=args.size))
+    print(plan(args.model, args.gpu_gb))
 
 
 def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
@@ -206,6 +212,8 @@ def run_train_command(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    import torch
+
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
     commands = {
         "edit": run_edit_command,
@@ -216,11 +224,11 @@ def main(argv: list[str] | None = None) -> int:
     }
     try:
         commands[args.command](args)
-    except (ValueError, FileNotFoundError, FloatingPointError, MemoryError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"imagic: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("imagic: stopped", file=sys.stderr)
+        print("imagic: stopped; the same command goes on where it was", file=sys.stderr)
         return 130
     return 0
 

@@ -15,6 +15,14 @@ PROBE_PAIRS = 8
 PROBE_SEED = 20221017  # any fixed number; the day of the Imagic preprint
 
 
+def cpu_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The caller's generator, or one of seed 0. Noise is drawn on the CPU, so that a seed means the same on
+    every machine. Raises ValueError for a generator of another device."""
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"the generator is on {generator.device}: give torch.Generator() on the CPU")
+    return generator or torch.Generator().manual_seed(0)
+
+
 def training_noise(pipe: StableDiffusionPipeline) -> DDPMScheduler:
     """The model's own forward process (its betas), whatever sampler is set for generation."""
     return DDPMScheduler.from_config(pipe.scheduler.config)

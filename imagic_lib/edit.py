@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -19,17 +19,19 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from PIL import Image
 from torch import Tensor
 
-from imagic_lib.checkpoints import load_tensors, save_tensors, write_atomically
+from imagic_lib.checkpoints import load_tensors, remove_tensors, save_tensors, write_atomically
 from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.embedding import optimize_embedding
 from imagic_lib.finetuning import fine_tune, with_unet
 from imagic_lib.images import load_image, to_picture
 from imagic_lib.inference import generate
 from imagic_lib.interpolation import interpolate
-from imagic_lib.models import encode_text
-from imagic_lib.optimization import History, Strategy, hash_of
+from imagic_lib.models import encode_text, name_of
+from imagic_lib.optimization import History, hash_of
+from imagic_lib.strategies import Strategy, waiting
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+DIFFERENCE_FILE = "unet-difference.safetensors"  # tuned minus loaded weights
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) finds it
 
 
@@ -45,7 +47,7 @@ class ImagicEdit:
     e_opt: Tensor
     embedding_history: History
     unet_history: History
-    settings: dict = field(default_factory=dict)  # what `run_edit` was called with
+    settings: dict  # method, steps and seed that `run_edit` was called with
 
     @property
     def input_picture(self) -> Image.Image:
@@ -61,25 +63,28 @@ class ImagicEdit:
     ) -> list[list[Image.Image]]:
         """One row of pictures a seed, one column an η. `fine_tuned=False`: what stage 2 is good for.
         Further settings go to `generate`."""
-        pipe = self.tuned if fine_tuned else self.pipe
-        flat = generate(pipe, interpolate(self.e_tgt, self.e_opt, etas), seeds, **settings)
+        pipe, idle = (self.tuned, self.pipe) if fine_tuned else (self.pipe, self.tuned)
+        with waiting(idle.unet):
+            flat = generate(pipe, interpolate(self.e_tgt, self.e_opt, etas), seeds, **settings)
         return [flat[row :: len(seeds)] for row in range(len(seeds))]
 
     def save(self, folder: str | Path) -> Path:
-        """Write the edit into a folder: edit.json (last, so that it marks a whole edit), input.png,
-        embeddings.safetensors, and the LoRA in diffusers' own file or the UNet's difference."""
+        """Write the edit into a folder: input.png, embeddings.safetensors, the LoRA in diffusers' own file or
+        the UNet's difference, and edit.json, last, so that it marks a whole edit. An older edit in the
+        folder is taken away first, with its pictures."""
         folder = Path(folder)
+        remove_edit(folder)
         write_atomically(folder / "input.png", lambda tmp: self.input_picture.save(tmp, format="PNG"))
         save_tensors(folder / "embeddings.safetensors", {"e_tgt": self.e_tgt, "e_opt": self.e_opt}, {})
-        if getattr(self.tuned.unet, "peft_config", None):
+        if self.settings["method"] == "lora":
             save_lora(self.tuned, folder)
         else:
             base, tuned = self.pipe.unet.state_dict(), self.tuned.unet.state_dict()
-            save_tensors(folder / "unet-difference.safetensors", {k: v - base[k] for k, v in tuned.items()}, {})
+            save_tensors(folder / DIFFERENCE_FILE, {k: v - base[k] for k, v in tuned.items()}, {})
         facts = {
             "text": self.text,
             "settings": self.settings,
-            "base_model": {"name": self.pipe.config.get("_name_or_path"), "fingerprint": fingerprint(self.pipe)},
+            "base_model": {"name": name_of(self.pipe), "fingerprint": fingerprint(self.pipe)},
             "input": hash_of(self.image),
             "versions": versions(),
             "history": {"embedding": self.embedding_history.to_dict(), "unet": self.unet_history.to_dict()},
@@ -94,16 +99,16 @@ class ImagicEdit:
         folder, facts = Path(folder), read_facts(folder)
         if facts["base_model"]["fingerprint"] != fingerprint(pipe):
             raise ValueError(
-                f"the edit in {folder} was made with {facts['base_model']['name']}, whose weights are not those of "
-                f"the model that is loaded now ({pipe.config.get('_name_or_path')}): load that one"
+                f"the edit in {folder} was made with other weights ({facts['base_model']['name']}) than those that "
+                f"are loaded ({name_of(pipe)}): load the model it was made with"
             )
         embeddings, _ = load_tensors(folder / "embeddings.safetensors")
         unet = copy.deepcopy(pipe.unet)
         tuned = with_unet(pipe, unet)
-        if (folder / LORA_FILE).is_file():
+        if facts["settings"]["method"] == "lora":
             tuned.load_lora_weights(str(folder), weight_name=LORA_FILE)
         else:
-            difference, _ = load_tensors(folder / "unet-difference.safetensors")
+            difference, _ = load_tensors(folder / DIFFERENCE_FILE)
             unet.load_state_dict({k: v + difference[k].to(v) for k, v in unet.state_dict().items()})
         device = pipe.unet.device
         return cls(
@@ -125,9 +130,21 @@ def read_facts(folder: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"there is no finished edit in {folder}: it has no edit.json")
     try:
-        return json.loads(path.read_text())
+        facts = json.loads(path.read_text())
+        if missing := {"text", "settings", "base_model", "input", "history"} - set(facts):
+            raise ValueError(f"it has no {sorted(missing)[0]!r}")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): make the edit again") from error
+    return facts
+
+
+def remove_edit(folder: Path) -> None:
+    """Take an older edit out of a folder, edit.json first; checkpoints stay."""
+    for name in ("edit.json", LORA_FILE, "embeddings.safetensors", "input.png", "edit.png", "losses.png"):
+        (folder / name).unlink(missing_ok=True)
+    remove_tensors(folder / DIFFERENCE_FILE)
+    for picture in folder.glob("eta-*-seed-*.png"):
+        picture.unlink()
 
 
 def run_edit(
@@ -145,17 +162,23 @@ def run_edit(
     """Stages 1 and 2 for one picture and one text.
 
     image: from `load_image`. method: "full" or "lora"; strategy: from `memory.plan`, brings its own. seed:
-    of the training noise. folder: keep checkpoints there and the finished edit; called again after a stop,
-    it goes on where it was, with the same result as without the stop. If the GPU runs out of memory, a
-    MemoryError names the next smaller strategy, and the checkpoint stays.
+    of the training noise. folder: keep checkpoints and the finished edit there; called again after a stop
+    or a kill, it goes on where it was, with the same result, and a finished edit is only loaded. The stop
+    button ends the present stage early; with a folder it ends all, as KeyboardInterrupt, to be continued.
+    If the GPU runs out of memory, a MemoryError names the next smaller strategy.
     """
+    method = strategy.method if strategy else method
+    settings = {"embedding_steps": embedding_steps, "unet_steps": unet_steps, "method": method, "seed": seed}
+    if folder and is_finished(folder, pipe, image, text, settings):
+        return ImagicEdit.load(folder, pipe)
     generator = torch.Generator().manual_seed(seed)
-    files = [Path(folder) / f"stage-{stage}.safetensors" if folder else None for stage in (1, 2)]
+    files = [Path(folder) / f"checkpoint-{part}.safetensors" if folder else None for part in ("embedding", method)]
     e_tgt = encode_text(pipe, text)
-    with out_of_memory_explained(strategy):
+    with out_of_memory_explained(strategy, method, folder):
         e_opt, embedding_history = optimize_embedding(
             pipe, image, e_tgt, steps=embedding_steps, strategy=strategy, generator=generator, checkpoint=files[0]
         )
+        stop_if_asked(embedding_history, folder)
         tuned, unet_history = fine_tune(
             pipe,
             image,
@@ -166,29 +189,42 @@ def run_edit(
             generator=generator,
             checkpoint=files[1],
         )
-    method = strategy.method if strategy else method
-    settings = {"embedding_steps": embedding_steps, "unet_steps": unet_steps, "method": method, "seed": seed}
+        stop_if_asked(unet_history, folder)
     edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, embedding_history, unet_history, settings)
     if folder:
         edit.save(folder)
         for file in files:
-            file.unlink(missing_ok=True)
+            remove_tensors(file)
     return edit
 
 
+def is_finished(folder: str | Path, pipe: StableDiffusionPipeline, image: Tensor, text: str, settings: dict) -> bool:
+    """Does the folder hold this very edit: of this picture, text, settings and model?"""
+    if not (Path(folder) / "edit.json").is_file():
+        return False
+    facts = read_facts(folder)
+    found = facts["text"], facts["settings"], facts["input"], facts["base_model"]["fingerprint"]
+    return found == (text, settings, hash_of(image), fingerprint(pipe))
+
+
+def stop_if_asked(history: History, folder: str | Path | None) -> None:
+    if history.stopped and folder:
+        raise KeyboardInterrupt(f"stopped; the same call goes on with the checkpoint in {folder}")
+
+
 @contextmanager
-def out_of_memory_explained(strategy: Strategy | None):
+def out_of_memory_explained(strategy: Strategy | None, method: str, folder: str | Path | None):
     """Turn CUDA's out-of-memory into a MemoryError of one sentence: what to try next."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         from imagic_lib.memory import next_smaller, strategies
 
-        smaller = next_smaller(strategy or strategies()[0])
-        advice = f"try strategy: {smaller.name}" if smaller else "take a smaller picture or a larger GPU"
-        raise MemoryError(
-            f"the GPU is out of memory; {advice} (imagic_lib.memory.plan shows all); the checkpoint is kept"
-        ) from error
+        now = strategy or next(s for s in strategies() if s.method == method)
+        smaller = next_smaller(now)
+        advice = f"try the strategy “{smaller.name}”" if smaller else "only a larger GPU will do"
+        kept = f"; the checkpoint in {folder} is kept" if folder else ""
+        raise MemoryError(f"the GPU is out of memory: {advice} (imagic_lib.memory.plan shows all){kept}") from error
 
 
 def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:
@@ -196,17 +232,25 @@ def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(tuned.unet))
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, weight_name=LORA_FILE)
+
+    def write(temporary: Path) -> None:
+        StableDiffusionPipeline.save_lora_weights(
+            temporary.parent, unet_lora_layers=layers, weight_name=temporary.name, safe_serialization=True
+        )
+
+    write_atomically(folder / LORA_FILE, write)
 
 
 def fingerprint(pipe: StableDiffusionPipeline) -> str:
-    """A short name of a model's weights: equal for equal models, whatever they are called. It looks at
-    the shape and the first 1024 numbers of every tensor, so that a 4 GB model takes no minute."""
+    """A short name of a model's weights: equal for equal models, whatever they are called, in whatever
+    precision and by whatever library version they were loaded. It looks at the shape and the first 1024
+    numbers of every tensor, so that a 4 GB model takes no minute."""
     digest = hashlib.sha256()
     for part in (pipe.text_encoder, pipe.vae, pipe.unet):
-        for name, value in sorted(part.state_dict().items()):
+        tensors = {k.removeprefix("text_model."): v for k, v in part.state_dict().items() if v.is_floating_point()}
+        for name, value in sorted(tensors.items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().flatten()[:1024].float().cpu().numpy().tobytes())
+            digest.update(value.detach().flatten()[:1024].half().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

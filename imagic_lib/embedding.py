@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from imagic_lib.diffusion import Probe, denoising_loss, encode_image, frozen, training_noise
+from imagic_lib.diffusion import Probe, cpu_generator, denoising_loss, encode_image, frozen, training_noise
 from imagic_lib.losses import Loss, mse
 from imagic_lib.models import settings_for
-from imagic_lib.optimization import History, Progress, Strategy, descend, identity_of, waiting
+from imagic_lib.optimization import History, Progress, descend, identity_of
+from imagic_lib.strategies import Strategy, networks, scaler_for, unet_copy, waiting
 
 DEFAULTS = {
     "tiny": {"steps": 150, "lr": 1e-2, "batch": 4},
-    "stable-diffusion": {"steps": 1000, "lr": 2e-3, "batch": 1},  # arXiv 2210.09276, appendix B
+    "stable-diffusion": {"steps": 1000, "lr": 2e-3, "batch": 1},  # Kavar et al. 2022, appendix B
 }
 
 
@@ -44,38 +44,30 @@ def optimize_embedding(
     like e_tgt, and the history. The pipeline stays as it was. Taught in notebooks/02_embedding.ipynb.
     """
     given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch)
-    generator = generator or torch.Generator().manual_seed(0)
-    unet = frugal(pipe.unet, strategy)
-    process, latents = training_noise(pipe), encode_image(pipe, image).to(unet.dtype)
-    probe = Probe(process, latents)
-    e = e_tgt.detach().float().clone().requires_grad_(True)
-    progress = Progress(
-        name="stage 1, embedding",
-        trained={"e_opt": e},
-        optimizer=torch.optim.Adam([e], lr=given["lr"]),
-        generator=generator,
-        checkpoint=checkpoint,
-        identity=identity_of(image=image, start=e_tgt, lr=given["lr"], batch=given["batch"], loss=loss.__name__),
-        scaler=torch.amp.GradScaler(latents.device.type) if unet.dtype == torch.float16 else None,
-    )
-    idle = [pipe.vae, pipe.text_encoder] + ([] if unet is pipe.unet else [pipe.unet])
-    with frozen(unet), waiting(*idle):
-        history = descend(
-            progress,
-            lambda: denoising_loss(unet, process, latents, e.to(unet.dtype), given["batch"], generator, loss),
-            lambda: probe(unet, e.detach().to(unet.dtype)),
-            steps=given["steps"],
-            probe_every=probe_every,
-            patience=patience,
+    generator = cpu_generator(generator)
+    process, latents, device = training_noise(pipe), encode_image(pipe, image), pipe.unet.device
+    as_it_is = strategy is None or (strategy.dtype == pipe.unet.dtype and not strategy.checkpointing)
+    with waiting(*networks(pipe, but=pipe.unet if as_it_is else None)):
+        unet = pipe.unet if as_it_is else unet_copy(pipe.unet, strategy, device)
+        latents = latents.to(unet.dtype)
+        probe = Probe(process, latents)
+        e = e_tgt.detach().to(device, torch.float32, copy=True).requires_grad_(True)
+        progress = Progress(
+            name="stage 1, embedding",
+            trained={"e_opt": e},
+            optimizer=torch.optim.Adam([e], lr=given["lr"]),
+            generator=generator,
+            checkpoint=checkpoint,
+            identity=identity_of(image, e_tgt, given, loss, generator),
+            scaler=scaler_for(unet),
         )
+        with frozen(unet):
+            history = descend(
+                progress,
+                lambda: denoising_loss(unet, process, latents, e.to(unet.dtype), given["batch"], generator, loss),
+                lambda: probe(unet, e.detach().to(unet.dtype)),
+                steps=given["steps"],
+                probe_every=probe_every,
+                patience=patience,
+            )
     return e.detach(), history
-
-
-def frugal(unet: UNet2DConditionModel, strategy: Strategy | None) -> UNet2DConditionModel:
-    """The UNet itself, or a copy in the strategy's precision and with its checkpointing."""
-    if strategy is None or (strategy.dtype == unet.dtype and not strategy.checkpointing):
-        return unet
-    other = torch.nn.Module.to(copy.deepcopy(unet), strategy.dtype)
-    if strategy.checkpointing:
-        other.enable_gradient_checkpointing()
-    return other

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from imagic_lib.metrics import psnr
 from imagic_lib.models import family
 
 FOREIGN = 22.0  # dB; drawings are rebuilt better than this, photos worse
@@ -125,8 +126,8 @@ def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline, 
 @torch.no_grad()
 def rebuilt_psnr(pipe: StableDiffusionPipeline, image: Tensor) -> float:
     """How much of a picture the VAE keeps, as the PSNR in dB of its reconstruction."""
-    rebuilt = pipe.vae.decode(pipe.vae.encode(image).latent_dist.mode()).sample.clamp(-1, 1)
-    return float(-10 * torch.log10(((rebuilt - image) / 2).square().mean().clamp(min=1e-10)))
+    rebuilt = pipe.vae.decode(pipe.vae.encode(image.to(pipe.vae.dtype)).latent_dist.mode()).sample
+    return psnr(to_picture(rebuilt), to_picture(image))
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

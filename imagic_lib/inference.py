@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from imagic_lib.models import encode_text, family, settings_for
 
 DEFAULTS = {
     "tiny": {"steps": 30, "guidance_scale": 3.0},
-    "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},
+    "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
 SAMPLERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler, "dpm++": DPMSolverMultistepScheduler}
@@ -48,10 +48,18 @@ def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
 
 
 def initial_noise(pipe: StableDiffusionPipeline, seed: int) -> Tensor:
-    """The noise that a seed stands for, (1, 4, h, w): the one diffusers' pipeline draws, too."""
+    """The noise that a seed stands for, (1, 4, h, w), drawn in float32: as diffusers' pipeline draws it."""
     side = pipe.unet.config.sample_size
     shape = (1, pipe.unet.config.in_channels, side, side)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(pipe.unet.device)
+
+
+def seeds_of(seeds: Sequence[int]) -> list[int]:
+    """A list of at least one whole number below 2**63; raises ValueError for anything else."""
+    seeds = list(seeds) if isinstance(seeds, Iterable) else []
+    if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
+        raise ValueError("seeds must be a list of one or more whole numbers from 0 up, e.g. seeds=[0, 1, 2]")
+    return seeds
 
 
 def guided(noise_text: Tensor, noise_empty: Tensor, scale: float) -> Tensor:
@@ -86,8 +94,11 @@ def generate(
     called with a `Step` at each denoising step of each batch. A safety checker that the model ships
     blackens what it flags, and says so. Taught in notebooks/05_inference.ipynb.
     """
+    scheduler, seeds = scheduler or pipe.scheduler, seeds_of(seeds)
     if isinstance(scheduler, str):
         scheduler = sampler(pipe, scheduler)
+    if not isinstance(scheduler, tuple(SAMPLERS.values())):
+        raise ValueError(f"{type(scheduler).__name__} is not supported: give scheduler= one of {', '.join(SAMPLERS)}")
     given = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance_scale)
     device, dtype = pipe.unet.device, pipe.unet.dtype
     noise = torch.cat([initial_noise(pipe, seed) for seed in seeds]).repeat(len(embeddings), 1, 1, 1)
@@ -103,7 +114,7 @@ def generate(
             empty,
             given["steps"],
             given["guidance_scale"],
-            copy.deepcopy(scheduler or pipe.scheduler),
+            copy.deepcopy(scheduler),
             callback,
         )
         pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]

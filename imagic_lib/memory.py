@@ -25,11 +25,12 @@ from imagic_lib import embedding, finetuning
 from imagic_lib.diffusion import decode_latents, denoising_loss
 from imagic_lib.inference import AT_ONCE, guided
 from imagic_lib.models import TINY, family
-from imagic_lib.optimization import Strategy
+from imagic_lib.strategies import Strategy
 
 GIB = 2**30
 MARGIN = 3.0  # GiB: real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
 STATE_BYTES = {"Adam": 8, "Adam in backward": 8, "Adam 8-bit": 2}  # both moments of one learning number
+SAFETY_CHECKER = 1_215_981_830  # bytes of SD 1.4's own, in float32
 SD_1_4 = {  # CompVis/stable-diffusion-v1-4: where its parts differ from the libraries' defaults
     "unet": {"sample_size": 64, "cross_attention_dim": 768},
     "vae": {
@@ -107,7 +108,7 @@ class Plan:
         if self.chosen:
             return f"chosen: {self.chosen.name}"
         least = min(row.peak for row in self.rows if usable(row.strategy)) + self.margin
-        smaller = f'take smaller pictures (size={self.size // 2}), a larger GPU, or the model "tiny"'
+        smaller = 'take a larger GPU, or the model "tiny"'
         return f"nothing fits into {self.gpu_gb:.2f} GiB, the least is {least:.2f} with the margin: {smaller}"
 
     def table(self) -> str:
@@ -206,10 +207,10 @@ def training_peak(unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, s
 @torch.no_grad()
 def sampling_peak(modules: dict[str, nn.Module], dtype: torch.dtype, *, at_once=1, side=64) -> int:
     """Bytes at the peak of stages 3 and 4: guidance with a batch of 2 x at_once, then the VAE, picture by picture.
-    The whole pipeline is on the device, so that `encode_image` and the probe need no more than this."""
+    The tuned UNet has the given dtype, the rest of the pipeline float32; `encode_image` and the probe need less."""
     unet, vae, text_encoder = (copy.deepcopy(modules[part]) for part in SD_1_4)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        faked(unet, dtype), faked(vae, dtype), faked(text_encoder, dtype)
+        faked(unet, dtype), faked(vae, torch.float32), faked(text_encoder, torch.float32)
         z = torch.empty(at_once, unet.config.in_channels, side, side, dtype=dtype)
         tokens = text_encoder.config.max_position_embeddings
         text = torch.empty(2 * at_once, tokens, unet.config.cross_attention_dim, dtype=dtype)
@@ -217,6 +218,15 @@ def sampling_peak(modules: dict[str, nn.Module], dtype: torch.dtype, *, at_once=
         z = z - guided(*answer.chunk(2), 7.5)
         decode_latents(SimpleNamespace(vae=vae), z[:1])
     return live.peak
+
+
+def checker_bytes(model: StableDiffusionPipeline | str | Path) -> int:
+    """What the model's safety checker takes on the device while pictures are drawn."""
+    if isinstance(model, StableDiffusionPipeline):
+        return sum(p.nbytes for p in model.safety_checker.parameters()) if model.safety_checker else 0
+    folder = TINY if str(model) == "tiny" else Path(str(model))
+    files = [p.stat().st_size for p in (folder / "safety_checker").glob("*.safetensors") if "fp16" not in p.name]
+    return sum(files) if folder.is_dir() else SAFETY_CHECKER
 
 
 def plan(
@@ -261,7 +271,7 @@ def plan(
 
     @cache
     def sampled(dtype: torch.dtype) -> float:
-        return sampling_peak(modules, dtype, at_once=AT_ONCE[kind], side=size // factor) / GIB
+        return (sampling_peak(modules, dtype, at_once=AT_ONCE[kind], side=size // factor) + checker_bytes(model)) / GIB
 
     def row(s: Strategy) -> Row:
         plain = replace(s, optimizer="Adam")

@@ -44,14 +44,14 @@ def load_pipeline(
         unchecked = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
         pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **unchecked)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
-            reason = str(error).strip().splitlines()[0]
             raise ValueError(f"the model in {folder} is damaged or incomplete: {reason}") from error
         size = f"about {SIZES[str(model)]} GB" if str(model) in SIZES else "several GB"
         raise FileNotFoundError(
-            f"{model!r} is no folder here, and could not be had from the Hugging Face hub: a first use downloads "
-            f"{size}, so run `hf download {model} --local-dir FOLDER` where there is a network and give that FOLDER; "
-            f'"tiny" works now, without any'
+            f"{model!r} is no folder here, and could not be had from the Hugging Face hub ({reason}): a first use "
+            f"downloads {size}, so where there is a network run `hf download {model} --local-dir FOLDER --exclude "
+            f'"*.bin" "*.ckpt" "*.msgpack" "*fp16*"` and give that FOLDER; "tiny" works now, without any'
         ) from error
     finally:
         diffusers_logging.set_verbosity(quiet)
@@ -60,13 +60,25 @@ def load_pipeline(
     return pipe.to(device).to(torch.float32)
 
 
+def name_of(pipe: StableDiffusionPipeline) -> str:
+    """What to give `load_pipeline` for this model: "tiny", a hub id or a folder."""
+    name = str(pipe.config.get("_name_or_path") or "a pipeline of one's own")
+    return "tiny" if name == str(TINY) else name
+
+
 def family(pipe: StableDiffusionPipeline) -> str:
     """ "tiny" or "stable-diffusion": which of a stage's defaults fit. The UNets differ 80-fold in size."""
     return "tiny" if sum(p.numel() for p in pipe.unet.parameters()) < 50e6 else "stable-diffusion"
 
 
 def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **given) -> dict:
-    """The settings of a stage: what was given, and for what is None the default of this kind of model."""
+    """The settings of a stage: what was given, and for what is None the default of this kind of model.
+
+    Raises ValueError for a number of steps below 0, or another setting that is not above 0.
+    """
+    for name, value in given.items():
+        if value is not None and (value < 0 or (value == 0 and name not in ("steps", "guidance_scale"))):
+            raise ValueError(f"{name} is {value}: it must be {'0 or more' if name == 'steps' else 'above 0'}")
     return defaults[family(pipe)] | {name: value for name, value in given.items() if value is not None}
 
 

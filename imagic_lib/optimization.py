@@ -6,33 +6,19 @@ import hashlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
 
 SMALL = 50_000_000  # numbers; up to here a copy of the last good state is kept in memory
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """One way to run the stages. dtype: of the UNet's weights and of all computing; adapters stay float32."""
-
-    method: str  # "full" or "lora", as in `fine_tune`
-    dtype: torch.dtype
-    optimizer: str  # "Adam", "Adam in backward" or "Adam 8-bit"
-    checkpointing: bool  # activations are computed a second time instead of being kept
-
-    @property
-    def name(self) -> str:
-        words = ["LoRA" if self.method == "lora" else self.method, str(self.dtype)[6:], self.optimizer]
-        return ", ".join(words + ["checkpointing"] * self.checkpointing)
+SAVING_SHARE = 0.05  # of the time, at most: a large model's checkpoint takes a minute to write
 
 
 @dataclass
@@ -49,6 +35,7 @@ class History:
     probe_loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: bool = False  # by the stop button, before all steps were done
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -65,9 +52,15 @@ def hash_of(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
-def identity_of(**facts) -> dict:
-    """What a training is of, as JSON: tensors become their hashes."""
-    return {key: hash_of(value) if isinstance(value, Tensor) else value for key, value in facts.items()}
+def identity_of(image: Tensor, start: Tensor, given: dict, loss: Callable, generator: torch.Generator) -> dict:
+    """What a training is of, as JSON; the number of steps may change when it is continued."""
+    settings = {name: value for name, value in given.items() if name != "steps"}
+    named = getattr(loss, "__name__", repr(loss))
+    tensors = {"image": hash_of(image), "start": hash_of(start.float())}
+    return {**tensors, **settings, "loss": named, "seed": generator.initial_seed()}
+
+
+DIFFERENT = {"image": "another picture", "start": "another text", "method": "another method", "seed": "another seed"}
 
 
 @dataclass
@@ -98,21 +91,24 @@ class Progress:
         tensors, facts = load_tensors(self.checkpoint)
         for key, value in self.identity.items():
             if facts["identity"].get(key) != value:
+                what = DIFFERENT.get(key, f"{key} {facts['identity'].get(key)!r}, not {value!r}")
                 raise ValueError(
-                    f"{self.checkpoint} belongs to another training ({key} was {facts['identity'].get(key)!r}, "
-                    f"now it is {value!r}): delete it, or choose another folder"
+                    f"{self.checkpoint} is from a training with {what}: choose another folder, or delete this file"
                 )
         self._copy({k[8:]: v for k, v in tensors.items() if k.startswith("trained.")})
         unpack_optimizer(self.optimizer, tensors)
         self.generator.set_state(tensors["generator"])
         if self.scaler and facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
-        self.history = History(**facts["history"])
+        self.history = History(**facts["history"] | {"stopped": False})
 
     def remember(self) -> None:
         """Keep a copy of this state as the last good one, unless it is too large to copy."""
         if sum(v.numel() for v in self.trained.values()) <= SMALL:
             self.good = {k: v.detach().clone() for k, v in self.trained.items()}
+
+    def is_finite(self) -> bool:
+        return all(torch.isfinite(v).all() for v in self.trained.values())
 
     def give_up(self, step: int, loss: float) -> None:
         """Raise FloatingPointError, with the last good state put back."""
@@ -141,32 +137,37 @@ def descend(
     probe_every: int,
     patience: int | None = None,
     checkpoint_every: int = 100,
-    backward: Callable[[Tensor], None] | None = None,
+    step_with: Callable[[Tensor, Progress], bool] | None = None,
 ) -> History:
     """Gradient descent on `progress.trained`, with a window into it.
 
-    The stop button (Ctrl-C) ends it after the present step and keeps what was learned. patience: stop
+    The stop button (Ctrl-C) ends it after the present step and keeps what was learned. patience: end it
     when the probe has not fallen by 1 % for so many probes. With a checkpoint file the state is written
-    every `checkpoint_every` steps, at the end and at a stop; if it is there at the start, training goes
-    on from it, with the same bits as if it had never stopped. Raises FloatingPointError at once when the
-    loss or a gradient is no number, with the last good state kept.
+    about every `checkpoint_every` steps, at the end and at a stop; if it is there at the start, training
+    goes on from it, with the same bits as if it had never stopped. Raises FloatingPointError at once when
+    the loss, a gradient or the probe is no number, with the last good state kept.
     """
     progress.load()
     history, began = progress.history, time.monotonic() - progress.history.seconds
-    step_with = backward or (lambda loss: plain_step(loss, progress))
+    step_with, save_again = step_with or plain_step, 0.0
 
     def look(step: int) -> None:
+        if (value := probe_of()) != value or abs(value) == float("inf"):
+            progress.give_up(step, value)
         history.probe_step.append(step)
-        history.probe_loss.append(probe_of())
+        history.probe_loss.append(value)
         progress.remember()
+
+    def settled() -> bool:
+        return patience is not None and history.has_settled(patience)
 
     if not history.probe_step:
         look(0)
     bar = tqdm(total=steps, initial=len(history.loss), desc=progress.name)
     with stop_button() as stopped, bar:
-        while (step := len(history.loss) + 1) <= steps and not stopped():
+        while (step := len(history.loss) + 1) <= steps and not (stopped() or settled()):
             loss = loss_of()
-            if not torch.isfinite(loss) or not step_with(loss):
+            if not torch.isfinite(loss) or not step_with(loss, progress):
                 progress.give_up(step, loss.item())
             history.loss.append(loss.item())
             history.learning_rate.append(progress.optimizer.param_groups[0]["lr"])
@@ -175,12 +176,17 @@ def descend(
             if step % probe_every == 0 or step == steps:
                 look(step)
                 bar.set_postfix(probe=f"{history.probe_loss[-1]:.4f}")
-                if patience is not None and history.has_settled(patience):
-                    break
-            if step % checkpoint_every == 0:
+            if step % checkpoint_every == 0 and time.monotonic() > save_again:
+                if not progress.is_finite():
+                    progress.give_up(step, loss.item())
+                began_saving = time.monotonic()
                 progress.save()
-        if stopped():
-            bar.write(f"{progress.name}: stopped after {len(history.loss)} of {steps} steps; what was learned is kept")
+                save_again = time.monotonic() + (time.monotonic() - began_saving) / SAVING_SHARE
+        history.stopped = stopped() and step <= steps
+        if history.stopped:
+            bar.write(f"{progress.name}: stopped after {step - 1} of {steps} steps; what was learned is kept")
+    if not progress.is_finite():
+        progress.give_up(len(history.loss), history.loss[-1])
     progress.save()
     return history
 
@@ -201,52 +207,6 @@ def plain_step(loss: Tensor, progress: Progress) -> bool:
             progress.optimizer.step()
     progress.optimizer.zero_grad(set_to_none=True)
     return finite
-
-
-def backward_alone(loss: Tensor) -> bool:
-    """For an optimizer that steps inside the backward pass (`memory.optimizer_in_backward`)."""
-    loss.backward()
-    return True
-
-
-@contextmanager
-def optimizer_in_backward(parameters: Iterable[nn.Parameter], make_optimizer: Callable[[list], torch.optim.Optimizer]):
-    """Inside the block `loss.backward()` steps, too: every weight as soon as it has its gradient, which is then freed.
-
-    make_optimizer: list of parameters -> optimizer, e.g. `lambda ps: torch.optim.Adam(ps, fused=True)`. It must
-    treat each weight for itself, as Adam does: then the numbers are those of backward and step. Yields it, for its
-    state and learning rate; its own `step` finds nothing to do. Not for a GradScaler or gradient clipping, which see
-    all gradients first. After PyTorch's tutorial 'fusing the optimizer step into the backward pass'.
-    """
-    optimizer = make_optimizer([p for p in parameters if p.requires_grad])
-    optimizer.zero_grad(set_to_none=True)
-
-    def step(p: nn.Parameter) -> None:
-        optimizer.step()  # an optimizer passes over weights without a gradient: at this moment, all but p
-        p.grad = None
-
-    hooks = [p.register_post_accumulate_grad_hook(step) for g in optimizer.param_groups for p in g["params"]]
-    try:
-        yield optimizer
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def waiting(*modules: nn.Module):
-    """Inside, these modules wait in the computer's memory and leave the GPU to what is trained."""
-    homes = [(m, next(m.parameters()).device) for m in modules if m is not None]
-    moved = [(m, device) for m, device in homes if device.type != "cpu"]
-    for module, _ in moved:
-        module.to("cpu")
-    if moved:
-        torch.cuda.empty_cache()
-    try:
-        yield
-    finally:
-        for module, device in moved:
-            module.to(device)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from imagic_lib import checkpoints
 from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer, write_atomically
 
 
@@ -190,3 +191,63 @@ def test_an_optimizer_that_has_not_stepped_has_nothing_to_pack():
     assert pack_optimizer(optimizer) == {}
     unpack_optimizer(optimizer, {"model.0.weight": torch.ones(1)})  # not an optimizer's: left alone
     walk(model, optimizer, range(1))
+
+
+# ------------------------------------------------------------------------------ large checkpoints
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(checkpoints, "PART", 100)  # bytes
+
+
+def test_large_tensors_go_into_parts_and_come_back(tmp_path, small_parts):
+    path = tmp_path / "c.safetensors"
+    tensors = {f"t{k}": torch.full((20,), float(k)) for k in range(3)} | {"small": torch.tensor(7)}
+    checkpoints.save_tensors(path, tensors, {"step": 1})
+    assert len(list(tmp_path.iterdir())) == 3
+    found, facts = checkpoints.load_tensors(path)
+    assert facts == {"step": 1} and all(torch.equal(found[k], v) for k, v in tensors.items())
+    checkpoints.save_tensors(path, {"t0": torch.zeros(40), "t1": torch.ones(40)}, {"step": 2})
+    assert len(list(tmp_path.iterdir())) == 2 and checkpoints.load_tensors(path)[1] == {"step": 2}
+    checkpoints.remove_tensors(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_save_that_dies_between_its_parts_leaves_the_old_state_whole(tmp_path, small_parts, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    old = {"a": torch.zeros(40), "b": torch.zeros(40)}
+    checkpoints.save_tensors(path, old, {"step": 1})
+    write = checkpoints._write
+
+    def die(target, tensors, facts):
+        if target == path:
+            raise OSError("no space left")
+        write(target, tensors, facts)
+
+    monkeypatch.setattr(checkpoints, "_write", die)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.save_tensors(path, {"a": torch.ones(40), "b": torch.ones(40)}, {"step": 2})
+    found, facts = checkpoints.load_tensors(path)
+    assert facts == {"step": 1} and torch.equal(found["b"], old["b"])
+
+
+def test_a_missing_part_is_one_clear_sentence(tmp_path, small_parts):
+    path = tmp_path / "c.safetensors"
+    checkpoints.save_tensors(path, {"a": torch.zeros(40), "b": torch.zeros(40)}, {})
+    checkpoints.further_parts(path)[0].unlink()
+    with pytest.raises(ValueError, match="is damaged and can't be read"):
+        checkpoints.load_tensors(path)
+
+
+def test_moments_of_channels_last_weights_lie_in_memory_as_the_weights_do():
+    """Fused Adam ignores strides: moments in another order would be other weights' moments."""
+    weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last))
+    adam = torch.optim.Adam([weight], fused=True)
+    weight.grad = torch.randn_like(weight)
+    adam.step()
+    packed = {k: v.clone(memory_format=torch.contiguous_format) for k, v in checkpoints.pack_optimizer(adam).items()}
+    other = torch.optim.Adam([weight], fused=True)
+    checkpoints.unpack_optimizer(other, packed)
+    moments = other.state[weight]["exp_avg"]
+    assert moments.stride() == weight.stride() and torch.equal(moments, adam.state[weight]["exp_avg"])

@@ -1,5 +1,6 @@
 """An edit as a folder: what was saved is what comes back."""
 
+import copy
 import json
 import signal
 
@@ -60,11 +61,11 @@ def test_the_lora_opens_in_plain_diffusers(pipe, image, model_folder, tmp_path):
 
 
 def test_the_wrong_base_model_is_refused_and_named(saved, pipe):
-    other = imagic.finetuning.with_unet(pipe, imagic.finetuning.copy.deepcopy(pipe.unet))
+    other = imagic.finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
     with torch.no_grad():
         other.unet.conv_in.weight[0, 0, 0, 0] += 0.5
     assert fingerprint(other) != fingerprint(pipe)
-    with pytest.raises(ValueError, match="whose weights are not those of the model that is loaded now"):
+    with pytest.raises(ValueError, match=r"was made with other weights .* than those that are loaded"):
         imagic.ImagicEdit.load(saved[1], other)
 
 
@@ -99,7 +100,7 @@ def test_an_edit_that_was_killed_goes_on_with_the_same_result(pipe, image, tmp_p
     assert all(torch.equal(base[k], ours[k]) for k in base)
 
 
-def test_interrupted_training_still_gives_an_edit(pipe, image, monkeypatch):
+def press_stop_at_every_step(monkeypatch):
     look = imagic.optimization.plain_step
 
     def step(loss, progress):
@@ -107,6 +108,49 @@ def test_interrupted_training_still_gives_an_edit(pipe, image, monkeypatch):
         return look(loss, progress)
 
     monkeypatch.setattr(imagic.optimization, "plain_step", step)
+    monkeypatch.setattr(imagic.strategies, "plain_step", step)
+
+
+def test_without_a_folder_the_stop_button_ends_each_stage_early(pipe, image, monkeypatch):
+    press_stop_at_every_step(monkeypatch)
     edit = imagic.run_edit(pipe, image, TEXT, embedding_steps=5, unet_steps=5)
     assert len(edit.embedding_history.loss) == len(edit.unet_history.loss) == 1
     assert bits(edit.pictures([0.5], [0], steps=2))
+
+
+def test_with_a_folder_the_stop_button_ends_all_and_the_same_call_goes_on(pipe, image, monkeypatch, tmp_path):
+    settings = {"embedding_steps": 4, "unet_steps": 4}
+    whole = imagic.run_edit(pipe, image, TEXT, **settings)
+    press_stop_at_every_step(monkeypatch)
+    for _ in range(6):  # each press ends it after a step; the fourth step is the last of stage 1, the eighth of all
+        with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
+            imagic.run_edit(pipe, image, TEXT, **settings, folder=tmp_path)
+        assert not (tmp_path / "edit.json").exists()
+    resumed = imagic.run_edit(pipe, image, TEXT, **settings, folder=tmp_path)
+    assert torch.equal(resumed.e_opt, whole.e_opt) and resumed.unet_history.loss == whole.unet_history.loss
+
+
+def test_a_finished_edit_is_loaded_and_another_one_takes_its_place(pipe, image, tmp_path, monkeypatch):
+    settings = {"embedding_steps": 2, "unet_steps": 2, "folder": tmp_path}
+    first = imagic.run_edit(pipe, image, TEXT, method="lora", **settings)
+    (tmp_path / "eta-1-seed-0.png").write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(imagic.edit, "optimize_embedding", None)  # would fail if it trained
+        again = imagic.run_edit(pipe, image, TEXT, method="lora", **settings)
+    assert torch.equal(again.e_opt, first.e_opt)
+    imagic.run_edit(pipe, image, "a red car", method="full", **settings)
+    assert not (tmp_path / LORA_FILE).exists() and not (tmp_path / "eta-1-seed-0.png").exists()
+    assert imagic.ImagicEdit.load(tmp_path, pipe).settings["method"] == "full"
+
+
+def test_a_damaged_edit_json_is_one_clear_sentence(saved, pipe, tmp_path):
+    for content in ("{", "{}"):
+        (tmp_path / "edit.json").write_text(content)
+        with pytest.raises(ValueError, match=r"edit\.json is damaged .*: make the edit again"):
+            imagic.ImagicEdit.load(tmp_path, pipe)
+
+
+def test_the_fingerprint_is_the_same_in_half_precision(model_folder):
+    whole, half = (imagic.load_pipeline(model_folder, device="cpu") for _ in range(2))
+    half.to(torch.float16)
+    assert fingerprint(whole) == fingerprint(half)

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from imagic_lib import finetuning, inference, memory
 from imagic_lib.diffusion import denoising_loss
 from imagic_lib.memory import GIB, STATE_BYTES, LiveBytes, next_smaller, plan
-from imagic_lib.optimization import Strategy, optimizer_in_backward
+from imagic_lib.strategies import Strategy, optimizer_in_backward
 from imagic_lib.toyworld import unet as toy_unet
 
 SD = "CompVis/stable-diffusion-v1-4"
@@ -119,7 +119,7 @@ def test_what_a_student_reads(sd_plan, eight_bit):
     assert lines[6].endswith("fits, needs bitsandbytes")
     assert lines[-1] == "chosen: full, float32, Adam in backward"
     none = replace(sd_plan, gpu_gb=4.0)
-    assert "nothing fits into 4.00 GiB" in none.advice and "size=256" in none.advice and '"tiny"' in none.advice
+    assert "nothing fits into 4.00 GiB" in none.advice and "a larger GPU" in none.advice and '"tiny"' in none.advice
 
 
 def test_next_smaller_walks_to_the_end(sd_plan, eight_bit):

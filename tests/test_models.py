@@ -1,10 +1,11 @@
 """Loading: the right model, or one clear sentence."""
 
+import copy
 import shutil
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 import imagic_lib as imagic
 from imagic_lib import models
@@ -130,10 +131,38 @@ def test_the_vae_keeps_held_back_drawings(tiny):
     assert -10 * torch.log10(((rebuilt - drawn) / 2).square().mean()) > 27
 
 
+SHAPES = {  # what sets other Stable Diffusions apart, in a small width
+    "SD 2: linear projections, v-prediction": ({"use_linear_projection": True}, "v_prediction"),
+    "BK-SDM small: no mid block": ({"mid_block_type": None}, "epsilon"),
+    "SD 1.4: attention at the top level": (
+        {
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        },
+        "epsilon",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_other_shapes_of_stable_diffusion_run_all_stages(pipe, name, tmp_path):
+    changes, prediction = SHAPES[name]
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config({**pipe.unet.config, **changes}).eval()
+    other = imagic.finetuning.with_unet(pipe, unet)
+    other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
+    other.save_pretrained(tmp_path)
+    loaded = imagic.load_pipeline(tmp_path, device="cpu")
+    image = imagic.load_image(Scene.sample(3).render(), loaded)
+    for method in ("full", "lora"):
+        edit = imagic.run_edit(loaded, image, "a cat", embedding_steps=2, unet_steps=2, method=method)
+        assert len(edit.pictures([0.0, 1.5], [0], steps=2)[0]) == 2
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_pipeline_of_another_prediction_type_runs_all_stages(pipe, prediction):
     """The configurations of SD 1.x and of SD 2: nothing is hard-coded."""
-    other = imagic.finetuning.with_unet(pipe, imagic.finetuning.copy.deepcopy(pipe.unet))
+    other = imagic.finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
     image = imagic.load_image(Scene.sample(3).render(), other)
     edit = imagic.run_edit(other, image, "a cat", embedding_steps=2, unet_steps=2)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagic_lib.optimization import History, Progress, descend, identity_of
+from imagic_lib import optimization
+from imagic_lib.optimization import History, Progress, descend, hash_of, identity_of
 
 TESTS = Path(__file__).resolve().parent
 SCRIPT = """
@@ -117,8 +118,11 @@ def test_a_gradient_that_is_no_number_changes_nothing():
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     fit(tmp_path / "c", steps=5, image="dog")
-    with pytest.raises(ValueError, match=r"another training \(image was 'dog', now it is 'cat'\)"):
+    with pytest.raises(ValueError, match=r"from a training with another picture: choose another folder"):
         fit(tmp_path / "c", steps=5, image="cat")
+    fit(tmp_path / "d", steps=5, batch=4)
+    with pytest.raises(ValueError, match=r"from a training with batch 4, not 2"):
+        fit(tmp_path / "d", steps=5, batch=2)
 
 
 def test_patience_stops_on_a_plateau_and_is_off_by_default():
@@ -133,6 +137,44 @@ def test_settled_means_no_new_best_by_one_percent():
     assert not History(probe_loss=[3.0, 3.0]).has_settled(2)
 
 
-def test_identity_tells_tensors_apart():
-    a, b = torch.zeros(3), torch.tensor([0.0, 0.0, 1e-30])
-    assert identity_of(x=a, lr=1) == identity_of(x=torch.zeros(3), lr=1) != identity_of(x=b, lr=1)
+def test_a_fit_that_settled_and_is_started_again_stays_settled(tmp_path):
+    first, history = fit(tmp_path / "c", steps=400, patience=4)
+    again, same = fit(tmp_path / "c", steps=400, patience=4)
+    assert torch.equal(first, again) and history.loss == same.loss
+
+
+def test_a_probe_that_is_no_number_is_a_divergence_and_never_reaches_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(optimization, "SAVING_SHARE", 1e9)  # save whenever it is due
+    x = torch.zeros(3, requires_grad=True)
+    progress = progress_of(x, tmp_path / "c")
+
+    def spoil(loss, progress):
+        with torch.no_grad():
+            progress.trained["x"] += float("nan") if len(progress.history.loss) == 8 else 0.1
+        return True
+
+    with pytest.raises(FloatingPointError, match="diverged at step 9"):
+        descend(
+            progress,
+            lambda: torch.tensor(1.0),
+            lambda: x.sum().item(),
+            steps=20,
+            probe_every=3,
+            checkpoint_every=4,
+            step_with=spoil,
+        )
+    again = progress_of(torch.zeros(3, requires_grad=True), tmp_path / "c")
+    again.load()
+    assert len(again.history.loss) == 8 and again.is_finite()
+
+
+def test_identity_tells_pictures_texts_and_settings_apart():
+    def loss():
+        pass
+
+    generator, a = torch.Generator().manual_seed(3), torch.zeros(3)
+    base = identity_of(a, a, {"steps": 5, "lr": 1}, loss, generator)
+    assert base == identity_of(torch.zeros(3), a, {"steps": 9, "lr": 1}, loss, generator) and base["seed"] == 3
+    assert hash_of(a) != hash_of(torch.tensor([0.0, 0.0, 1e-30]))
+    for other in (identity_of(a + 1, a, {"lr": 1}, loss, generator), identity_of(a, a, {"lr": 2}, loss, generator)):
+        assert other != base

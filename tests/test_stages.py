@@ -20,7 +20,7 @@ from imagic_lib.diffusion import (
 )
 from imagic_lib.finetuning import with_unet
 from imagic_lib.inference import predicted_original
-from imagic_lib.optimization import Strategy, waiting
+from imagic_lib.strategies import Strategy, unet_copy, waiting
 from imagic_lib.toyworld import Scene
 
 
@@ -187,6 +187,24 @@ def test_fine_tuning_changes_a_copy_and_a_second_fit_starts_clean(pipe, image, e
     assert all(p.requires_grad for p in pipe.unet.parameters())
 
 
+def test_stage_2_gradient_equals_float64_finite_differences(pipe, image, e_tgt):
+    double = copy.deepcopy(pipe).to(torch.float64)
+    process, latents = training_noise(double), encode_image(double, image.double())
+    weight = double.unet.conv_out.weight
+
+    def loss():
+        return denoising_loss(double.unet, process, latents, e_tgt.double(), 2, seeded(3))
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = torch.randn(weight.shape, generator=seeded(1), dtype=torch.float64)
+    with torch.no_grad():
+        weight += 1e-5 * direction
+        above = loss()
+        weight -= 2e-5 * direction
+        slope = (above - loss()) / 2e-5
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-12)
+
+
 def test_lora_trains_only_its_adapters_and_leaves_the_loaded_model_alone(pipe, image, e_tgt):
     before = weights(pipe.unet)
     tuned, history = imagic.fine_tune(
@@ -295,7 +313,7 @@ def test_gradient_checkpointing_works_in_eval_mode_too(pipe, image, e_tgt, train
     """Bug: gradient checkpointing that is silently off in eval mode."""
     kept = {}
     for checkpointing in (False, True):
-        unet = finetuning.trainable_copy(pipe.unet, "full", 4, (), strategy(checkpointing=checkpointing), seed=0)
+        unet = unet_copy(pipe.unet, strategy(checkpointing=checkpointing), torch.device("cpu"))
         unet.train(train_mode)
         sizes = []
 
@@ -346,22 +364,30 @@ def test_stage_1_in_half_precision_keeps_e_opt_in_float32(pipe, image, e_tgt, dt
     assert not pipe.unet.is_gradient_checkpointing
 
 
-def test_what_is_not_trained_waits_in_the_computers_memory_and_comes_back():
+def test_what_is_not_trained_waits_in_the_computers_memory_and_comes_back(monkeypatch):
     class Part(torch.nn.Linear):
-        moves = ()
+        moves, full = (), False
 
         def parameters(self, recurse=True):
             yield SimpleNamespace(device=torch.device("cuda:1"))
 
         def to(self, device):
             self.moves += (str(device),)
+            if self.full and device != "cpu":
+                raise torch.OutOfMemoryError("no room")
             return self
 
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module.to(device))
     part, here = Part(1, 1), torch.nn.Linear(1, 1)
-    with pytest.raises(KeyError), waiting(part, here, None):
+    with pytest.raises(KeyError), waiting(part, here):
         assert part.moves == ("cpu",)
         raise KeyError
     assert part.moves == ("cpu", "cuda:1")
+    full = Part(1, 1)
+    full.full = True
+    with pytest.raises(torch.OutOfMemoryError), waiting(full):
+        pass
+    assert full.moves == ("cpu", "cuda:1", "cpu")
 
 
 def test_running_out_of_memory_names_the_next_smaller_strategy(pipe, image, monkeypatch, tmp_path):
@@ -369,9 +395,29 @@ def test_running_out_of_memory_names_the_next_smaller_strategy(pipe, image, monk
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(imagic.edit, "fine_tune", no_memory)
-    with pytest.raises(MemoryError, match=r"try strategy: full, float32, Adam, checkpointing .* checkpoint is kept"):
+    with pytest.raises(MemoryError, match=r"“full, float32, Adam, checkpointing” .*; the checkpoint in .* is kept"):
         imagic.run_edit(pipe, image, "a cat", embedding_steps=1, unet_steps=1, folder=tmp_path)
-    assert (tmp_path / "stage-1.safetensors").exists()
+    assert (tmp_path / "checkpoint-embedding.safetensors").exists()
+    with pytest.raises(MemoryError, match=r"“LoRA, .*checkpointing” \(imagic_lib.memory.plan shows all\)$"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, method="lora")
+    last = strategy(method="lora", dtype=torch.float16, checkpointing=True)
+    with pytest.raises(MemoryError, match="only a larger GPU will do"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, strategy=last)
+
+
+def test_full_fine_tuning_of_half_precision_weights_is_refused(pipe, image, e_tgt):
+    half = with_unet(pipe, copy.deepcopy(pipe.unet).half())
+    with pytest.raises(ValueError, match=r"vanish in torch.float16 weights: load the model in float32"):
+        imagic.fine_tune(half, image, e_tgt, steps=1)
+
+
+def test_settings_that_can_t_be_are_one_clear_sentence(pipe, image, e_tgt):
+    for bad in ({"steps": -1}, {"lr": 0.0}, {"batch": 0}):
+        with pytest.raises(ValueError, match=rf"{next(iter(bad))} is .*: it must be"):
+            imagic.optimize_embedding(pipe, image, e_tgt, **bad)
+    for seeds in ([], 0, [-1], [0.5], [2**63]):
+        with pytest.raises(ValueError, match="seeds must be a list"):
+            imagic.generate(pipe, e_tgt, seeds)
 
 
 # ---------------------------------------------------------------------------- samplers and the checker
@@ -386,6 +432,8 @@ def test_samplers_by_name_share_the_models_noise_process(pipe, e_tgt):
     assert len(pictures) == 3
     with pytest.raises(ValueError, match="'euler' is unknown: choose one of ddim, pndm"):
         imagic.generate(pipe, e_tgt, [0], scheduler="euler")
+    with pytest.raises(ValueError, match=r"EulerDiscreteScheduler is not supported: give scheduler= one of ddim"):
+        imagic.generate(pipe, e_tgt, [0], scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config))
 
 
 def test_a_safety_checker_that_the_model_ships_stays_on(pipe, e_tgt):

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from imagic_lib.checkpoints import save_tensors, write_atomically
+from imagic_lib.checkpoints import load_tensors, save_tensors, write_atomically
 from imagic_lib.inference import sample_text
 from imagic_lib.toyworld import clip, dataset, judge, unet, vae
 
@@ -51,7 +51,7 @@ def make(runs: Path, out: Path, *, scale: float = 1.0, seed: int = 0, bf16: bool
         rows = [[sample_text(pipe, text, [s], steps=20)[0] for text in PREVIEW_TEXTS] for s in (0, 1)]
         vae.save_rows(path, [vae.to_tensor(np.stack([np.asarray(p) for p in row])) for row in rows])
 
-    latents = unet.encode_all(the_vae, drawings)
+    latents = encoded(the_vae, drawings, runs / "latents.safetensors")
     the_unet, history["unet"] = unet.train_unet(
         latents,
         scenes,
@@ -68,6 +68,15 @@ def make(runs: Path, out: Path, *, scale: float = 1.0, seed: int = 0, bf16: bool
         dataset.render(every, runs / "scenes" / "judge"), every, runs, steps=part(judge.STEPS, 10), seed=seed, bf16=bf16
     )
     export(out, assemble(the_vae, text_encoder, tokenizer, the_unet), the_clip, the_judge, history)
+
+
+def encoded(the_vae: AutoencoderKL, drawings: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latents of all drawings, (means, deviations), kept in a file: five minutes that a stop need not cost."""
+    if not path.exists():
+        means, deviations = unet.encode_all(the_vae, drawings)
+        save_tensors(path, {"means": means, "deviations": deviations}, {})
+    tensors, _ = load_tensors(path)
+    return tensors["means"], tensors["deviations"]
 
 
 def text_tower(model: CLIPModel) -> CLIPTextModel:

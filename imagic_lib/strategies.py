@@ -1,0 +1,123 @@
+"""How stages 1 and 2 are run where memory is short. `memory.plan` chooses a strategy; this module carries it out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from imagic_lib.optimization import Progress, plain_step
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to run the stages. dtype: of the UNet's weights and of all computing; adapters stay float32."""
+
+    method: str  # "full" or "lora", as in `fine_tune`
+    dtype: torch.dtype
+    optimizer: str  # "Adam", "Adam in backward" or "Adam 8-bit"
+    checkpointing: bool  # activations are computed a second time instead of being kept
+
+    @property
+    def name(self) -> str:
+        words = ["LoRA" if self.method == "lora" else self.method, str(self.dtype)[6:], self.optimizer]
+        return ", ".join(words + ["checkpointing"] * self.checkpointing)
+
+
+def unet_copy(unet: UNet2DConditionModel, strategy: Strategy | None, device: torch.device) -> UNet2DConditionModel:
+    """The UNet again, as frugal as the strategy asks: in its precision and with its checkpointing.
+
+    Copied and converted where `unet` is now (in the computer's memory, if it waits), then moved to `device`.
+    """
+    other = copy.deepcopy(unet)
+    if strategy is not None:
+        nn.Module.to(other, strategy.dtype)
+        if strategy.checkpointing:
+            other.enable_gradient_checkpointing()
+    return nn.Module.to(other, device)
+
+
+@contextmanager
+def stepping(trained: dict[str, Tensor], lr: float, strategy: Strategy | None):
+    """Adam in the form that the strategy asks for; yields (the optimizer, how `descend` steps with it)."""
+    kind = strategy.optimizer if strategy else "Adam"
+    adam = partial(torch.optim.Adam, lr=lr, fused=True)
+    if kind == "Adam in backward":
+        with optimizer_in_backward(trained.values(), adam) as optimizer:
+            yield optimizer, backward_alone
+    elif kind == "Adam 8-bit":
+        from bitsandbytes.optim import Adam8bit
+
+        yield Adam8bit(trained.values(), lr=lr), plain_step
+    else:
+        yield adam(trained.values()), plain_step
+
+
+def backward_alone(loss: Tensor, progress: Progress) -> bool:
+    """The step of an optimizer that steps inside the backward pass. A gradient that is no number can't be
+    caught before it is used: `descend` finds it in the next loss, probe or checkpoint."""
+    loss.backward()
+    return True
+
+
+def scaler_for(unet: nn.Module) -> torch.amp.GradScaler | None:
+    """float16 needs a GradScaler, or small gradients vanish; bfloat16 and float32 don't."""
+    half = next(unet.parameters()).dtype == torch.float16
+    return torch.amp.GradScaler(next(unet.parameters()).device.type) if half else None
+
+
+@contextmanager
+def optimizer_in_backward(parameters: Iterable[nn.Parameter], make_optimizer: Callable[[list], torch.optim.Optimizer]):
+    """Inside the block `loss.backward()` steps, too: every weight as soon as it has its gradient, which is then freed.
+
+    make_optimizer: list of parameters -> optimizer, e.g. `lambda ps: torch.optim.Adam(ps, fused=True)`. It must
+    treat each weight for itself, as Adam does: then the numbers are those of backward and step. Yields it, for its
+    state and learning rate; its own `step` finds nothing to do. Not for a GradScaler or gradient clipping, which see
+    all gradients first. After PyTorch's tutorial 'fusing the optimizer step into the backward pass'.
+    """
+    optimizer = make_optimizer([p for p in parameters if p.requires_grad])
+    optimizer.zero_grad(set_to_none=True)
+
+    def step(p: nn.Parameter) -> None:
+        optimizer.step()  # an optimizer passes over weights without a gradient: at this moment, all but p
+        p.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(step) for g in optimizer.param_groups for p in g["params"]]
+    try:
+        yield optimizer
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def networks(pipe: StableDiffusionPipeline, but: nn.Module | None = None) -> list[nn.Module]:
+    """The UNet, VAE, text encoder and safety checker of a pipeline, or all but one of them."""
+    return [m for m in pipe.components.values() if isinstance(m, nn.Module) and m is not but]
+
+
+@contextmanager
+def waiting(*modules: nn.Module):
+    """Inside, these networks wait in the computer's memory and leave the GPU to what is trained. If there is
+    no room for them to come back, they stay in the computer's memory, all of them."""
+    homes = [(module, next(module.parameters()).device) for module in modules]
+    moved = [(module, device) for module, device in homes if device.type != "cpu"]
+    for module, _ in moved:
+        nn.Module.to(module, "cpu")
+    if moved:
+        torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        try:
+            for module, device in moved:
+                nn.Module.to(module, device)
+        except torch.OutOfMemoryError:
+            for module, _ in moved:
+                nn.Module.to(module, "cpu")
+            raise
