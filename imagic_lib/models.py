@@ -50,8 +50,8 @@ def load_pipeline(
         size = f"about {SIZES[str(model)]} GB" if str(model) in SIZES else "several GB"
         raise FileNotFoundError(
             f"{model!r} is no folder here, and could not be had from the Hugging Face hub ({reason}): a first use "
-            f"downloads {size}, so where there is a network run `hf download {model} --local-dir FOLDER --exclude "
-            f'"*.bin" "*.ckpt" "*.msgpack" "*fp16*"` and give that FOLDER; "tiny" works now, without any'
+            f"downloads {size}, so where there is a network run `hf download {model} --local-dir FOLDER "
+            f'--exclude "*.bin" --exclude "*.msgpack" --exclude "*fp16*"` and give that FOLDER; "tiny" works now'
         ) from error
     finally:
         diffusers_logging.set_verbosity(quiet)
