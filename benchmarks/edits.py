@@ -68,7 +68,7 @@ def main() -> None:
         lines, sheet, labels = lines + more, sheet + rows, [*labels, next(iter(change.values())), "not tuned"]
     titles = ["input", *(f"η = {eta:g}" for eta in ETAS), "truth"]
     figure = picture_grid(sheet, titles, labels, inch=1.15)
-    figure.savefig(ROOT / "data" / "tiny-sd" / "edits.png", dpi=90)
+    figure.savefig(ROOT / "data" / "tiny-sd" / "edits.jpg", dpi=90)
     header = [
         "edit",
         "η = 0 against the VAE's own, PSNR in dB",

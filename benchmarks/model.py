@@ -33,7 +33,7 @@ def main() -> None:
 
     rebuilt = torch.cat([vae.reconstruct(pipe.vae, part) for part in pictures[:512].split(32)])
     psnr = vae.psnr(rebuilt, pictures[:512])
-    vae.save_rows(ROOT / "data" / "tiny-sd" / "vae.png", [pictures[:8], rebuilt[:8]])
+    vae.save_rows(ROOT / "data" / "tiny-sd" / "vae.jpg", [pictures[:8], rebuilt[:8]])
 
     mini_clip = CLIPModel.from_pretrained(DATA / "tiny-clip", dtype=torch.float32)
     found = clip.retrieval(mini_clip, pipe.tokenizer, pictures[:256], [s.caption() for s in seen_by_nobody[:256]])
@@ -46,7 +46,7 @@ def main() -> None:
         drawn += imagic.sample_text(pipe, scene.caption(), [number], steps=STEPS)
     samples = torch.cat([vae.to_tensor(np.asarray(p)[None]) for p in drawn])
     rows = list(samples[:64].split(8))
-    vae.save_rows(ROOT / "data" / "tiny-sd" / "samples.png", rows)
+    vae.save_rows(ROOT / "data" / "tiny-sd" / "samples.jpg", rows)
 
     on_drawings = accuracy(judge, pictures, seen_by_nobody)
     on_vae = accuracy(judge, rebuilt, seen_by_nobody[:512])

@@ -42,7 +42,7 @@ def load_pipeline(
     diffusers_logging.set_verbosity_error()
     try:
         unchecked = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-        pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **unchecked)
+        pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **unchecked).to(torch.float32)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
@@ -57,7 +57,7 @@ def load_pipeline(
         diffusers_logging.set_verbosity(quiet)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device).to(torch.float32)
+    return pipe.to(device)
 
 
 def name_of(pipe: StableDiffusionPipeline) -> str:

@@ -100,9 +100,9 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def save_rows(path: Path, rows: list[Tensor]) -> None:
-    """Rows of pictures in [-1, 1] under each other as one PNG."""
+    """Rows of pictures in [-1, 1] under each other as one PNG or JPEG."""
     from PIL import Image
 
     sheet = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
     array = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(array).save(path)
+    Image.fromarray(array).save(path, quality=90)  # of a JPEG
