@@ -11,7 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagic_lib import images
 from imagic_lib.images import SMALLEST_SIDE, fit, load_image, open_image, picture_size, to_picture, to_tensor
+from imagic_lib.models import load_pipeline
+from imagic_lib.toyworld import Scene
+
+FOREIGN = images.FOREIGN
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_picture_is_foreign():
+    """The untrained model of these tests holds no picture at all; that it says so is tested with tiny-sd."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "FOREIGN", 0.0)
+        yield
 
 
 def noise(height: int = 24, width: int = 32, channels: int = 3) -> np.ndarray:
@@ -345,3 +358,29 @@ def test_rows_stay_rows_and_columns_columns():
 def test_values_out_of_range_are_clamped_and_do_not_wrap_around():
     tensor = torch.tensor([-7.0, 7.0, 1.001]).view(1, 3, 1, 1).expand(1, 3, 16, 16).clone().requires_grad_()
     assert to_picture(tensor).getpixel((0, 0)) == (0, 255, 255)
+
+
+# ------------------------------------------------------------------------------------ pad, and photos
+
+
+def test_padding_keeps_all_of_a_picture_and_repeats_its_borders(pipe):
+    picture = Image.new("RGB", (64, 32), "white")
+    picture.paste((255, 0, 0), (0, 0, 64, 1))  # its first row
+    with pytest.warns(UserWarning, match="64x32: 50% is added as borders"):
+        square = fit(picture, 64, "pad")
+    rows = np.asarray(square)[:, 0]
+    assert (rows[:17] == (255, 0, 0)).all() and (rows[17:] == 255).all()
+    with pytest.raises(ValueError, match="choose 'crop' or 'pad'"):
+        fit(picture, 64, "stretch")
+
+
+def test_the_embedded_model_says_what_it_can_t_hold(monkeypatch):
+    monkeypatch.setattr(images, "FOREIGN", FOREIGN)
+    tiny = load_pipeline("tiny", device="cpu")
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    with pytest.warns(UserWarning, match=r"can't hold this picture .* Stable Diffusion 1.4 on a GPU"):
+        load_image(Image.fromarray(noise), tiny)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(20):
+            load_image(Scene.sample(1_000_000 + seed).render(), tiny)
