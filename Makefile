@@ -1,4 +1,4 @@
-# make demo   set up and run one edit            make lab    JupyterLab on the notebooks
+# make demo   set up and run one edit            make lab    JupyterLab
 # make test   set up and run all checks          make clean  remove the environment
 #
 # TORCH_INDEX: the address of PyTorch's CPU-only packages, as shown by pytorch.org -> Get Started ->
@@ -21,7 +21,7 @@ lint: .venv/ready-dev
 	$(RUN) -m ruff format --check .
 
 lab: .venv/ready
-	$(RUN) -m jupyterlab notebooks
+	$(RUN) -m jupyterlab
 
 clean:
 	rm -rf .venv
