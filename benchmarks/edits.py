@@ -1,6 +1,6 @@
 """Five real edits with their ground truth: does Imagic work, and what is fine-tuning good for?
 
-python benchmarks/edits.py         # about 6 minutes on 2 cores; writes the table of the model card
+python benchmarks/edits.py         # about 10 minutes on 2 cores; writes the table of the model card
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How good is tiny-sd? VAE, judge, CLIP and text -> picture, all on what training never saw.
 
-python benchmarks/model.py         # about 4 minutes on 2 cores; writes the tables of the model card
+python benchmarks/model.py         # about 5 minutes on 2 cores; writes the tables of the model card
 """
 
 from __future__ import annotations
