@@ -8,7 +8,7 @@ from transformers.utils import logging as _logging
 _verbosity = _logging.get_verbosity()
 _logging.set_verbosity_error()  # without torchvision, which nothing here needs, the imports below print two warnings
 
-from imagic_lib.models import encode_text, load_pipeline
+from imagic_lib.models import DATA, encode_text, load_pipeline
 from imagic_lib.images import load_image, open_image
 from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.optimization import History
@@ -21,6 +21,7 @@ from imagic_lib.edit import ImagicEdit, run_edit
 _logging.set_verbosity(_verbosity)
 
 __all__ = [
+    "DATA",
     "History",
     "ImagicEdit",
     "decode_latents",

@@ -27,7 +27,7 @@ from imagic_lib.images import load_image, to_picture
 from imagic_lib.inference import generate
 from imagic_lib.interpolation import interpolate
 from imagic_lib.models import encode_text, name_of
-from imagic_lib.optimization import History, hash_of
+from imagic_lib.optimization import History, Watch, hash_of
 from imagic_lib.strategies import Strategy, waiting
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -158,6 +158,7 @@ def run_edit(
     strategy: Strategy | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
+    watch: Watch | None = None,
 ) -> ImagicEdit:
     """Stages 1 and 2 for one picture and one text.
 
@@ -165,7 +166,8 @@ def run_edit(
     of the training noise. folder: keep checkpoints and the finished edit there; called again after a stop
     or a kill, it goes on where it was, with the same result, and a finished edit is only loaded. The stop
     button ends the present stage early; with a folder it ends all, as KeyboardInterrupt, to be continued.
-    If the GPU runs out of memory, a MemoryError names the next smaller strategy.
+    `watch` may end them, too (see
+    `optimization.descend`). If the GPU runs out of memory, a MemoryError names the next smaller strategy.
     """
     method = strategy.method if strategy else method
     settings = {"embedding_steps": embedding_steps, "unet_steps": unet_steps, "method": method, "seed": seed}
@@ -176,7 +178,14 @@ def run_edit(
     e_tgt = encode_text(pipe, text)
     with out_of_memory_explained(strategy, method, folder):
         e_opt, embedding_history = optimize_embedding(
-            pipe, image, e_tgt, steps=embedding_steps, strategy=strategy, generator=generator, checkpoint=files[0]
+            pipe,
+            image,
+            e_tgt,
+            steps=embedding_steps,
+            strategy=strategy,
+            generator=generator,
+            checkpoint=files[0],
+            watch=watch,
         )
         stop_if_asked(embedding_history, folder)
         tuned, unet_history = fine_tune(
@@ -188,6 +197,7 @@ def run_edit(
             steps=unet_steps,
             generator=generator,
             checkpoint=files[1],
+            watch=watch,
         )
         stop_if_asked(unet_history, folder)
     edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, embedding_history, unet_history, settings)

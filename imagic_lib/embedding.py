@@ -11,7 +11,7 @@ from torch import Tensor
 from imagic_lib.diffusion import Probe, cpu_generator, denoising_loss, encode_image, frozen, training_noise
 from imagic_lib.losses import Loss, mse
 from imagic_lib.models import settings_for
-from imagic_lib.optimization import History, Progress, descend, identity_of
+from imagic_lib.optimization import History, Progress, Watch, descend, identity_of
 from imagic_lib.strategies import Strategy, networks, scaler_for, unet_copy, waiting
 
 DEFAULTS = {
@@ -34,13 +34,14 @@ def optimize_embedding(
     probe_every: int = 10,
     patience: int | None = None,
     checkpoint: Path | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Tensor, History]:
     """Imagic eq. 2: e_opt = argmin_e E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², started at e_tgt, all weights frozen.
 
     image: (1, 3, size, size) in [-1, 1] (`load_image`). e_tgt: (1, tokens, width) (`encode_text`).
     batch: timesteps per step, stratified; 1 is the paper's way. Left out, steps, lr and batch are the
     model's own (`embedding.DEFAULTS`). strategy: from `memory.plan`, for a GPU that is short of memory.
-    generator: makes it repeatable. patience, checkpoint: see `optimization.descend`. Returns e_opt, shaped
+    generator: makes it repeatable. patience, checkpoint, watch: see `optimization.descend`. Returns e_opt, shaped
     like e_tgt, and the history. The pipeline stays as it was. Taught in notebooks/02_embedding.ipynb.
     """
     given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch)
@@ -69,5 +70,6 @@ def optimize_embedding(
                 steps=given["steps"],
                 probe_every=probe_every,
                 patience=patience,
+                watch=watch,
             )
     return e.detach(), history

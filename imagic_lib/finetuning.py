@@ -12,7 +12,7 @@ from torch import Tensor
 from imagic_lib.diffusion import Probe, cpu_generator, denoising_loss, encode_image, training_noise
 from imagic_lib.losses import Loss, mse
 from imagic_lib.models import settings_for
-from imagic_lib.optimization import History, Progress, descend, identity_of
+from imagic_lib.optimization import History, Progress, Watch, descend, identity_of
 from imagic_lib.strategies import Strategy, networks, scaler_for, stepping, unet_copy, waiting
 
 DEFAULTS = {
@@ -45,6 +45,7 @@ def fine_tune(
     probe_every: int = 10,
     patience: int | None = None,
     checkpoint: Path | None = None,
+    watch: Watch | None = None,
 ) -> tuple[StableDiffusionPipeline, History]:
     """θ* = argmin_θ E_{t,ε} ‖ε - f_θ(z_t, t, e_opt)‖², e_opt held fixed.
 
@@ -81,6 +82,7 @@ def fine_tune(
                 probe_every=probe_every,
                 patience=patience,
                 step_with=step_with,
+                watch=watch,
             )
         optimizer.state.clear()  # before the others come back to the GPU
     unet.disable_gradient_checkpointing()

@@ -60,6 +60,8 @@ def identity_of(image: Tensor, start: Tensor, given: dict, loss: Callable, gener
     return {**tensors, **settings, "loss": named, "seed": generator.initial_seed()}
 
 
+Watch = Callable[[str, History], object]  # (stage, history so far) -> true to end the stage here
+
 DIFFERENT = {"image": "another picture", "start": "another text", "method": "another method", "seed": "another seed"}
 
 
@@ -138,18 +140,20 @@ def descend(
     patience: int | None = None,
     checkpoint_every: int = 100,
     step_with: Callable[[Tensor, Progress], bool] | None = None,
+    watch: Watch | None = None,
 ) -> History:
     """Gradient descent on `progress.trained`, with a window into it.
 
     The stop button (Ctrl-C) ends it after the present step and keeps what was learned. patience: end it
-    when the probe has not fallen by 1 % for so many probes. With a checkpoint file the state is written
+    when the probe has not fallen by 1 % for so many probes. watch: called as watch(name, history) after each
+    step; what it returns, if true, is a stop button too. With a checkpoint file the state is written
     about every `checkpoint_every` steps, at the end and at a stop; if it is there at the start, training
     goes on from it, with the same bits as if it had never stopped. Raises FloatingPointError at once when
     the loss, a gradient or the probe is no number, with the last good state kept.
     """
     progress.load()
     history, began = progress.history, time.monotonic() - progress.history.seconds
-    step_with, save_again = step_with or plain_step, 0.0
+    step_with, save_again, called_off = step_with or plain_step, 0.0, False
 
     def look(step: int) -> None:
         if (value := probe_of()) != value or abs(value) == float("inf"):
@@ -165,7 +169,7 @@ def descend(
         look(0)
     bar = tqdm(total=steps, initial=len(history.loss), desc=progress.name)
     with stop_button() as stopped, bar:
-        while (step := len(history.loss) + 1) <= steps and not (stopped() or settled()):
+        while (step := len(history.loss) + 1) <= steps and not (stopped() or called_off or settled()):
             loss = loss_of()
             if not torch.isfinite(loss) or not step_with(loss, progress):
                 progress.give_up(step, loss.item())
@@ -176,13 +180,14 @@ def descend(
             if step % probe_every == 0 or step == steps:
                 look(step)
                 bar.set_postfix(probe=f"{history.probe_loss[-1]:.4f}")
+            called_off = watch is not None and bool(watch(progress.name, history))
             if step % checkpoint_every == 0 and time.monotonic() > save_again:
                 if not progress.is_finite():
                     progress.give_up(step, loss.item())
                 began_saving = time.monotonic()
                 progress.save()
                 save_again = time.monotonic() + (time.monotonic() - began_saving) / SAVING_SHARE
-        history.stopped = stopped() and step <= steps
+        history.stopped = (stopped() or called_off) and step <= steps
         if history.stopped:
             bar.write(f"{progress.name}: stopped after {step - 1} of {steps} steps; what was learned is kept")
     if not progress.is_finite():

@@ -65,6 +65,7 @@ def train_unet(
     text_encoder: CLIPTextModel,
     folder: Path,
     *,
+    name="unet",
     steps=STEPS,
     lr=LR,
     start_from: UNet2DConditionModel | None = None,
@@ -98,5 +99,5 @@ def train_unet(
         snr = alphas[t] / (1 - alphas[t])
         return (error * (MIN_SNR / snr).clamp(max=1.0)).mean()
 
-    history = train("unet", unet, loss_of, folder, steps=steps, lr=lr, ema=0.999, seed=seed, bf16=bf16, preview=preview)
+    history = train(name, unet, loss_of, folder, steps=steps, lr=lr, ema=0.999, seed=seed, bf16=bf16, preview=preview)
     return unet.eval().to(memory_format=torch.contiguous_format), history

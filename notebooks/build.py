@@ -1,0 +1,93 @@
+"""Run the notebooks and store their outputs; keep their badges and Colab cells at the address in pyproject.toml.
+
+python notebooks/build.py              # all notebooks; this is `make notebooks`
+python notebooks/build.py 02 04        # these only
+python notebooks/build.py --address    # badges and Colab cells only, nothing is run
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).resolve().parent
+PYPROJECT = HERE.parent / "pyproject.toml"
+BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+COLAB_CELL = """# On Colab the packages are there and only this repository is missing; elsewhere nothing happens here.
+import subprocess
+import sys
+from pathlib import Path
+
+places = [Path.cwd(), *Path.cwd().parents, Path("/content/imagic")]
+if "google.colab" in sys.modules and not any((place / "imagic_lib").is_dir() for place in places):
+    subprocess.run("git clone -q --depth 1 --branch {tag} {address} /content/imagic".split(), check=True)
+sys.path.insert(0, str(next(place for place in places if (place / "imagic_lib").is_dir())))"""
+
+
+def address() -> tuple[str, str]:
+    """(the repository's address, the tag of this version), from pyproject.toml."""
+    text = PYPROJECT.read_text(encoding="utf-8")
+    repository = re.search(r'^Repository = "(.+)"', text, re.MULTILINE).group(1)
+    return repository, "v" + re.search(r'^version = "(.+)"', text, re.MULTILINE).group(1)
+
+
+def badge(name: str) -> str:
+    """The Markdown of a button that opens this notebook, at this version, in Colab."""
+    repository, tag = address()
+    path = repository.removeprefix("https://github.com/")
+    target = f"https://colab.research.google.com/github/{path}/blob/{tag}/notebooks/{name}"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({target})"
+
+
+def colab_cell() -> str:
+    repository, tag = address()
+    return COLAB_CELL.format(tag=tag, address=repository)
+
+
+def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
+    """Write the badge into the first cell and the Colab cell into the cell that is tagged "colab"."""
+    notebook.cells[0].source = BADGE.sub(lambda _: badge(name), notebook.cells[0].source)
+    for cell in notebook.cells:
+        if "colab" in cell.metadata.get("tags", []):
+            cell.source = colab_cell()
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Leave out what changes from run to run and what no reader sees: times, versions, progress bars, and
+    widgets, which are dead on paper."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {}) and o.get("name") != "stderr"]
+
+
+def build(path: Path, run: bool = True) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    put_address(notebook, path.name)
+    if run:
+        began = time.monotonic()
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(HERE)}}).execute()
+        print(f"{path.name}: {time.monotonic() - began:.0f} s", flush=True)
+        tidy(notebook)
+    nbformat.write(notebook, path)
+
+
+def main(arguments: list[str]) -> None:
+    chosen = [a for a in arguments if not a.startswith("-")]
+    for path in sorted(HERE.glob("[0-9]*.ipynb")):
+        if not chosen or path.name[:2] in chosen:
+            build(path, run="--address" not in arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
