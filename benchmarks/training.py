@@ -16,20 +16,21 @@ from imagic_lib.models import DATA, TINY
 from imagic_lib.plots import PROBE
 from imagic_lib.toyworld import clip, judge, recipe, unet, vae
 
-NAMES = {"vae": "VAE", "clip": "mini-CLIP", "unet": "UNet", "judge": "judge"}
+NAMES = {"vae": "VAE", "clip": "mini-CLIP", "unet": "UNet", "unet-2": "UNet, second cycle", "judge": "judge"}
 BATCHES = {
     "vae": f"{vae.BATCH} crops of {vae.CROP}×{vae.CROP}, the last 15 % on whole pictures",
     "clip": f"{clip.BATCH} pictures with captions",
     "unet": f"{unet.BATCH} latents, min-SNR weights (γ = {unet.MIN_SNR:g}), average of the weights",
+    "unet-2": f"{unet.BATCH} latents, from where the first cycle ended",
     "judge": f"{judge.BATCH} drawings of all combinations",
 }
-RATES = {"vae": vae.LR, "clip": clip.LR, "unet": unet.LR, "judge": judge.LR}
+RATES = {"vae": vae.LR, "clip": clip.LR, "unet": unet.LR, "unet-2": unet.MORE_LR, "judge": judge.LR}
 
 
 def main() -> None:
     history = json.loads((TINY / "training.json").read_text())
     pipe = imagic.load_pipeline("tiny", device="cpu")
-    parts = {"vae": pipe.vae, "unet": pipe.unet, "judge": judge.load_judge()}
+    parts = {"vae": pipe.vae, "unet": pipe.unet, "unet-2": pipe.unet, "judge": judge.load_judge()}
     parts["clip"] = CLIPModel.from_pretrained(DATA / "tiny-clip")
     count = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
     rows = [
@@ -48,7 +49,7 @@ def main() -> None:
     text = f"{recipe.SCENES:,} drawings, AdamW, cosine; **{hours:.1f} hours** on two cores in all.\n\n"
     put(CARD, "recipe", text + table(header, rows))
 
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    figure = Figure(figsize=(15, 3.2), layout="constrained")
     for axis, (name, h) in zip(figure.subplots(1, len(history)), history.items(), strict=True):
         axis.plot(h["step"], h["loss"], color=PROBE, linewidth=1.5)
         axis.set(yscale="log", xlabel="step", title=NAMES[name])

@@ -149,7 +149,7 @@ def test_the_text_encoder_is_the_text_tower_of_the_mini_clip(made):
 def test_the_recipe_writes_curves_previews_and_a_judge(made):
     runs, out = made
     history = json.loads((out / "tiny-sd" / "training.json").read_text())
-    assert list(history) == ["vae", "clip", "unet", "judge"]
+    assert list(history) == ["vae", "clip", "unet", "unet-2", "judge"]
     assert all(h["step"] == [10] and h["loss"][0] > 0 for h in history.values())
     assert (runs / "vae-000010.png").exists() and (runs / "unet-000010.png").exists()
     judge = load_judge(out / "judge" / "judge.safetensors")

@@ -52,17 +52,22 @@ def make(runs: Path, out: Path, *, scale: float = 1.0, seed: int = 0, bf16: bool
         vae.save_rows(path, [vae.to_tensor(np.stack([np.asarray(p) for p in row])) for row in rows])
 
     latents = encoded(the_vae, drawings, runs / "latents.safetensors")
-    the_unet, history["unet"] = unet.train_unet(
-        latents,
-        scenes,
-        tokenizer,
-        text_encoder,
-        runs,
-        steps=part(unet.STEPS, 10),
-        seed=seed,
-        bf16=bf16,
-        preview=preview,
-    )
+    the_unet = None
+    for name, steps, lr in (("unet", unet.STEPS, unet.LR), ("unet-2", unet.MORE_STEPS, unet.MORE_LR)):
+        the_unet, history[name] = unet.train_unet(
+            latents,
+            scenes,
+            tokenizer,
+            text_encoder,
+            runs,
+            name=name,
+            steps=part(steps, 10),
+            lr=lr,
+            start_from=the_unet,
+            seed=seed + (name == "unet-2"),  # other noises and captions than the first time
+            bf16=bf16,
+            preview=preview,
+        )
     every = dataset.any_scenes(part(JUDGE_SCENES, 64))
     the_judge, history["judge"] = judge.train_judge(
         dataset.render(every, runs / "scenes" / "judge"), every, runs, steps=part(judge.STEPS, 10), seed=seed, bf16=bf16

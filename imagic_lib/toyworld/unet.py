@@ -16,6 +16,7 @@ from imagic_lib.toyworld.training import train
 from imagic_lib.toyworld.vae import SCALING_FACTOR, to_tensor
 
 STEPS, LR, BATCH = 6500, 1e-3, 32
+MORE_STEPS, MORE_LR = 2200, 5e-4  # a second cosine after the first: details came late and were still coming
 EMPTY_CAPTIONS = 0.1  # share of training without text: what classifier-free guidance leans on
 MIN_SNR = 5.0  # Hang et al. 2023, arXiv 2303.09556: clip the weight of the nearly noiseless steps
 
