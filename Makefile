@@ -1,36 +1,57 @@
-# make demo   set up and run one edit            make lab    JupyterLab
-# make test   set up and run all checks          make clean  remove the environment
+# make demo   set up and run one edit            make lab         JupyterLab with the notebooks
+# make test   set up and run all checks          make notebooks   run the notebooks and store what they show
+# make clean  remove the environments            make test-colab  the checks with the versions that Colab has
 #
 # TORCH_INDEX: the address of PyTorch's CPU-only packages, as shown by pytorch.org -> Get Started ->
 # Compute Platform: CPU. `make demo TORCH_INDEX=<address>` spares the download of a CUDA build.
 TORCH_INDEX ?=
 PYTHON      ?= python3
-PIP         := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 RUN         := .venv/bin/python
+COLAB       := .venv-colab/bin/python
+PYTEST      := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+# two files at once, each on one core, are sooner done than one file on two
+TWO         := -n 2 --dist loadscope
+INSTALL     := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint lab clean
+.PHONY: demo test lint test-library test-notebooks test-colab notebooks lab clean
 
 demo: .venv/ready
 	$(RUN) -m imagic_lib demo
 
-test: .venv/ready-dev lint
-	$(RUN) -m pytest --cov --cov-report=term
+test: lint test-library test-notebooks
 
 lint: .venv/ready-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-lab: .venv/ready
-	$(RUN) -m jupyterlab
+test-library: .venv/ready-dev
+	$(PYTEST) $(TWO) --cov --cov-report=term
+
+test-notebooks: .venv/ready-dev # how: the options in tests/nbval.args
+	$(PYTEST) @tests/nbval.args notebooks $(TWO)
+
+test-colab: .venv-colab/ready
+	$(COLAB) -m pytest
+
+notebooks: .venv/ready
+	$(RUN) notebooks/build.py
+
+lab: .venv/ready # the repository is its root, so that links from the notebooks to ../data work
+	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-colab
 
 .venv/ready: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.txt -c constraints.txt
+	$(RUN) $(INSTALL) -r requirements.txt -c constraints.txt
 	touch $@
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
-	$(PIP) -r requirements-dev.txt -c constraints.txt
+	$(RUN) $(INSTALL) -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+.venv-colab/ready: tests/colab.txt
+	$(PYTHON) -m venv .venv-colab
+	$(COLAB) $(INSTALL) -r tests/colab.txt
 	touch $@

@@ -34,7 +34,7 @@ def show(figure: Figure | Image.Image, alt: str) -> None:
     from IPython.display import Image as Shown
     from IPython.display import display
 
-    display(Shown(data=png_of(figure), format="png", alt=alt))
+    display(Shown(data=png_of(figure), format="png", metadata={"alt": alt}))  # IPython 7, Colab's, has no alt=
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), labels: Sequence[str] = (),

@@ -7,6 +7,7 @@ python notebooks/build.py --address    # badges and Colab cells only, nothing is
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -24,9 +25,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+address, tag = "{address}", "{tag}"
 places = [Path.cwd(), *Path.cwd().parents, Path("/content/imagic")]
 if "google.colab" in sys.modules and not any((place / "imagic_lib").is_dir() for place in places):
-    subprocess.run("git clone -q --depth 1 --branch {tag} {address} /content/imagic".split(), check=True)
+    subprocess.run(["git", "clone", "-q", "--depth", "1", "--branch", tag, address, "/content/imagic"], check=True)
 sys.path.insert(0, str(next(place for place in places if (place / "imagic_lib").is_dir())))"""
 
 
@@ -60,26 +62,32 @@ def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
     """Leave out what changes from run to run and what no reader sees: times, versions, progress bars, and
-    widgets, which are dead on paper."""
+    widgets, which are dead on paper. Fold the solutions of exercises, in JupyterLab and (by a title) in Colab."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        if "solution" in tags:
+            cell.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {}) and o.get("name") != "stderr"]
 
 
 def build(path: Path, run: bool = True) -> None:
+    """Address the notebook, run it if asked, and store it. One that fails stays on disk as it was."""
     notebook = nbformat.read(path, as_version=4)
     put_address(notebook, path.name)
     if run:
         began = time.monotonic()
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(HERE)}}).execute()
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
         print(f"{path.name}: {time.monotonic() - began:.0f} s", flush=True)
         tidy(notebook)
-    nbformat.write(notebook, path)
+    whole = path.with_suffix(".tmp")
+    nbformat.write(notebook, whole)
+    os.replace(whole, path)  # in one move: an interrupted write leaves the old file
 
 
 def main(arguments: list[str]) -> None:

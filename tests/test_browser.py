@@ -1,0 +1,256 @@
+"""The notebooks in JupyterLab, as a reader sees them: all cells run, and the η slider moves the picture.
+
+Needs Debian's Chromium (apt-get install chromium) and playwright; without one of them these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+            "--disable-component-update", "--disable-dev-shm-usage"]  # fmt: skip
+PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "600"))  # seconds for one notebook; a busy machine may want more
+SMALL = "small.ipynb"
+RUN_STOP = ("Run", "Stop")
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+SMALL_CELLS = (
+    "from PIL import Image\nimport imagic_lib as imagic\nfrom imagic_lib import widgets",
+    'rows = [[Image.new("RGB", (16, 16), c) for c in ("red", "green", "blue", "black")]]',
+    "widgets.eta_explorer(rows, [0.0, 0.3, 0.6, 1.0])",
+    'widgets.edit_app(imagic.load_pipeline("tiny"), etas=(0.0, 1.0), seeds=(0,), sampling_steps=2)',
+    'print("the last cell")',
+)
+LOAD = 'pipe = imagic.load_pipeline("tiny")'
+HASTE = """
+from imagic_lib import embedding, finetuning, inference
+embedding.DEFAULTS["tiny"]["steps"] = finetuning.DEFAULTS["full"]["tiny"]["steps"] = 30
+inference.DEFAULTS["tiny"]["steps"] = 10
+"""  # nbval runs the notebooks as they are; here the page is tested, and fewer steps make its pictures, too
+SETTINGS = {  # all cells are in the page, also those out of sight; no news from the network
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "docmanager-extension/plugin": {"autosave": False},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def answer_of(lab: SimpleNamespace, path: str):
+    request = urllib.request.Request(f"{lab.address}/{path}", headers={"Authorization": f"token {lab.token}"})
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.load(reply)
+
+
+def fresh(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """As it was before it was ever run (its numbers tell later what has been run here), and in haste."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+            cell.source = cell.source.replace(LOAD, HASTE + LOAD)
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on a copy of the notebooks beside the library, on a free port; shut down afterwards."""
+    if not Path(CHROMIUM).exists():
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed, as on Colab")
+    pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
+    home = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))
+    for path in (home / "notebooks").glob("*.ipynb"):
+        nbformat.write(fresh(nbformat.read(path, as_version=4)), path)
+    for name in ("imagic_lib", "data"):
+        (home / name).symlink_to(ROOT / name)
+    small = new_notebook(cells=[new_code_cell(c) for c in SMALL_CELLS], metadata={"kernelspec": KERNEL})
+    nbformat.write(small, home / "notebooks" / SMALL)
+    for name, values in SETTINGS.items():
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
+    port, token = free_port(), "of-the-test"
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
+    command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home}", "--ServerApp.ip=127.0.0.1"]
+    own = {f"JUPYTER_{name}_DIR": str(home / "jupyter" / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    own |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
+    environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(home)}
+    with open(home / "log.txt", "w") as log:
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
+    found = SimpleNamespace(address=f"http://127.0.0.1:{port}", token=token, home=home, process=process)
+    try:
+        wait_for_server(found)
+        yield found
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # the server and its kernels: a session of their own
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_server(lab: SimpleNamespace) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        assert lab.process.poll() is None, (lab.home / "log.txt").read_text()
+        try:
+            answer_of(lab, "api/status")
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise TimeoutError((lab.home / "log.txt").read_text())
+
+
+@pytest.fixture(scope="module")
+def browser(lab):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """A new page; how it looked at the end is kept in `tmp_path`, also after a failure."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1600})
+    page.set_default_timeout(PATIENCE * 1000)
+    yield page
+    page.screenshot(path=tmp_path / "page.png")
+    page.close()
+
+
+def until(page, found, what: str):
+    """Ask `found()` again and again until it answers something true, and return that."""
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := found()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not after {PATIENCE:g} seconds")
+        page.wait_for_timeout(500)
+    return answer
+
+
+def idle(page, lab: SimpleNamespace) -> bool:
+    """Do server and page agree that the kernel is connected and has nothing to do?"""
+    status = page.evaluate("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status")
+    kernels = answer_of(lab, "api/kernels")
+    connected = any(kernel["connections"] for kernel in kernels)
+    return status == "idle" and connected and all(kernel["execution_state"] == "idle" for kernel in kernels)
+
+
+def open_notebook(page, lab: SimpleNamespace, name: str) -> None:
+    """The notebook in the single-document view, when its kernel is ready."""
+    page.goto(f"{lab.address}/doc/tree/notebooks/{name}?token={lab.token}&reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    until(page, lambda: idle(page, lab), "the kernel is ready")
+
+
+def run_all(page, lab: SimpleNamespace, cells: int) -> None:
+    """Run > Run All Cells, by mouse; returns when all code cells have their number and the kernel is idle.
+
+    JupyterLab may connect to a young kernel twice, and forgets at the second time what it was to run: after
+    a while without any work the menu is used again.
+    """
+    failed = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+    rest = 0  # looks in a row at which nothing was done
+
+    def all_done() -> bool:
+        nonlocal rest
+        assert failed.count() == 0, failed.first.inner_text()
+        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        executed = sum(bool(re.search(r"\[\d+\]", prompt)) for prompt in prompts)
+        rest = rest + 1 if idle(page, lab) and not any("*" in prompt for prompt in prompts) else 0
+        if rest % 20 == 1 and executed < cells:
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        return executed == cells and rest > 1
+
+    until(page, all_done, f"all {cells} cells are run")
+
+
+SEEN = """area => [...area.querySelectorAll('img.widget-image')].map(img => {
+    const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
+    if (canvas.width) canvas.getContext('2d').drawImage(img, 0, 0);
+    return canvas.toDataURL();
+})"""
+
+
+def changed(page, area, before: list[str]) -> list[str]:
+    """The pixels of the pictures in an output, as soon as they are others than `before`."""
+    until(page, lambda: area.evaluate(SEEN) != before, "the slider moved, the picture changes")
+    return area.evaluate(SEEN)
+
+
+def check_slider(page) -> None:
+    """The first η slider of the page: the arrow keys and the mouse each change what its output shows."""
+    slider = page.locator(".widget-hslider", has=page.get_by_text("η", exact=True)).first
+    area, handle = page.locator(".jp-OutputArea-output", has=slider).first, slider.locator(".noUi-handle")
+    slider.scroll_into_view_if_needed()
+    handle.focus()
+    handle.press("Home")
+    page.wait_for_timeout(1000)
+    seen = [area.evaluate(SEEN)]
+    assert seen[0] and all(len(picture) > 100 for picture in seen[0])
+    for _ in range(2):
+        handle.press("ArrowRight")
+        seen.append(changed(page, area, seen[-1]))
+    track, knob = slider.locator(".noUi-target").bounding_box(), handle.bounding_box()
+    page.mouse.move(knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(track["x"] + track["width"] + 20, knob["y"] + knob["height"] / 2, steps=8)
+    page.mouse.up()
+    changed(page, area, seen[-1])
+    page.wait_for_timeout(1000)
+    seen.append(area.evaluate(SEEN))
+    assert len({tuple(pictures) for pictures in seen}) == 4
+
+
+@pytest.mark.parametrize("name", [SMALL, "04_interpolation.ipynb", "06_everything.ipynb"])
+def test_all_cells_run_and_the_slider_moves_the_picture(lab, page, name):
+    cells = [c for c in nbformat.read(lab.home / "notebooks" / name, as_version=4).cells if c.cell_type == "code"]
+    open_notebook(page, lab, name)
+    run_all(page, lab, len(cells))
+    check_slider(page)
+
+
+def test_the_app_shows_an_error_runs_and_stops(lab, page):
+    open_notebook(page, lab, SMALL)
+    run_all(page, lab, len(SMALL_CELLS))
+    area = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Run")).last
+    text, run, stop = area.locator("input[type=text]").first, *(area.get_by_role("button", name=n) for n in RUN_STOP)
+    text.fill(" ")
+    text.press("Tab")
+    run.click()
+    area.get_by_text("✗ the text is empty").wait_for()
+    text.fill("a blue bird standing in the snow")
+    text.press("Tab")
+    run.click()
+    area.get_by_text("stage 1, embedding: step").wait_for()
+    stop.click()
+    area.get_by_text("■ stopped: stage 1").wait_for()
+    assert area.get_by_text("✗").count() == 0
+    assert area.locator("img.widget-image").count() == 2  # the input, and the explorer's

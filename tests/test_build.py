@@ -1,0 +1,104 @@
+"""notebooks/build.py: addresses, tidy outputs, and nothing lost when a notebook fails."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from notebooks import build
+
+OLD = "[![Open in Colab](https://example.org/old.svg)](https://example.org/old)"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder that build.py takes for its own, with a pyproject.toml beside it."""
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text('version = "2.3.4"\n[project.urls]\nRepository = "https://github.com/a-class/imagic"\n')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(build, "PYPROJECT", pyproject)
+    monkeypatch.setattr(build, "HERE", tmp_path / "notebooks")
+    return tmp_path / "notebooks"
+
+
+def write(path, *sources: str):
+    cells = [new_markdown_cell(f"# Made up\n\n{OLD}\n\nText."), new_code_cell("pass", metadata={"tags": ["colab"]})]
+    cells += [
+        new_code_cell(source, execution_count=8, outputs=[new_output("stream", name="stdout", text="old\n")])
+        for source in sources
+    ]
+    nbformat.write(new_notebook(cells=cells), path)
+
+
+def read(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+def test_a_new_address_reaches_badge_and_colab_cell_and_nothing_is_run(folder):
+    write(folder / "01_made_up.ipynb", "1 / 0")
+    build.main(["--address"])
+    badge, colab, code = read(folder / "01_made_up.ipynb")
+    target = "https://colab.research.google.com/github/a-class/imagic/blob/v2.3.4/notebooks/01_made_up.ipynb"
+    assert f"]({target})\n\nText." in badge.source and "example.org" not in badge.source
+    assert 'address, tag = "https://github.com/a-class/imagic", "v2.3.4"' in colab.source
+    assert code.execution_count == 8 and code.outputs[0].text == "old\n"
+
+    build.PYPROJECT.write_text(build.PYPROJECT.read_text().replace("a-class", "b-class").replace("2.3.4", "3.0.0"))
+    build.main(["--address"])
+    badge, colab, _ = read(folder / "01_made_up.ipynb")
+    assert target.replace("a-class", "b-class").replace("2.3.4", "3.0.0") in badge.source
+    assert 'address, tag = "https://github.com/b-class/imagic", "v3.0.0"' in colab.source
+
+
+def test_tidy_leaves_out_what_no_reader_sees():
+    output = [
+        new_output("stream", name="stderr", text="100%|####|"),
+        new_output("display_data", {build.WIDGET: {"model_id": "a"}, "text/plain": "Slider"}),
+        new_output("display_data", {"image/png": "aGk="}, metadata={"image/png": {"alt": "A dog"}}),
+        new_output("stream", name="stdout", text="done\n"),
+    ]
+    cell = new_code_cell(
+        "x", outputs=output, metadata={"tags": ["solution"], "execution": {"iopub.execute_input": "2026-01-01T00:00Z"}}
+    )
+    metadata = {"widgets": {"state": {}}, "language_info": {"name": "python", "version": "3.13"}}
+    notebook = new_notebook(cells=[cell], metadata=metadata)
+    build.tidy(notebook)
+    assert notebook.cells[0].outputs == output[2:]
+    folded = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+    assert notebook.cells[0].metadata == {"tags": ["solution"], **folded}
+    assert "widgets" not in notebook.metadata and "version" not in notebook.metadata.language_info
+
+
+def test_what_runs_is_stored_and_what_fails_stays_as_it_was(folder):
+    good, bad, other = (folder / f"0{n}_made_up.ipynb" for n in (1, 2, 3))
+    widget = "import ipywidgets, sys\nprint(1, file=sys.stderr)\nprint(2)\nipywidgets.IntSlider()"
+    write(good, "from pathlib import Path\nprint(Path.cwd().name)", widget)
+    write(bad, "print('new')", "1 / 0")
+    write(other, "print('new')")
+    (folder.parent / "imagic_lib").mkdir()  # the Colab cell looks for it
+    before = bad.read_bytes(), other.read_bytes()
+    build.main(["01"])
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        build.main(["02"])
+    _, *cells = read(good)
+    assert [cell.execution_count for cell in cells] == [1, 2, 3]
+    assert [[output.text for output in cell.outputs] for cell in cells] == [[], ["notebooks\n"], ["2\n"]]
+    assert (bad.read_bytes(), other.read_bytes()) == before
+    assert sorted(folder.iterdir()) == [good, bad, other]
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(folder, monkeypatch):
+    path = folder / "01_made_up.ipynb"
+    write(path)
+    before = path.read_bytes()
+
+    def broken(notebook, target):
+        target.write_text("{")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(nbformat, "write", broken)
+    with pytest.raises(OSError, match="disk full"):
+        build.main(["--address"])
+    assert path.read_bytes() == before
