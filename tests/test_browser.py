@@ -69,6 +69,7 @@ def fresh(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             cell.source = cell.source.replace(LOAD, HASTE + LOAD)
+            cell.metadata.pop("jupyter", None)  # a folded cell hides its number
     return notebook
 
 
