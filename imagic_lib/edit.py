@@ -166,8 +166,8 @@ def run_edit(
     of the training noise. folder: keep checkpoints and the finished edit there; called again after a stop
     or a kill, it goes on where it was, with the same result, and a finished edit is only loaded. The stop
     button ends the present stage early; with a folder it ends all, as KeyboardInterrupt, to be continued.
-    `watch` may end them, too (see
-    `optimization.descend`). If the GPU runs out of memory, a MemoryError names the next smaller strategy.
+    `watch` may end them, too (see `optimization.descend`). If the GPU runs out of memory, a MemoryError
+    names the next smaller strategy.
     """
     method = strategy.method if strategy else method
     settings = {"embedding_steps": embedding_steps, "unet_steps": unet_steps, "method": method, "seed": seed}

@@ -29,7 +29,7 @@ def progress_of(x, checkpoint=None, lr=0.05, **identity):
     return Progress("a fit", {"x": x}, torch.optim.Adam([x], lr=lr), generator, checkpoint, identity)
 
 
-def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, **identity):
+def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, watch=None, **identity):
     """Find the vector (1, 2, 3) from noisy looks at it."""
     x = torch.zeros(3, requires_grad=True)
     goal, progress = torch.tensor([1.0, 2.0, 3.0]), progress_of(x, checkpoint, lr, **identity)
@@ -48,6 +48,7 @@ def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=No
         probe_every=5,
         patience=patience,
         checkpoint_every=3,
+        watch=watch,
     )
     return x.detach(), history
 
@@ -84,6 +85,20 @@ def test_the_stop_button_ends_after_the_step_keeps_the_result_and_can_go_on(tmp_
     rest, resumed = fit(tmp_path / "part")
     assert torch.equal(rest, whole) and resumed.loss == all_of_it.loss
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_who_watches_sees_every_step_and_may_end_it_which_can_go_on(tmp_path):
+    seen = []
+
+    def watch(stage, history):
+        seen.append((stage, len(history.loss)))
+        return len(history.loss) == 7
+
+    checkpoint = tmp_path / "fit.safetensors"
+    result, history = fit(checkpoint, watch=watch)
+    assert seen == [("a fit", step) for step in range(1, 8)] and history.stopped
+    assert torch.equal(result, fit(steps=7)[0])
+    assert torch.equal(fit(checkpoint)[0], fit()[0]), "the same bits as one that nobody ended"
 
 
 def test_a_second_press_raises_at_once():
