@@ -17,6 +17,7 @@ from imagic_lib.finetuning import fine_tune
 from imagic_lib.interpolation import interpolate
 from imagic_lib.inference import generate, sample_text
 from imagic_lib.edit import ImagicEdit, run_edit
+from imagic_lib.personalization import personalize
 
 _logging.set_verbosity(_verbosity)
 
@@ -34,6 +35,7 @@ __all__ = [
     "load_pipeline",
     "open_image",
     "optimize_embedding",
+    "personalize",
     "run_edit",
     "sample_text",
 ]

@@ -183,15 +183,18 @@ def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-def training_peak(unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, side=64, tokens=77) -> tuple[int, int]:
+def training_peak(
+    unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, side=64, tokens=77,
+    rank=finetuning.RANK, targets=finetuning.TARGETS,
+) -> tuple[int, int]:  # fmt: skip
     """One step of stage 1 or 2: (bytes at its peak, without the optimizer's moments; numbers that learn).
 
-    unet: on the meta device, stays as it is. side: of the latents. The step is the stages' own
-    `denoising_loss`; a fused optimizer step allocates nothing but, the first time, the moments.
+    unet: on the meta device, stays as it is. side: of the latents. rank, targets: of the LoRA. The step is the
+    stages' own `denoising_loss`; a fused optimizer step allocates nothing but, the first time, the moments.
     """
     unet = copy.deepcopy(unet).train().requires_grad_(stage == 2)  # in eval mode checkpointing may be off
     if stage == 2 and strategy.method == "lora":
-        finetuning.add_lora(unet, finetuning.RANK, finetuning.TARGETS)
+        finetuning.add_lora(unet, rank, targets)
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:

@@ -1,0 +1,331 @@
+"""LoRA: as stage 2 of an edit, and as a new word for one particular car. What rank, which layers, how many pictures?
+
+    python benchmarks/lora.py          # about 50 minutes on one core; goes on where it was stopped
+
+Each run is written into data/experiments/lora.json at once, and the sheets beside it are made of what was drawn. Its
+loops go over (picture, seed) and over cars outside, so that half a run is a balanced half. Seconds are of one
+processor core (`time.process_time`), so that other work on the machine does not count.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import lru_cache
+
+import numpy as np
+import torch
+from edits import EDITS
+from PIL import Image
+from report import ROOT
+
+import imagic_lib as imagic
+from imagic_lib import memory, personalization
+from imagic_lib.checkpoints import write_atomically
+from imagic_lib.images import to_picture
+from imagic_lib.metrics import psnr, rmse
+from imagic_lib.models import DATA
+from imagic_lib.plots import picture_grid
+from imagic_lib.strategies import Strategy
+from imagic_lib.toyworld import Scene, load_scene, vae
+from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.toyworld.lineup import Lineup, seen_again
+
+FOLDER, SCRATCH = DATA / "experiments", ROOT / "runs" / "lora"
+RESULTS = FOLDER / "lora.json"
+LARGEST_SHEET = 60_000  # bytes
+
+# --- stage 2 of an edit
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TARGETS = {
+    "to_q, to_v": ("to_q", "to_v"),
+    "all of attention": ATTENTION,
+    "attention and convolutions": (*ATTENTION, "conv1", "conv2"),
+}
+RANKS = (1, 4, 16, 64)
+PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # a picture each, a training seed each
+ETAS, SEEDS, SAMPLING_STEPS = (0.0, 0.5, 0.7, 0.85, 1.0), (0, 1, 2), 20
+
+# --- a new word
+CARS = {"green emblem, roof rack": 1_500_033, "stripe, blue emblem": 1_600_235}  # scenes by seed, of no training
+WORD, CLASS = "a photo of sks car", "a photo of a car"
+PLACES = {"beach": "on the beach", "snow": "in the snow", "night": "at night", "grass": "on the grass"}
+# the beach is never shown
+SHOWN = [("grass", "parked"), ("snow", "driving"), ("night", "parked"), ("grass", "driving"),
+         ("snow", "parked"), ("night", "driving"), ("grass", "parked"), ("snow", "driving")]  # fmt: skip
+WORDS = [(1, False), (1, True), (4, False), (8, False), (2, False), (4, True)]  # pictures, with a prior
+PRIOR_COUNT, WORD_SEEDS, OTHERS = 32, (0, 1, 2, 3), 9
+
+
+def results() -> dict:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"edits": {}, "words": {}, "memory": {}}
+
+
+def keep(part: str, key: str, value: dict) -> None:
+    found = results()
+    found[part][key] = value
+    write_atomically(RESULTS, lambda tmp: tmp.write_text(json.dumps(found, indent=1) + "\n"))
+    print(f"{time.strftime('%H:%M:%S')} {part} {key}: {json.dumps(value)[:300]}", flush=True)
+
+
+def rounded(value: float, digits: int = 4) -> float:
+    return round(float(value), digits)
+
+
+def read(judge, pictures: list[Image.Image]) -> list[dict[str, str]]:
+    return judge.read(vae.to_tensor(np.stack([np.asarray(p) for p in pictures])))
+
+
+def strip(name: str, pictures: list[Image.Image]) -> None:
+    """Keep a row of pictures for the sheets."""
+    row = Image.new("RGB", (128 * len(pictures), 128))
+    for k, picture in enumerate(pictures):
+        row.paste(picture, (128 * k, 0))
+    write_atomically(SCRATCH / f"{name}.png", lambda tmp: row.save(tmp, format="PNG"))
+
+
+def strips(name: str) -> list[Image.Image]:
+    row = Image.open(SCRATCH / f"{name}.png")
+    return [row.crop((x, 0, x + 128, 128)) for x in range(0, row.width, 128)]
+
+
+def write_sheet(name: str, figure) -> None:
+    """As the best JPEG of at most LARGEST_SHEET bytes."""
+    for quality in range(90, 20, -5):
+        figure.savefig(buffer := io.BytesIO(), format="jpg", dpi=80, pil_kwargs={"quality": quality, "optimize": True})
+        if buffer.tell() <= LARGEST_SHEET:
+            break
+    write_atomically(FOLDER / name, lambda tmp: tmp.write_bytes(buffer.getvalue()))
+
+
+# --- stage 2 of an edit, full and with LoRA
+
+
+def configurations() -> dict[str, dict]:
+    found = {"full": {"method": "full"}}
+    for rank in (4, 64, 1, 16):
+        for name, targets in TARGETS.items():
+            found[f"{name} / {rank}"] = {"method": "lora", "rank": rank, "targets": targets}
+    return found
+
+
+def stage_1(pipe, name: str, seed: int):
+    """(scene of the truth, image, e_tgt, e_opt); the embedding is kept, a second call costs nothing."""
+    path = DATA / "images" / name
+    truth = load_scene(path).edit(**EDITS[name])
+    image, e_tgt = imagic.load_image(path, pipe), imagic.encode_text(pipe, truth.caption())
+    generator = torch.Generator().manual_seed(seed)
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    checkpoint = SCRATCH / f"stage-1-{name}-{seed}.safetensors"
+    e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, generator=generator, checkpoint=checkpoint)
+    return truth, image, e_tgt, e_opt
+
+
+def edits(pipe, judge, pair: tuple[str, int]) -> None:
+    name, seed = pair
+    missing = [c for c in configurations() if f"{name} / {seed} / {c}" not in results()["edits"]]
+    if not missing:
+        return
+    truth, image, e_tgt, e_opt = stage_1(pipe, name, seed)
+    goal = to_picture(imagic.decode_latents(pipe, imagic.encode_image(pipe, image)))
+    for label in missing:
+        began = time.process_time()
+        generator = torch.Generator().manual_seed(1000 + seed)
+        tuned, history = imagic.fine_tune(pipe, image, e_opt, generator=generator, **configurations()[label])
+        seconds = time.process_time() - began
+        line = imagic.interpolate(e_tgt, e_opt, ETAS)
+        flat = imagic.generate(tuned, line, SEEDS, steps=SAMPLING_STEPS)
+        columns = {eta: flat[k * len(SEEDS) : (k + 1) * len(SEEDS)] for k, eta in enumerate(ETAS)}
+        right = {eta: sum(r == truth.attributes for r in read(judge, ps)) for eta, ps in columns.items() if eta}
+        best = max(right, key=lambda eta: (right[eta], -eta))  # of equals the smallest, nearest to the input
+        strip(f"edit-{name}-{label.replace('/', '-')}", [columns[eta][0] for eta in ETAS])
+        distance = [rmse(p, truth.render()) for p in columns[best]]
+        found = {"probe": [rounded(history.probe_loss[0]), rounded(history.probe_loss[-1])]}
+        found |= {"steps": len(history.loss), "seconds": rounded(seconds, 1)}
+        found |= {"psnr": rounded(np.mean([psnr(p, goal) for p in columns[0.0]]), 2), "best_eta": best}
+        found |= {"right": right[best], "of": len(SEEDS), "rmse": rounded(np.mean(distance))}
+        keep("edits", f"{name} / {seed} / {label}", found)
+
+
+# --- memory
+
+
+def counted(unet, settings: dict, *, batch: int, side: int) -> tuple[float, int]:
+    """(GiB at the peak of a float32 step with Adam's moments, numbers that learn): counted, not measured."""
+    settings = dict(settings)
+    strategy = Strategy(settings.pop("method"), torch.float32, "Adam", False)
+    peak, learning = memory.training_peak(unet, 2, strategy, batch=batch, side=side, **settings)
+    return (peak + 8 * learning) / 2**30, learning
+
+
+def resident(label: str) -> float:
+    """GiB of resident memory at the peak of three steps on tiny, above the interpreter, its libraries and the loaded
+    model; in a process of its own."""
+    command = [sys.executable, __file__, label]
+    quiet = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=quiet)
+    return float(done.stdout.split()[-1])
+
+
+def measure(label: str) -> None:
+    import psutil
+    from sd14_step import Peak
+
+    pipe = imagic.load_pipeline("tiny", device="cpu")
+    image = imagic.load_image(Scene.sample(0).render(), pipe)
+    e = imagic.encode_text(pipe, "a brown dog jumping on the grass")
+    imagic.encode_image(pipe, image)
+    before = psutil.Process().memory_info().rss
+    watch = Peak()
+    watch.start()
+    imagic.fine_tune(pipe, image, e, steps=3, batch=8, probe_every=10, **configurations()[label])
+    watch.over.set()
+    watch.join()
+    print((watch.most - before) / 2**30)
+
+
+def memories() -> None:
+    parts = {"tiny": (memory.on_meta("tiny")["unet"], 8, 16)}
+    parts["SD 1.4"] = (memory.on_meta("CompVis/stable-diffusion-v1-4")["unet"], 1, 64)
+    for label, settings in configurations().items():
+        if label in results()["memory"]:
+            continue
+        found = {}
+        for model, (unet, batch, side) in parts.items():
+            peak, learning = counted(unet, settings, batch=batch, side=side)
+            whole = sum(p.numel() for p in unet.parameters())
+            found[model] = {"learn": learning, "share": learning / whole, "counted_GiB": rounded(peak)}
+        if settings.get("rank", 4) in (4, 64):
+            found["tiny"]["resident_GiB"] = rounded(resident(label))
+        keep("memory", label, found)
+
+
+# --- a new word for one car
+
+
+def car_of(label: str, place="grass", pose="parked") -> Scene:
+    return Scene.sample(CARS[label], subject="car", colour="yellow", pose=pose, place=place)
+
+
+def shown(label: str, count: int) -> list[Scene]:
+    """The pictures of the car that are learned from: the first is its own scene, the rest other views."""
+    car = car_of(label)
+    return [car] + [seen_again(car, 1_800_000 + k, place=p, pose=q) for k, (p, q) in enumerate(SHOWN[1:count])]
+
+
+@lru_cache(maxsize=1)
+def lineups(label: str) -> dict[str, Lineup]:
+    """For each place the car itself, first, and other yellow cars."""
+    others = [Scene.sample(1_700_000 + k, subject="car", colour="yellow", pose="driving") for k in range(OTHERS)]
+    cars = [car_of(label), *others]
+    return {place: Lineup([scene.edit(place=place, pose="driving") for scene in cars]) for place in PLACES}
+
+
+def judged(judge, label: str, place: str, pictures: list[Image.Image]) -> list[dict]:
+    """Of each picture: how far from this car, is it picked in the line-up, and does the text hold?"""
+    found = []
+    for picture, seen in zip(pictures, read(judge, pictures), strict=True):
+        distances = lineups(label)[place].distances(picture)
+        found.append({"distance": rounded(distances[0]), "picked": distances[0] == min(distances)})
+        found[-1] |= {"text": (seen["subject"], seen["pose"], seen["place"]) == ("car", "driving", place)}
+        found[-1] |= {"yellow": seen["colour"] == "yellow"}
+    return found
+
+
+def mean_of(rows: list[dict]) -> dict:
+    return {key: rounded(np.mean([row[key] for row in rows]), 3) for key in rows[0]} | {"n": len(rows)}
+
+
+def judge_words(pipe, judge, label: str, subject: str) -> tuple[dict, list[Image.Image]]:
+    """Four places, and what has become of other cars; the pictures of one seed for the sheet."""
+    found, row = {}, []
+    for place, phrase in PLACES.items():
+        drawn = imagic.sample_text(pipe, f"{subject} driving {phrase}", WORD_SEEDS, steps=SAMPLING_STEPS)
+        found[place] = mean_of(judged(judge, label, place, drawn))
+        row.append(drawn[0])
+    red = imagic.sample_text(pipe, "a photo of a red car", WORD_SEEDS, steps=SAMPLING_STEPS)
+    some = imagic.sample_text(pipe, CLASS, WORD_SEEDS, steps=SAMPLING_STEPS)
+    found["red car is red"] = rounded(np.mean([r["colour"] == "red" for r in read(judge, red)]), 3)
+    found["a car is yellow"] = rounded(np.mean([r["colour"] == "yellow" for r in read(judge, some)]), 3)
+    return found, [*row, red[0], some[0]]
+
+
+def words(pipe, judge, label: str) -> None:
+    def record(name: str, make) -> None:
+        if f"{label} / {name}" not in results()["words"]:
+            found, row = make()
+            strip(f"word-{label}-{name}", row)
+            keep("words", f"{label} / {name}", found)
+
+    def limits() -> tuple[dict, list[Image.Image]]:
+        """The best that is possible: other views of the very car, drawn, then through the VAE."""
+        found, row = {}, []
+        for place in PLACES:
+            scenes = [seen_again(car_of(label), 1_900_000 + k, place=place, pose="driving") for k in WORD_SEEDS]
+            images = [imagic.load_image(scene.render(), pipe) for scene in scenes]
+            drawn = [to_picture(imagic.decode_latents(pipe, imagic.encode_image(pipe, x))) for x in images]
+            found[place] = mean_of(judged(judge, label, place, drawn))
+            row.append(scenes[0].render())
+        return found, [*row, car_of(label).render(), car_of(label).render()]
+
+    def trained(count: int, with_prior: bool):
+        began = time.process_time()
+        prior = personalization.class_pictures(pipe, CLASS, PRIOR_COUNT, seed=5000) if with_prior else None
+        images = [imagic.load_image(scene.render(), pipe) for scene in shown(label, count)]
+        generator = torch.Generator().manual_seed(count)
+        tuned, history = imagic.personalize(pipe, images, WORD, prior=prior, generator=generator, probe_every=250)
+        found = {"pictures": count, "prior": with_prior, "seconds": rounded(time.process_time() - began, 1)}
+        found |= {"probe": [rounded(history.probe_loss[0]), rounded(history.probe_loss[-1])]}
+        more, row = judge_words(tuned, judge, label, WORD)
+        return found | more, row
+
+    record("limit", limits)
+    record("loaded, a yellow car", lambda: judge_words(pipe, judge, label, "a photo of a yellow car"))
+    record("loaded, sks car", lambda: judge_words(pipe, judge, label, WORD))
+    for count, with_prior in WORDS:
+        record(f"{count} with prior" if with_prior else f"{count}", lambda n=count, p=with_prior: trained(n, p))
+
+
+# --- sheets and tables
+
+
+def sheets() -> None:
+    name = PAIRS[0][0]
+    files = {c: SCRATCH / f"edit-{name}-{c.replace('/', '-')}.png" for c in configurations()}
+    if all(file.exists() for file in files.values()):
+        rows, labels = [strips(f"edit-{name}-full")], ["full"]
+        for rank in (1, 4, 64):
+            for target, short in zip(TARGETS, ("q, v", "attention", "+ conv."), strict=True):
+                rows.append(strips(f"edit-{name}-{target} - {rank}"))
+                labels.append(f"{short}\nrank {rank}")
+        write_sheet("lora-edits.jpg", picture_grid(rows, [f"η = {eta:g}" for eta in ETAS], labels, inch=0.95))
+    for number, label in enumerate(CARS):
+        order = ["limit", "loaded, a yellow car", "1", "1 with prior", "2", "4", "4 with prior", "8"]
+        there = [one for one in order if (SCRATCH / f"word-{label}-{one}.png").exists()]
+        short = {"limit": "truth", "loaded, a yellow car": "loaded model"}
+        labels = [short.get(one, one.replace(" with prior", " + prior")) for one in there]
+        rows = [strips(f"word-{label}-{one}") for one in there]
+        titles = [*PLACES, "red car", "a car"]
+        write_sheet(f"lora-car-{number + 1}.jpg", picture_grid(rows, titles, labels, inch=1.15))
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
+    cars = list(CARS)
+    edits(pipe, judge, PAIRS[0])
+    words(pipe, judge, cars[0])
+    edits(pipe, judge, PAIRS[1])
+    words(pipe, judge, cars[1])
+    for pair in PAIRS[2:]:
+        edits(pipe, judge, pair)
+    memories()
+    sheets()
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1]) if len(sys.argv) > 1 else main()
