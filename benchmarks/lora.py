@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from edits import EDITS
 from PIL import Image
-from report import ROOT
+from report import ROOT, put, table
 
 import imagic_lib as imagic
 from imagic_lib import memory, personalization
@@ -68,7 +68,7 @@ def results() -> dict:
 def keep(part: str, key: str, value: dict) -> None:
     found = results()
     found[part][key] = value
-    write_atomically(RESULTS, lambda tmp: tmp.write_text(json.dumps(found, indent=1) + "\n"))
+    write_atomically(RESULTS, lambda tmp: tmp.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n"))
     print(f"{time.strftime('%H:%M:%S')} {part} {key}: {json.dumps(value)[:300]}", flush=True)
 
 
@@ -313,6 +313,165 @@ def sheets() -> None:
         write_sheet(f"lora-car-{number + 1}.jpg", picture_grid(rows, titles, labels, inch=1.15))
 
 
+def spread(values: list[float], form: str) -> str:
+    """Mean ± standard deviation."""
+    return f"{np.mean(values):{form}} ± {np.std(values, ddof=1) if len(values) > 1 else 0:{form}}"
+
+
+def compared(what: str, a: list[float], b: list[float], unit: str = "", form: str = ".1f") -> str:
+    """One sentence on a paired difference, with its 95 % interval by Student's t."""
+    d = np.array(a) - np.array(b)
+    t = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}[len(d) - 1]
+    half = t * d.std(ddof=1) / len(d) ** 0.5
+    shown = "" if abs(d.mean()) > half else ": no difference is shown"
+    return f"{what}: {d.mean():+{form}} ± {half:{form}}{unit} (95 %, {len(d)} pairs){shown}."
+
+
+def portion(count: float, total: int) -> str:
+    """k of n with Wilson's 95 % interval."""
+    p, z = count / total, 1.96
+    middle, half = p + z * z / (2 * total), z * (p * (1 - p) / total + z * z / (4 * total**2)) ** 0.5
+    low, high = ((middle + s * half) / (1 + z * z / total) for s in (-1, 1))
+    return f"{count:.0f} of {total} ({100 * low:.0f}–{100 * high:.0f} %)"
+
+
+def edit_runs(found: dict) -> dict[str, list[dict]]:
+    """By configuration, its runs over the (picture, seed) pairs that all configurations have."""
+    pairs = [f"{name} / {seed}" for name, seed in PAIRS]
+    whole = [pair for pair in pairs if all(f"{pair} / {c}" in found for c in configurations())]
+    return {c: [found[f"{pair} / {c}"] for pair in whole] for c in configurations()}
+
+
+def ordered() -> list[str]:
+    return ["full", *(f"{target} / {rank}" for target in TARGETS for rank in RANKS)]
+
+
+def edits_table(found: dict, learning: dict) -> str:
+    rows, runs = [], edit_runs(found)
+    for c in ordered():
+        target, _, rank = c.partition(" / ")
+        probe = [run["probe"][1] / run["probe"][0] for run in runs[c]]
+        right, total = sum(run["right"] for run in runs[c]), sum(run["of"] for run in runs[c])
+        rows.append([target, rank or "–", f"{100 * learning[c]['tiny']['share']:.2g} %"])
+        rows[-1] += [f"{np.mean([run['seconds'] for run in runs[c]]):.0f} s", spread(probe, ".2f")]
+        rows[-1] += [spread([run["psnr"] for run in runs[c]], ".1f"), f"{right} of {total}"]
+        rows[-1] += [spread([run["rmse"] for run in runs[c]], ".3f")]
+    header = ["layers", "rank", "learn", "CPU time", "probe", "PSNR, dB", "right", "RMSE"]
+    count = len(runs["full"])
+    return f"Mean ± standard deviation over {count} (picture, seed) pairs; {count * len(runs)} runs.\n\n" + table(
+        header, rows
+    )
+
+
+def memory_table(found: dict) -> str:
+    rows = []
+    for c in ordered():
+        target, _, rank = c.partition(" / ")
+        tiny, sd = found[c]["tiny"], found[c]["SD 1.4"]
+        rows.append([target, rank or "–", f"{tiny['counted_GiB']:.3f}"])
+        rows[-1] += [f"{tiny['resident_GiB']:.3f}" if "resident_GiB" in tiny else "–"]
+        rows[-1] += [f"{sd['learn']:,}", f"{100 * sd['share']:.2g} %", f"{sd['counted_GiB']:.2f}"]
+    header = ["layers", "rank", "tiny: counted, GiB", "tiny: resident, GiB", "SD 1.4: learn", "share"]
+    return table([*header, "SD 1.4: counted, GiB"], rows)
+
+
+NAMES = {"limit": "the car itself, drawn, through the VAE", "loaded, a yellow car": "loaded model, ‘a yellow car’",
+         "loaded, sks car": "loaded model, ‘sks car’"}  # fmt: skip
+
+
+def word_runs(found: dict) -> dict[str, list[dict]]:
+    """By kind of run, its results over the cars; kinds that not every car has are left out."""
+    kinds = [*NAMES, *(f"{count} with prior" if prior else str(count) for count, prior in sorted(WORDS))]
+    cars = [car for car in CARS if f"{car} / 1" in found]
+    there = [kind for kind in kinds if all(f"{car} / {kind}" in found for car in cars)]
+    return {kind: [found[f"{car} / {kind}"] for car in cars] for kind in there}
+
+
+def words_table(found: dict) -> str:
+    def counted(runs: list[dict], places, key: str) -> str:
+        cells = [run[place] for run in runs for place in places]
+        return f"{sum(round(cell[key] * cell['n']) for cell in cells)} of {sum(cell['n'] for cell in cells)}"
+
+    rows, every = [], word_runs(found)
+    for kind, runs in every.items():
+        rows.append([NAMES.get(kind, f"pictures: {kind.replace(' with', ', with')}")])
+        rows[-1] += [f"{np.mean([run[place]['distance'] for run in runs for place in PLACES]):.3f}"]
+        rows[-1] += [counted(runs, ["beach"], "picked"), counted(runs, PLACES, "picked")]
+        rows[-1] += [counted(runs, ["beach"], "text"), counted(runs, PLACES, "text")]
+        for key in ("red car is red", "a car is yellow"):
+            rows[-1] += [f"{100 * np.mean([run[key] for run in runs]):.0f} %" if key in runs[0] else "–"]
+    header = ["trained on", "distance", "picked: beach", "picked: all places", "text holds: beach", "text holds: all"]
+    cars = len(next(iter(every.values())))
+    note = f"{cars} cars, {len(WORD_SEEDS)} seeds, {len(PLACES)} places; a line-up of {OTHERS + 1} yellow cars.\n\n"
+    return note + table([*header, "a red car is red", "a car is yellow"], rows)
+
+
+def verdicts(found: dict) -> list[str]:
+    runs, words = edit_runs(found["edits"]), word_runs(found["words"])
+
+    def psnrs(c: str) -> list[float]:
+        return [run["psnr"] for run in runs[c]]
+
+    def of(kind: str, key: str, places=tuple(PLACES)) -> list[float]:
+        return [run[place][key] for run in words[kind] for place in places]
+
+    def total(kind: str, key: str, places=tuple(PLACES)) -> str:
+        n = len(WORD_SEEDS)
+        return portion(round(sum(n * share for share in of(kind, key, places))), n * len(of(kind, key, places)))
+
+    def colour(kind: str, key: str) -> str:
+        n = len(WORD_SEEDS)
+        return portion(round(sum(n * run[key] for run in words[kind])), n * len(words[kind]))
+
+    small, large, qkvo, conv = (
+        "to_q, to_v / 4",
+        "to_q, to_v / 64",
+        "all of attention / 4",
+        "attention and convolutions / 4",
+    )
+    lines = [
+        compared("PSNR at η = 0, full minus LoRA (to_q, to_v, rank 4)", psnrs("full"), psnrs(small), " dB"),
+        compared("PSNR, rank 64 minus rank 4 on to_q, to_v", psnrs(large), psnrs(small), " dB"),
+        compared("PSNR, all of attention minus to_q, to_v at rank 4", psnrs(qkvo), psnrs(small), " dB"),
+        compared("PSNR, convolutions too minus attention alone at rank 4", psnrs(conv), psnrs(qkvo), " dB"),
+    ]
+    for c in ("full", small, conv):
+        right = portion(sum(run["right"] for run in runs[c]), sum(run["of"] for run in runs[c]))
+        lines.append(f"Edits judged right at the best η, {c.replace(' /', ', rank')}: {right}.")
+    base = of("loaded, a yellow car", "distance")
+    lines.append(
+        compared(
+            "Distance to the car, one picture minus the loaded model’s yellow cars",
+            of("1", "distance"),
+            base,
+            form=".3f",
+        )
+    )
+    for kind in ("1", "1 with prior", "8"):
+        if kind in words:
+            lines.append(
+                f"Pictures: {kind}. Picked in the line-up {total(kind, 'picked')}, text holds {total(kind, 'text')}, "
+                f"at the beach {total(kind, 'text', ('beach',))}; a red car is red {colour(kind, 'red car is red')}."
+            )
+    if "8" in words:
+        lines.append(
+            compared(
+                "Distance to the car, eight pictures minus one", of("8", "distance"), of("1", "distance"), form=".3f"
+            )
+        )
+    return lines
+
+
+def tables() -> None:
+    found = results()
+    made = {"edits": edits_table(found["edits"], found["memory"]), "memory": memory_table(found["memory"])}
+    made |= {"words": words_table(found["words"]), "verdicts": verdicts(found)}
+    found["tables"] = made
+    write_atomically(RESULTS, lambda tmp: tmp.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n"))
+    text = "\n".join([made["edits"], made["memory"], made["words"], *(f"- {line}" for line in made["verdicts"])])
+    put(ROOT / "benchmarks" / "README.md", "lora", text)
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
@@ -325,6 +484,7 @@ def main() -> None:
         edits(pipe, judge, pair)
     memories()
     sheets()
+    tables()
 
 
 if __name__ == "__main__":

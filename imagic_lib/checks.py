@@ -192,3 +192,25 @@ def check_eight_bits(answer: float) -> None:
     """Notebook 07: what an 8-bit Adam saves for Stable Diffusion 1.4's UNet, in GiB."""
     if attempted(answer):
         verdict(abs(answer - 4.8) < 0.1, "a third of a T4", "6 bytes a weight less; 1 GiB is 2**30 bytes")
+
+
+def check_lora_count(answer: Callable) -> None:
+    """Notebook 10: answer(rank, out, inside) is the number of trained numbers of one adapted layer."""
+    if attempted(given := answer(4, 320, 768)):
+        right = given == 4352 and answer(1, 10, 20) == 30
+        verdict(right, "linear in the rank", "A is (rank, inside) and B is (out, rank)")
+
+
+def check_break_even_rank(answer: int) -> None:
+    """Notebook 10: the first rank at which A and B have more numbers than a W of 320 x 768."""
+    if attempted(answer):
+        verdict(answer == 226, "from there on LoRA is the larger one", "when is r (320 + 768) above 320 · 768?")
+
+
+def check_merged_weight(answer: Callable) -> None:
+    """Notebook 10: answer(W, A, B, alpha) is W + (alpha / rank) B A."""
+    generator = torch.Generator().manual_seed(7)
+    W, A, B = (torch.randn(*shape, generator=generator) for shape in ((5, 3), (2, 3), (5, 2)))
+    if attempted(given := answer(W, A, B, 6)):
+        right = torch.is_tensor(given) and given.shape == W.shape and torch.allclose(given, W + 3 * B @ A, atol=1e-5)
+        verdict(right, "and the adapter can be thrown away", "the rank is the number of A's rows; B comes before A")

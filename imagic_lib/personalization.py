@@ -19,8 +19,9 @@ from imagic_lib.optimization import History, Progress, Watch, descend, hash_of, 
 from imagic_lib.strategies import Strategy, networks, scaler_for, stepping, unet_copy, waiting
 
 DEFAULTS = {
-    "tiny": {"steps": 500, "lr": 1e-3, "batch": 2},  # what it gives: data/experiments/lora.json
-    "stable-diffusion": {"steps": 500, "lr": 1e-4, "batch": 1},  # README of diffusers' train_dreambooth_lora.py
+    "tiny": {"steps": 500, "lr": 1e-3, "batch": 2, "decay": 0.0},  # what it gives: data/experiments/lora.json
+    # README of diffusers' train_dreambooth_lora.py
+    "stable-diffusion": {"steps": 500, "lr": 1e-4, "batch": 1, "decay": 0.0},
 }
 PRIOR_WEIGHT = 1.0  # λ of Ruiz et al. 2022, eq. 2
 
@@ -39,6 +40,7 @@ def personalize(
     steps: int | None = None,
     lr: float | None = None,
     batch: int | None = None,
+    decay: float | None = None,
     loss: Loss = mse,
     strategy: Strategy | None = None,
     generator: torch.Generator | None = None,
@@ -60,7 +62,7 @@ def personalize(
         raise ValueError(f"the strategy “{strategy.name}” trains all weights: choose one with method 'lora'")
     if prior_weight < 0:
         raise ValueError(f"prior_weight is {prior_weight}: it must be 0 or more")
-    given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch)
+    given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch, decay=decay)
     generator, process, device = cpu_generator(generator), training_noise(pipe), pipe.unet.device
     own = lessons(pipe, images, text)
     kept = lessons(pipe, *prior) if prior and prior_weight else None
@@ -95,6 +97,7 @@ def personalize(
                 steps=given["steps"],
                 probe_every=probe_every,
                 patience=patience,
+                decay=given["decay"],
                 step_with=step_with,
                 watch=watch,
             )

@@ -1,4 +1,4 @@
-"""Notebook 07's cells for a GPU or Colab alone: their code runs here, with stand-ins for Colab."""
+"""The cells of notebooks 07 and 10 for a GPU or Colab alone: their code runs here, with stand-ins for Colab and GPU."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,17 @@ import nbformat
 import pytest
 from PIL import Image
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "07_stable_diffusion.ipynb"
+import imagic_lib as imagic
+from imagic_lib import memory, personalization, plots
+from imagic_lib.edit import LORA_FILE, save_lora
+from imagic_lib.inference import sample_text
+from imagic_lib.toyworld import Scene
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def gpu_cells(name: str) -> list[str]:
+    return [c.source for c in nbformat.read(FOLDER / name, 4).cells if "gpu" in c.metadata.get("tags", [])]
 
 
 @pytest.fixture
@@ -21,7 +31,7 @@ def cells(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     names = {"on_gpu": True, "Path": Path, "upload": False, "use_drive": False, "photo": Path("old.jpg")}
     names |= {"folder": tmp_path, "chosen": Image.new("RGB", (8, 8)), "eta": 0.7, "seed": 3, "mounted": calls}
-    found = [c.source for c in nbformat.read(NOTEBOOK, 4).cells if "gpu" in c.metadata.get("tags", [])]
+    found = gpu_cells("07_stable_diffusion.ipynb")
     assert len(found) == 3
     return SimpleNamespace(upload=found[0], drive=found[1], keep=found[2]), names
 
@@ -47,3 +57,41 @@ def test_the_chosen_picture_is_kept_and_what_is_kept_is_listed(cells, tmp_path, 
     exec(source.keep, names)
     assert Image.open(tmp_path / "chosen-eta-0.7-seed-3.png").size == (8, 8)
     assert "chosen-eta-0.7-seed-3.png" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:the embedded model")
+def test_a_new_word_is_learned_from_photos_and_kept_as_a_lora_file(pipe, tmp_path, monkeypatch):
+    """Notebook 10's recipe for Stable Diffusion 1.4, whole, with a small random model in its place."""
+    [source] = gpu_cells("10_lora.ipynb")
+    photos, asked, seen = [], [], []
+    for seed in (1, 2):
+        Scene.sample(seed, subject="car").render().save(photo := tmp_path / f"{seed}.jpg")
+        photos.append(photo)
+    monkeypatch.setattr(imagic, "load_pipeline", lambda name: asked.append(name) or pipe)
+    monkeypatch.setitem(personalization.DEFAULTS, "tiny", personalization.DEFAULTS["tiny"] | {"steps": 2})
+    monkeypatch.setattr(personalization, "class_pictures", _few(personalization.class_pictures, seen))
+    monkeypatch.setattr(plots, "show", lambda figure, alt: seen.append(alt))
+    names = {"on_gpu": True, "imagic": imagic, "memory": memory, "personalization": personalization, "plots": plots}
+    names |= {"save_lora": save_lora, "sample_text": lambda p, text, seeds: sample_text(p, text, seeds, steps=2)}
+    names |= {
+        "photos": photos,
+        "folder": tmp_path / "out",
+        "own": "a photo of sks car",
+        "its_class": "a photo of a car",
+    }
+    exec(source, names, result := {})
+    assert asked == ["CompVis/stable-diffusion-v1-4"] and seen[0] == 50 and len(seen) == 2
+    assert (tmp_path / "out" / LORA_FILE).is_file() and (tmp_path / "out" / "checkpoint.safetensors").is_file()
+    assert len(result["pictures"]) == 4 and len(result["sd_history"].loss) == 2
+    exec(source, untouched := names | {"on_gpu": False})
+    assert "sd" not in untouched
+
+
+def _few(make, seen: list):
+    """`class_pictures`, but two of them in two steps; what was asked for is noted."""
+
+    def few(pipe, text, count):
+        seen.append(count)
+        return make(pipe, text, 2, steps=2)
+
+    return few
