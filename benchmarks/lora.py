@@ -47,10 +47,10 @@ TARGETS = {
     "attention and convolutions": (*ATTENTION, "conv1", "conv2"),
 }
 RANKS = (1, 4, 16, 64)
-FIRST = {"to_q, to_v": RANKS}  # on the others first these ranks, and the rest when all else is done:
-FIRST_ELSEWHERE = (4, 64)
+# first these; the rest when all else is done
+FIRST = {"to_q, to_v": (1, 4, 64), "all of attention": (4,), "attention and convolutions": (4, 64)}
 PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # a picture each, a training seed each
-ETAS, SEEDS, SAMPLING_STEPS = (0.0, 0.6, 0.8, 1.0), (0, 1, 2), 15
+ETAS, SEEDS, SAMPLING_STEPS = (0.0, 0.6, 0.8, 1.0), (0, 1), 15
 
 # --- a new word
 CARS = {"green emblem, roof rack": 1_500_033, "stripe, blue emblem": 1_600_235}  # scenes by seed, of no training
@@ -59,7 +59,7 @@ PLACES = {"beach": "on the beach", "snow": "in the snow", "night": "at night", "
 # the beach is never shown
 SHOWN = [("grass", "parked"), ("snow", "driving"), ("night", "parked"), ("grass", "driving"),
          ("snow", "parked"), ("night", "driving"), ("grass", "parked"), ("snow", "driving")]  # fmt: skip
-WORDS = [(1, False), (1, True), (8, False), (4, False), (2, False)]  # pictures, with a prior; the last can wait
+WORDS = [(1, False), (1, True), (8, False), (4, False), (2, False)]  # pictures, with a prior; the last two can wait
 PRIOR_COUNT, WORD_SEEDS, OTHERS = 16, (0, 1, 2), 9
 
 
@@ -112,7 +112,7 @@ def configurations(first: bool = False) -> dict[str, dict]:
     found = {"full": {"method": "full"}}
     for rank in (4, 64, 1, 16):
         for name, targets in TARGETS.items():
-            if not first or rank in FIRST.get(name, FIRST_ELSEWHERE):
+            if not first or rank in FIRST[name]:
                 found[f"{name} / {rank}"] = {"method": "lora", "rank": rank, "targets": targets}
     return found
 
@@ -258,7 +258,7 @@ def judge_words(pipe, judge, label: str, subject: str) -> tuple[dict, list[Image
     return found, [*row, red[0], some[0]]
 
 
-def words(pipe, judge, label: str) -> None:
+def words(pipe, judge, label: str, first: bool = True) -> None:
     def record(name: str, make) -> None:
         if f"{label} / {name}" not in results()["words"]:
             found, row = make()
@@ -290,7 +290,7 @@ def words(pipe, judge, label: str) -> None:
     record("limit", limits)
     record("loaded, a yellow car", lambda: judge_words(pipe, judge, label, "a photo of a yellow car"))
     record("loaded, sks car", lambda: judge_words(pipe, judge, label, WORD))
-    for count, with_prior in WORDS:
+    for count, with_prior in WORDS[: 3 if first else None]:
         record(f"{count} with prior" if with_prior else f"{count}", lambda n=count, p=with_prior: trained(n, p))
 
 
@@ -491,6 +491,8 @@ def main() -> None:
     memories()
     sheets()
     tables()
+    for label in cars:
+        words(pipe, judge, label, first=False)
     for pair in PAIRS:
         edits(pipe, judge, pair, first=False)
     sheets()
