@@ -58,6 +58,17 @@ CASES = {  # the check: right answers, wrong answers, and what else it is given
     "check_chance_loss": ([4.564], [0.5], (96,)),
     "check_text_style": ([2], [1], ()),
     "check_eight_bits": ([4.8], [9.6], ()),
+    "check_lora_count": (
+        [lambda rank, out, inside: rank * (out + inside)],
+        [lambda rank, out, inside: rank * out * inside, lambda rank, out, inside: 4352],
+        (),
+    ),
+    "check_break_even_rank": ([226], [225, 227, 1088], ()),
+    "check_merged_weight": (
+        [lambda W, A, B, alpha: W + alpha / len(A) * B @ A],
+        [lambda W, A, B, alpha: W + alpha * B @ A, lambda W, A, B, alpha: W, lambda W, A, B, alpha: 1.0],
+        (),
+    ),
 }  # fmt: skip
 
 
