@@ -21,7 +21,7 @@ DEFAULTS = {
         "stable-diffusion": {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0.0},  # Kavar et al. 2022, appendix B
     },
     "lora": {
-        "tiny": {"steps": 150, "lr": 2e-3, "batch": 4, "decay": 0.0},
+        "tiny": {"steps": 60, "lr": 1e-2, "batch": 8, "decay": 0.5},  # what it gives: data/experiments/lora.json
         # the rate of diffusers' train_text_to_image_lora.py
         "stable-diffusion": {"steps": 1500, "lr": 1e-4, "batch": 1, "decay": 0.0},
     },

@@ -19,7 +19,7 @@ from imagic_lib.optimization import History, Progress, Watch, descend, hash_of, 
 from imagic_lib.strategies import Strategy, networks, scaler_for, stepping, unet_copy, waiting
 
 DEFAULTS = {
-    "tiny": {"steps": 500, "lr": 1e-3, "batch": 2, "decay": 0.0},  # what it gives: data/experiments/lora.json
+    "tiny": {"steps": 500, "lr": 5e-3, "batch": 2, "decay": 0.5},  # what it gives: data/experiments/lora.json
     # README of diffusers' train_dreambooth_lora.py
     "stable-diffusion": {"steps": 500, "lr": 1e-4, "batch": 1, "decay": 0.0},
 }
