@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -47,8 +48,7 @@ TARGETS = {
     "attention and convolutions": (*ATTENTION, "conv1", "conv2"),
 }
 RANKS = (1, 4, 16, 64)
-# first these; the rest when all else is done
-FIRST = {"to_q, to_v": (1, 4, 64), "all of attention": (4,), "attention and convolutions": (4, 64)}
+ROUNDS = (("full", "to_q, to_v / 4", "attention and convolutions / 4"), ("to_q, to_v / 64", "all of attention / 4"))
 PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # a picture each, a training seed each
 ETAS, SEEDS, SAMPLING_STEPS = (0.0, 0.6, 0.8, 1.0), (0, 1), 15
 
@@ -107,14 +107,10 @@ def write_sheet(name: str, figure) -> None:
 # --- stage 2 of an edit, full and with LoRA
 
 
-def configurations(first: bool = False) -> dict[str, dict]:
-    """By label, what `fine_tune` is called with; first: without those that can wait."""
-    found = {"full": {"method": "full"}}
-    for rank in (4, 64, 1, 16):
-        for name, targets in TARGETS.items():
-            if not first or rank in FIRST[name]:
-                found[f"{name} / {rank}"] = {"method": "lora", "rank": rank, "targets": targets}
-    return found
+def configurations() -> dict[str, dict]:
+    """By label, what `fine_tune` is called with."""
+    lora = {f"{n} / {r}": {"method": "lora", "rank": r, "targets": t} for n, t in TARGETS.items() for r in RANKS}
+    return {"full": {"method": "full"}} | lora
 
 
 def stage_1(pipe, name: str, seed: int):
@@ -129,9 +125,9 @@ def stage_1(pipe, name: str, seed: int):
     return truth, image, e_tgt, e_opt
 
 
-def edits(pipe, judge, pair: tuple[str, int], first: bool = True) -> None:
+def edits(pipe, judge, pair: tuple[str, int], labels: Iterable[str]) -> None:
     name, seed = pair
-    missing = [c for c in configurations(first) if f"{name} / {seed} / {c}" not in results()["edits"]]
+    missing = [c for c in labels if f"{name} / {seed} / {c}" not in results()["edits"]]
     if not missing:
         return
     truth, image, e_tgt, e_opt = stage_1(pipe, name, seed)
@@ -203,7 +199,7 @@ def memories() -> None:
             peak, learning = counted(unet, settings, batch=batch, side=side)
             whole = sum(p.numel() for p in unet.parameters())
             found[model] = {"learn": learning, "share": learning / whole, "counted_GiB": rounded(peak)}
-        if settings.get("rank", 4) in (4, 64):
+        if settings.get("rank", 4) == 4:
             found["tiny"]["resident_GiB"] = rounded(resident(label))
         keep("memory", label, found)
 
@@ -258,7 +254,7 @@ def judge_words(pipe, judge, label: str, subject: str) -> tuple[dict, list[Image
     return found, [*row, red[0], some[0]]
 
 
-def words(pipe, judge, label: str, first: bool = True) -> None:
+def words(pipe, judge, label: str, kinds: list[tuple[int, bool]]) -> None:
     def record(name: str, make) -> None:
         if f"{label} / {name}" not in results()["words"]:
             found, row = make()
@@ -290,7 +286,7 @@ def words(pipe, judge, label: str, first: bool = True) -> None:
     record("limit", limits)
     record("loaded, a yellow car", lambda: judge_words(pipe, judge, label, "a photo of a yellow car"))
     record("loaded, sks car", lambda: judge_words(pipe, judge, label, WORD))
-    for count, with_prior in WORDS[: 3 if first else None]:
+    for count, with_prior in kinds:
         record(f"{count} with prior" if with_prior else f"{count}", lambda n=count, p=with_prior: trained(n, p))
 
 
@@ -301,9 +297,9 @@ def sheets() -> None:
     name = PAIRS[0][0]
     short = dict(zip(TARGETS, ("q, v", "attention", "+ conv."), strict=True))
     rows, labels = [], []
-    for c in ordered():
+    for c in configurations():
         target, _, rank = c.partition(" / ")
-        if c in configurations(first=True) and (SCRATCH / f"edit-{name}-{c.replace('/', '-')}.png").exists():
+        if rank in ("", "4", "64") and (SCRATCH / f"edit-{name}-{c.replace('/', '-')}.png").exists():
             rows.append(strips(f"edit-{name}-{c.replace('/', '-')}"))
             labels.append(f"{short[target]}\nrank {rank}" if rank else c)
     if rows:
@@ -320,7 +316,7 @@ def sheets() -> None:
 
 def spread(values: list[float], form: str) -> str:
     """Mean ± standard deviation."""
-    return f"{np.mean(values):{form}} ± {np.std(values, ddof=1) if len(values) > 1 else 0:{form}}"
+    return f"{np.mean(values):{form}}" + (f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else "")
 
 
 def compared(what: str, a: list[float], b: list[float], unit: str = "", form: str = ".1f") -> str:
@@ -340,38 +336,32 @@ def portion(count: float, total: int) -> str:
     return f"{count:.0f} of {total} ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
-def edit_runs(found: dict) -> dict[str, list[dict]]:
-    """By configuration, its runs over the (picture, seed) pairs; what not every pair has is left out."""
-    pairs = [f"{name} / {seed}" for name, seed in PAIRS]
-    whole = [pair for pair in pairs if all(f"{pair} / {c}" in found for c in configurations(first=True))]
-    labels = [c for c in ordered() if all(f"{pair} / {c}" in found for pair in whole)]
-    return {c: [found[f"{pair} / {c}"] for pair in whole] for c in labels}
-
-
-def ordered() -> list[str]:
-    return ["full", *(f"{target} / {rank}" for target in TARGETS for rank in RANKS)]
+def edit_runs(found: dict) -> dict[str, dict[str, dict]]:
+    """By configuration its runs, by (picture, seed)."""
+    runs = {c: {f"{n} / {seed}": found.get(f"{n} / {seed} / {c}") for n, seed in PAIRS} for c in configurations()}
+    return {c: made for c, some in runs.items() if (made := {pair: run for pair, run in some.items() if run})}
 
 
 def edits_table(found: dict, learning: dict) -> str:
-    rows, runs = [], edit_runs(found)
-    for c in runs:
+    rows, every = [], edit_runs(found)
+    for c, by_pair in every.items():
         target, _, rank = c.partition(" / ")
-        probe = [run["probe"][1] / run["probe"][0] for run in runs[c]]
-        right, total = sum(run["right"] for run in runs[c]), sum(run["of"] for run in runs[c])
-        rows.append([target, rank or "–", f"{100 * learning[c]['tiny']['share']:.2g} %"])
-        rows[-1] += [f"{np.mean([run['seconds'] for run in runs[c]]):.0f} s", spread(probe, ".2f")]
-        rows[-1] += [spread([run["psnr"] for run in runs[c]], ".1f"), f"{right} of {total}"]
-        rows[-1] += [spread([run["rmse"] for run in runs[c]], ".3f")]
-    header = ["layers", "rank", "learn", "CPU time", "probe", "PSNR, dB", "right", "RMSE"]
-    count = len(runs["full"])
-    return f"Mean ± standard deviation over {count} (picture, seed) pairs; {count * len(runs)} runs.\n\n" + table(
-        header, rows
-    )
+        runs = list(by_pair.values())
+        probe = [run["probe"][1] / run["probe"][0] for run in runs]
+        right, total = sum(run["right"] for run in runs), sum(run["of"] for run in runs)
+        rows.append([target, rank or "–", f"{100 * learning[c]['tiny']['share']:.2g} %", str(len(runs))])
+        rows[-1] += [f"{np.mean([run['seconds'] for run in runs]):.0f} s", spread(probe, ".2f")]
+        rows[-1] += [spread([run["psnr"] for run in runs], ".1f"), f"{right} of {total}"]
+        rows[-1] += [spread([run["rmse"] for run in runs], ".3f")]
+    header = ["layers", "rank", "learn", "pairs", "CPU time", "probe", "PSNR, dB", "right", "RMSE"]
+    count = sum(map(len, every.values()))
+    note = f"Mean ± standard deviation over the (picture, seed) pairs; {count} runs in all.\n\n"
+    return note + table(header, rows)
 
 
 def memory_table(found: dict) -> str:
     rows = []
-    for c in ordered():
+    for c in configurations():
         target, _, rank = c.partition(" / ")
         tiny, sd = found[c]["tiny"], found[c]["SD 1.4"]
         rows.append([target, rank or "–", f"{tiny['counted_GiB']:.3f}"])
@@ -415,8 +405,11 @@ def words_table(found: dict) -> str:
 def verdicts(found: dict) -> list[str]:
     runs, words = edit_runs(found["edits"]), word_runs(found["words"])
 
-    def psnrs(c: str) -> list[float]:
-        return [run["psnr"] for run in runs[c]]
+    def psnr_of(what: str, a: str, b: str) -> list[str]:
+        """The comparison over the pairs that both have, if there are at least three."""
+        pairs = [pair for pair in runs.get(a, {}) if pair in runs.get(b, {})]
+        both = ([runs[c][pair]["psnr"] for pair in pairs] for c in (a, b))
+        return [compared(f"PSNR at η = 0, {what}", *both, " dB")] if len(pairs) > 2 else []
 
     def of(kind: str, key: str, places=tuple(PLACES)) -> list[float]:
         return [run[place][key] for run in words[kind] for place in places]
@@ -429,29 +422,18 @@ def verdicts(found: dict) -> list[str]:
         n = len(WORD_SEEDS)
         return portion(round(sum(n * run[key] for run in words[kind])), n * len(words[kind]))
 
-    small, large, qkvo, conv = (
-        "to_q, to_v / 4",
-        "to_q, to_v / 64",
-        "all of attention / 4",
-        "attention and convolutions / 4",
-    )
-    lines = [
-        compared("PSNR at η = 0, full minus LoRA (to_q, to_v, rank 4)", psnrs("full"), psnrs(small), " dB"),
-        compared("PSNR, rank 64 minus rank 4 on to_q, to_v", psnrs(large), psnrs(small), " dB"),
-        compared("PSNR, all of attention minus to_q, to_v at rank 4", psnrs(qkvo), psnrs(small), " dB"),
-        compared("PSNR, convolutions too minus attention alone at rank 4", psnrs(conv), psnrs(qkvo), " dB"),
-    ]
+    small, conv = "to_q, to_v / 4", "attention and convolutions / 4"
+    lines = psnr_of("full minus LoRA of rank 4 on to_q and to_v", "full", small)
+    lines += psnr_of("full minus LoRA of rank 4 on attention and convolutions", "full", conv)
+    lines += psnr_of("LoRA of rank 4, with convolutions minus to_q and to_v alone", conv, small)
+    lines += psnr_of("LoRA on to_q and to_v, rank 64 minus rank 4", "to_q, to_v / 64", small)
+    lines += psnr_of("LoRA of rank 4, all of attention minus to_q and to_v alone", "all of attention / 4", small)
     for c in ("full", small, conv):
-        right = portion(sum(run["right"] for run in runs[c]), sum(run["of"] for run in runs[c]))
+        right = portion(sum(r["right"] for r in runs[c].values()), sum(r["of"] for r in runs[c].values()))
         lines.append(f"Edits judged right at the best η, {c.replace(' /', ', rank')}: {right}.")
-    base = of("loaded, a yellow car", "distance")
+    one, base = of("1", "distance"), of("loaded, a yellow car", "distance")
     lines.append(
-        compared(
-            "Distance to the car, one picture minus the loaded model’s yellow cars",
-            of("1", "distance"),
-            base,
-            form=".3f",
-        )
+        compared("Distance to the car, one picture minus the loaded model’s yellow cars", one, base, "", ".3f")
     )
     for kind in ("1", "1 with prior", "8"):
         if kind in words:
@@ -460,11 +442,7 @@ def verdicts(found: dict) -> list[str]:
                 f"at the beach {total(kind, 'text', ('beach',))}; a red car is red {colour(kind, 'red car is red')}."
             )
     if "8" in words:
-        lines.append(
-            compared(
-                "Distance to the car, eight pictures minus one", of("8", "distance"), of("1", "distance"), form=".3f"
-            )
-        )
+        lines.append(compared("Distance to the car, eight pictures minus one", of("8", "distance"), one, "", ".3f"))
     return lines
 
 
@@ -481,20 +459,20 @@ def tables() -> None:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
-    cars = list(CARS)
-    edits(pipe, judge, PAIRS[0])
-    words(pipe, judge, cars[0])
-    edits(pipe, judge, PAIRS[1])
-    words(pipe, judge, cars[1])
-    for pair in PAIRS[2:]:
-        edits(pipe, judge, pair)
+    edits(pipe, judge, PAIRS[0], ROUNDS[0])
+    for label, pair in zip(CARS, PAIRS[1:], strict=False):  # by turns, so that half of all is a balanced half
+        words(pipe, judge, label, WORDS[:1])
+        edits(pipe, judge, pair, ROUNDS[0])
+        words(pipe, judge, label, WORDS[:3])
+    edits(pipe, judge, PAIRS[3], ROUNDS[0])
     memories()
-    sheets()
-    tables()
-    for label in cars:
-        words(pipe, judge, label, first=False)
-    for pair in PAIRS:
-        edits(pipe, judge, pair, first=False)
+    for labels, some in ((ROUNDS[1], WORDS[:4]), (configurations(), WORDS)):
+        sheets()
+        tables()
+        for pair in PAIRS:
+            edits(pipe, judge, pair, labels)
+        for label in CARS:
+            words(pipe, judge, label, some)
     sheets()
     tables()
 
