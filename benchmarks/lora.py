@@ -59,7 +59,16 @@ PLACES = {"beach": "on the beach", "snow": "in the snow", "night": "at night", "
 # the beach is never shown
 SHOWN = [("grass", "parked"), ("snow", "driving"), ("night", "parked"), ("grass", "driving"),
          ("snow", "parked"), ("night", "driving"), ("grass", "parked"), ("snow", "driving")]  # fmt: skip
-WORDS = [(1, False), (1, True), (8, False), (4, False), (2, False)]  # pictures, with a prior; the last two can wait
+FINE, RICH = TARGETS["to_q, to_v"], TARGETS["attention and convolutions"]
+WORDS = {  # by label: pictures, with a prior, layers; in the order in which they are run
+    "1": (1, False, FINE),
+    "8": (8, False, FINE),
+    "8 with convolutions": (8, False, RICH),
+    "1 with prior": (1, True, FINE),
+    "1 with convolutions": (1, False, RICH),
+    "4": (4, False, FINE),
+    "2": (2, False, FINE),
+}
 PRIOR_COUNT, WORD_SEEDS, OTHERS = 16, (0, 1, 2), 9
 
 
@@ -254,7 +263,7 @@ def judge_words(pipe, judge, label: str, subject: str) -> tuple[dict, list[Image
     return found, [*row, red[0], some[0]]
 
 
-def words(pipe, judge, label: str, kinds: list[tuple[int, bool]]) -> None:
+def words(pipe, judge, label: str, kinds: Iterable[str]) -> None:
     def record(name: str, make) -> None:
         if f"{label} / {name}" not in results()["words"]:
             found, row = make()
@@ -272,12 +281,14 @@ def words(pipe, judge, label: str, kinds: list[tuple[int, bool]]) -> None:
             row.append(scenes[0].render())
         return found, [*row, car_of(label).render(), car_of(label).render()]
 
-    def trained(count: int, with_prior: bool):
+    def trained(count: int, with_prior: bool, targets: tuple[str, ...]):
         began = time.process_time()
         prior = personalization.class_pictures(pipe, CLASS, PRIOR_COUNT, seed=5000, steps=15) if with_prior else None
         images = [imagic.load_image(scene.render(), pipe) for scene in shown(label, count)]
         generator = torch.Generator().manual_seed(count)
-        tuned, history = imagic.personalize(pipe, images, WORD, prior=prior, generator=generator, probe_every=250)
+        tuned, history = imagic.personalize(
+            pipe, images, WORD, prior=prior, targets=targets, generator=generator, probe_every=250
+        )
         found = {"pictures": count, "prior": with_prior, "seconds": rounded(time.process_time() - began, 1)}
         found |= {"probe": [rounded(history.probe_loss[0]), rounded(history.probe_loss[-1])]}
         more, row = judge_words(tuned, judge, label, WORD)
@@ -286,8 +297,8 @@ def words(pipe, judge, label: str, kinds: list[tuple[int, bool]]) -> None:
     record("limit", limits)
     record("loaded, a yellow car", lambda: judge_words(pipe, judge, label, "a photo of a yellow car"))
     record("loaded, sks car", lambda: judge_words(pipe, judge, label, WORD))
-    for count, with_prior in kinds:
-        record(f"{count} with prior" if with_prior else f"{count}", lambda n=count, p=with_prior: trained(n, p))
+    for kind in kinds:
+        record(kind, lambda settings=WORDS[kind]: trained(*settings))
 
 
 # --- sheets and tables
@@ -305,10 +316,13 @@ def sheets() -> None:
     if rows:
         write_sheet("lora-edits.jpg", picture_grid(rows, [f"η = {eta:g}" for eta in ETAS], labels, inch=0.95))
     for number, label in enumerate(CARS):
-        order = ["limit", "loaded, a yellow car", "1", "1 with prior", "2", "4", "4 with prior", "8"]
+        order = ["limit", "loaded, a yellow car", *sorted(WORDS)]
         there = [one for one in order if (SCRATCH / f"word-{label}-{one}.png").exists()]
         short = {"limit": "truth", "loaded, a yellow car": "loaded model"}
-        labels = [short.get(one, one.replace(" with prior", " + prior")) for one in there]
+        labels = [
+            short.get(one, one.replace(" with prior", "\n+ prior").replace(" with convolutions", "\n+ conv."))
+            for one in there
+        ]
         rows = [strips(f"word-{label}-{one}") for one in there]
         titles = [*PLACES, "red car", "a car"]
         write_sheet(f"lora-car-{number + 1}.jpg", picture_grid(rows, titles, labels, inch=1.15))
@@ -377,7 +391,7 @@ NAMES = {"limit": "the car itself, drawn, through the VAE", "loaded, a yellow ca
 
 def word_runs(found: dict) -> dict[str, list[dict]]:
     """By kind of run, its results over the cars; kinds that not every car has are left out."""
-    kinds = [*NAMES, *(f"{count} with prior" if prior else str(count) for count, prior in sorted(WORDS))]
+    kinds = [*NAMES, *sorted(WORDS)]
     cars = [car for car in CARS if f"{car} / 1" in found]
     there = [kind for kind in kinds if all(f"{car} / {kind}" in found for car in cars)]
     return {kind: [found[f"{car} / {kind}"] for car in cars] for kind in there}
@@ -435,7 +449,7 @@ def verdicts(found: dict) -> list[str]:
     lines.append(
         compared("Distance to the car, one picture minus the loaded model’s yellow cars", one, base, "", ".3f")
     )
-    for kind in ("1", "1 with prior", "8"):
+    for kind in ("1", "1 with prior", "8", "8 with convolutions"):
         if kind in words:
             lines.append(
                 f"Pictures: {kind}. Picked in the line-up {total(kind, 'picked')}, text holds {total(kind, 'text')}, "
@@ -446,11 +460,14 @@ def verdicts(found: dict) -> list[str]:
     return lines
 
 
+def tables_of(found: dict) -> dict:
+    made = {"edits": edits_table(found["edits"], found["memory"]), "memory": memory_table(found["memory"])}
+    return made | {"words": words_table(found["words"]), "verdicts": verdicts(found)}
+
+
 def tables() -> None:
     found = results()
-    made = {"edits": edits_table(found["edits"], found["memory"]), "memory": memory_table(found["memory"])}
-    made |= {"words": words_table(found["words"]), "verdicts": verdicts(found)}
-    found["tables"] = made
+    made = found["tables"] = tables_of(found)
     write_atomically(RESULTS, lambda tmp: tmp.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n"))
     text = "\n".join([made["edits"], made["memory"], made["words"], *(f"- {line}" for line in made["verdicts"])])
     put(ROOT / "benchmarks" / "README.md", "lora", text)
@@ -459,14 +476,14 @@ def tables() -> None:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
-    edits(pipe, judge, PAIRS[0], ROUNDS[0])
-    for label, pair in zip(CARS, PAIRS[1:], strict=False):  # by turns, so that half of all is a balanced half
-        words(pipe, judge, label, WORDS[:1])
+    one, two = CARS
+    for pair, label, kinds in zip(PAIRS, (one, one, two, two), (1, 3, 1, 3), strict=True):  # a part is a balanced part
         edits(pipe, judge, pair, ROUNDS[0])
-        words(pipe, judge, label, WORDS[:3])
-    edits(pipe, judge, PAIRS[3], ROUNDS[0])
+        words(pipe, judge, label, list(WORDS)[:kinds])
     memories()
-    for labels, some in ((ROUNDS[1], WORDS[:4]), (configurations(), WORDS)):
+    for label in CARS:
+        words(pipe, judge, label, list(WORDS)[:4])
+    for labels, some in ((ROUNDS[1], list(WORDS)[:6]), (configurations(), WORDS)):
         sheets()
         tables()
         for pair in PAIRS:

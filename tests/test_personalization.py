@@ -1,12 +1,16 @@
 """A new word from a few pictures: what learns and what stays, the prior, stops, files, and bad input."""
 
 import copy
+import importlib
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 import imagic_lib as imagic
 from imagic_lib import finetuning, personalization
@@ -230,3 +234,36 @@ def test_defaults_name_both_families_and_five_hundred_steps():
     assert set(personalization.DEFAULTS) == {"tiny", "stable-diffusion"}
     assert all(one["steps"] == 500 for one in personalization.DEFAULTS.values())
     assert personalization.PRIOR_WEIGHT == 1
+
+
+# --- what benchmarks/lora.py stored, and notebook 10 shows
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
+    module = importlib.import_module("lora")
+    yield module
+    sys.modules.pop("lora")
+
+
+def test_the_stored_tables_are_made_of_the_stored_runs(benchmark):
+    found = benchmark.results()
+    assert found["tables"] == benchmark.tables_of(found)
+    assert f"{len(found['edits'])} runs in all" in found["tables"]["edits"]
+
+
+def test_the_stored_sheets_are_small_and_whole(benchmark):
+    sheets = sorted(benchmark.FOLDER.glob("lora-*.jpg"))
+    assert [sheet.name for sheet in sheets] == ["lora-car-1.jpg", "lora-car-2.jpg", "lora-edits.jpg"]
+    for sheet in sheets:
+        assert sheet.stat().st_size <= benchmark.LARGEST_SHEET
+        with Image.open(sheet) as opened:
+            opened.load()
+
+
+def test_a_verdict_says_when_no_difference_is_shown(benchmark):
+    clear = benchmark.compared("a minus b", [3, 4, 5], [1, 2, 3.1], " dB")
+    unclear = benchmark.compared("a minus b", [3, 1, 5], [1, 2, 3], " dB")
+    assert "no difference" not in clear and "3 pairs" in clear and "no difference is shown" in unclear
+    assert benchmark.portion(0, 10) == "0 of 10 (0–28 %)" and benchmark.portion(10, 10) == "10 of 10 (72–100 %)"
