@@ -389,31 +389,32 @@ NAMES = {"limit": "the car itself, drawn, through the VAE", "loaded, a yellow ca
          "loaded, sks car": "loaded model, ‘sks car’"}  # fmt: skip
 
 
-def word_runs(found: dict) -> dict[str, list[dict]]:
-    """By kind of run, its results over the cars; kinds that not every car has are left out."""
-    kinds = [*NAMES, *sorted(WORDS)]
-    cars = [car for car in CARS if f"{car} / 1" in found]
-    there = [kind for kind in kinds if all(f"{car} / {kind}" in found for car in cars)]
-    return {kind: [found[f"{car} / {kind}"] for car in cars] for kind in there}
+def word_runs(found: dict) -> dict[str, dict[str, dict]]:
+    """By kind of run its results, by car."""
+    runs = {kind: {car: found.get(f"{car} / {kind}") for car in CARS} for kind in (*NAMES, *sorted(WORDS))}
+    return {kind: made for kind, some in runs.items() if (made := {car: run for car, run in some.items() if run})}
+
+
+def share_of(runs: Iterable[dict], key: str, places: Iterable[str]) -> tuple[int, int]:
+    """(in how many pictures it is so, of how many)."""
+    cells = [run[place] for run in runs for place in places]
+    return sum(round(cell[key] * cell["n"]) for cell in cells), sum(cell["n"] for cell in cells)
 
 
 def words_table(found: dict) -> str:
-    def counted(runs: list[dict], places, key: str) -> str:
-        cells = [run[place] for run in runs for place in places]
-        return f"{sum(round(cell[key] * cell['n']) for cell in cells)} of {sum(cell['n'] for cell in cells)}"
-
-    rows, every = [], word_runs(found)
-    for kind, runs in every.items():
-        rows.append([NAMES.get(kind, f"pictures: {kind.replace(' with', ', with')}")])
+    rows = []
+    for kind, by_car in word_runs(found).items():
+        runs = list(by_car.values())
+        rows.append([NAMES.get(kind, f"pictures: {kind.replace(' with', ', with')}"), str(len(runs))])
         rows[-1] += [f"{np.mean([run[place]['distance'] for run in runs for place in PLACES]):.3f}"]
-        rows[-1] += [counted(runs, ["beach"], "picked"), counted(runs, PLACES, "picked")]
-        rows[-1] += [counted(runs, ["beach"], "text"), counted(runs, PLACES, "text")]
+        for key in ("picked", "text"):
+            rows[-1] += ["{} of {}".format(*share_of(runs, key, places)) for places in (["beach"], PLACES)]
         for key in ("red car is red", "a car is yellow"):
             rows[-1] += [f"{100 * np.mean([run[key] for run in runs]):.0f} %" if key in runs[0] else "–"]
-    header = ["trained on", "distance", "picked: beach", "picked: all places", "text holds: beach", "text holds: all"]
-    cars = len(next(iter(every.values())))
-    note = f"{cars} cars, {len(WORD_SEEDS)} seeds, {len(PLACES)} places; a line-up of {OTHERS + 1} yellow cars.\n\n"
-    return note + table([*header, "a red car is red", "a car is yellow"], rows)
+    header = ["trained on", "cars", "distance", "picked: beach", "picked: all places"]
+    header += ["text holds: beach", "text holds: all places", "‘a red car’ is red", "‘a car’ is yellow"]
+    note = f"{len(WORD_SEEDS)} seeds in each of {len(PLACES)} places; a line-up of {OTHERS + 1} yellow cars.\n\n"
+    return note + table(header, rows)
 
 
 def verdicts(found: dict) -> list[str]:
@@ -425,16 +426,11 @@ def verdicts(found: dict) -> list[str]:
         both = ([runs[c][pair]["psnr"] for pair in pairs] for c in (a, b))
         return [compared(f"PSNR at η = 0, {what}", *both, " dB")] if len(pairs) > 2 else []
 
-    def of(kind: str, key: str, places=tuple(PLACES)) -> list[float]:
-        return [run[place][key] for run in words[kind] for place in places]
-
-    def total(kind: str, key: str, places=tuple(PLACES)) -> str:
-        n = len(WORD_SEEDS)
-        return portion(round(sum(n * share for share in of(kind, key, places))), n * len(of(kind, key, places)))
-
-    def colour(kind: str, key: str) -> str:
-        n = len(WORD_SEEDS)
-        return portion(round(sum(n * run[key] for run in words[kind])), n * len(words[kind]))
+    def distances(what: str, a: str, b: str) -> list[str]:
+        """The comparison over the places and the cars that both have."""
+        cars = [car for car in words.get(a, {}) if car in words.get(b, {})]
+        both = [[words[kind][car][place]["distance"] for car in cars for place in PLACES] for kind in (a, b)]
+        return [compared(f"Distance to the car, {what}", *both, "", ".3f")] if cars else []
 
     small, conv = "to_q, to_v / 4", "attention and convolutions / 4"
     lines = psnr_of("full minus LoRA of rank 4 on to_q and to_v", "full", small)
@@ -445,18 +441,19 @@ def verdicts(found: dict) -> list[str]:
     for c in ("full", small, conv):
         right = portion(sum(r["right"] for r in runs[c].values()), sum(r["of"] for r in runs[c].values()))
         lines.append(f"Edits judged right at the best η, {c.replace(' /', ', rank')}: {right}.")
-    one, base = of("1", "distance"), of("loaded, a yellow car", "distance")
-    lines.append(
-        compared("Distance to the car, one picture minus the loaded model’s yellow cars", one, base, "", ".3f")
-    )
-    for kind in ("1", "1 with prior", "8", "8 with convolutions"):
-        if kind in words:
-            lines.append(
-                f"Pictures: {kind}. Picked in the line-up {total(kind, 'picked')}, text holds {total(kind, 'text')}, "
-                f"at the beach {total(kind, 'text', ('beach',))}; a red car is red {colour(kind, 'red car is red')}."
-            )
-    if "8" in words:
-        lines.append(compared("Distance to the car, eight pictures minus one", of("8", "distance"), one, "", ".3f"))
+    for kind in (kind for kind in WORDS if kind in words):
+        made = words[kind].values()
+        picked, text = (portion(*share_of(made, key, PLACES)) for key in ("picked", "text"))
+        count = len(made) * len(WORD_SEEDS)
+        red = portion(sum(round(run["red car is red"] * len(WORD_SEEDS)) for run in made), count)
+        lines.append(
+            f"Pictures: {kind}. Picked in the line-up {picked}; text holds {text}, at the beach "
+            f"{portion(*share_of(made, 'text', ['beach']))}; a red car is red {red}."
+        )
+    lines += distances("one picture minus the loaded model’s yellow cars", "1", "loaded, a yellow car")
+    lines += distances("eight pictures minus one", "8", "1")
+    lines += distances("eight pictures, with convolutions minus to_q and to_v alone", "8 with convolutions", "8")
+    lines += distances("one picture, with prior minus without", "1 with prior", "1")
     return lines
 
 
