@@ -176,8 +176,9 @@ def test_a_checkpoint_of_another_training_is_refused(pipe, images, prior, tmp_pa
         personalize(pipe, **given | other)
 
 
-def test_the_file_opens_in_plain_diffusers_and_draws_the_same(pipe, images, model_folder, tmp_path):
-    tuned, _ = personalize(pipe, images, TEXT, generator=seeded(), **QUICK | {"lr": 0.1})
+@pytest.mark.parametrize("targets", [("to_q", "to_v"), ("to_k", "to_out.0", "conv1", "conv2")], ids=" ".join)
+def test_the_file_opens_in_plain_diffusers_and_draws_the_same(pipe, images, model_folder, tmp_path, targets):
+    tuned, _ = personalize(pipe, images, TEXT, targets=targets, generator=seeded(), **QUICK | {"lr": 0.1})
     save_lora(tuned, tmp_path)
     assert (tmp_path / LORA_FILE).is_file()
     plain = StableDiffusionPipeline.from_pretrained(model_folder, use_safetensors=True)
