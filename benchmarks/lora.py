@@ -333,6 +333,10 @@ def spread(values: list[float], form: str) -> str:
     return f"{np.mean(values):{form}}" + (f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else "")
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.99 else "100 %"
+
+
 def compared(what: str, a: list[float], b: list[float], unit: str = "", form: str = ".1f") -> str:
     """One sentence on a paired difference, with its 95 % interval by Student's t."""
     d = np.array(a) - np.array(b)
@@ -363,7 +367,7 @@ def edits_table(found: dict, learning: dict) -> str:
         runs = list(by_pair.values())
         probe = [run["probe"][1] / run["probe"][0] for run in runs]
         right, total = sum(run["right"] for run in runs), sum(run["of"] for run in runs)
-        rows.append([target, rank or "–", f"{100 * learning[c]['tiny']['share']:.2g} %", str(len(runs))])
+        rows.append([target, rank or "–", percent(learning[c]["tiny"]["share"]), str(len(runs))])
         rows[-1] += [f"{np.mean([run['seconds'] for run in runs]):.0f} s", spread(probe, ".2f")]
         rows[-1] += [spread([run["psnr"] for run in runs], ".1f"), f"{right} of {total}"]
         rows[-1] += [spread([run["rmse"] for run in runs], ".3f")]
@@ -382,7 +386,7 @@ def memory_table(found: dict) -> str:
         tiny, sd = found[c]["tiny"], found[c]["SD 1.4"]
         rows.append([target, rank or "–", f"{tiny['counted_GiB']:.3f}"])
         rows[-1] += [f"{tiny['resident_GiB']:.3f}" if "resident_GiB" in tiny else "–"]
-        rows[-1] += [f"{sd['learn']:,}", f"{100 * sd['share']:.2g} %", f"{sd['counted_GiB']:.2f}"]
+        rows[-1] += [f"{sd['learn']:,}", percent(sd["share"]), f"{sd['counted_GiB']:.2f}"]
     header = ["layers", "rank", "tiny: counted, GiB", "tiny: resident, GiB", "SD 1.4: learn", "share"]
     return table([*header, "SD 1.4: counted, GiB"], rows)
 
