@@ -351,7 +351,7 @@ def portion(count: float, total: int) -> str:
     p, z = count / total, 1.96
     middle, half = p + z * z / (2 * total), z * (p * (1 - p) / total + z * z / (4 * total**2)) ** 0.5
     low, high = ((middle + s * half) / (1 + z * z / total) for s in (-1, 1))
-    return f"{count:.0f} of {total} ({100 * low:.0f}–{100 * high:.0f} %)"
+    return f"{count:.0f} of {total} ({100 * abs(low):.0f}–{100 * high:.0f} %)"
 
 
 def edit_runs(found: dict) -> dict[str, dict[str, dict]]:

@@ -15,7 +15,6 @@ import diffusers
 import torch
 import transformers
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from PIL import Image
 from torch import Tensor
 
@@ -238,10 +237,14 @@ def out_of_memory_explained(strategy: Strategy | None, method: str, folder: str 
 
 
 def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:
-    """The adapters alone, in the file that `pipe.load_lora_weights(folder)` opens."""
+    """The adapters alone, in the file that `pipe.load_lora_weights(folder)` opens.
+
+    The names are peft's, for all layers: diffusers' `convert_state_dict_to_diffusers` would rename those of attention
+    and not those of convolutions, and of such a mixture the loader takes the convolutions alone, without a word.
+    """
     from peft import get_peft_model_state_dict
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(tuned.unet))
+    layers = get_peft_model_state_dict(tuned.unet)
 
     def write(temporary: Path) -> None:
         StableDiffusionPipeline.save_lora_weights(

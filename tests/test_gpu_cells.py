@@ -73,13 +73,9 @@ def test_a_new_word_is_learned_from_photos_and_kept_as_a_lora_file(pipe, tmp_pat
     monkeypatch.setattr(plots, "show", lambda figure, alt: seen.append(alt))
     names = {"on_gpu": True, "imagic": imagic, "memory": memory, "personalization": personalization, "plots": plots}
     names |= {"save_lora": save_lora, "sample_text": lambda p, text, seeds: sample_text(p, text, seeds, steps=2)}
-    names |= {
-        "photos": photos,
-        "folder": tmp_path / "out",
-        "own": "a photo of sks car",
-        "its_class": "a photo of a car",
-    }
-    exec(source, names, result := {})
+    names |= {"my_photos": photos, "folder": tmp_path / "out", "own": "a photo of sks car"}
+    names["its_class"] = "a photo of a car"
+    exec(source, result := dict(names))
     assert asked == ["CompVis/stable-diffusion-v1-4"] and seen[0] == 50 and len(seen) == 2
     assert (tmp_path / "out" / LORA_FILE).is_file() and (tmp_path / "out" / "checkpoint.safetensors").is_file()
     assert len(result["pictures"]) == 4 and len(result["sd_history"].loss) == 2

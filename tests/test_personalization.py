@@ -23,7 +23,7 @@ from imagic_lib.toyworld import Scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:the embedded model never saw 'sks'")
 TEXT = "a photo of sks car"
-QUICK = {"steps": 3, "lr": 1e-2, "batch": 2}
+QUICK = {"steps": 3, "lr": 1e-2, "batch": 2, "decay": 0.0}
 
 
 def seeded(seed=0):
@@ -123,6 +123,11 @@ def test_the_same_seed_gives_the_same_bits_and_the_probe_falls(pipe, images):
     other, _ = personalize(pipe, images[:1], TEXT, generator=seeded(2), **settings)
     assert same(adapters(first), adapters(second)) and not same(adapters(first), adapters(other))
     assert history.probe_loss[-1] < history.probe_loss[0]
+
+
+def test_the_rate_falls_if_asked(pipe, images):
+    _, history = personalize(pipe, images, TEXT, generator=seeded(), **QUICK | {"steps": 4, "decay": 0.5})
+    assert history.learning_rate == pytest.approx([1e-2, 1e-2, 1e-2, 5e-3])
 
 
 def test_rank_and_targets_are_taken(pipe, images):
