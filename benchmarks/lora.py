@@ -323,7 +323,7 @@ def sheets() -> None:
         there = [one for one in order if (SCRATCH / f"word-{label}-{one}.png").exists()]
         short = {"limit": "truth", "loaded, a yellow car": "loaded model"}
         labels = [short.get(one, one.replace(" with ", "\n+ ").replace("convolutions", "conv.")) for one in there]
-        rows = [strips(f"word-{label}-{one}") for one in there]
+        rows = [strips(f"word-{label}-{one}")[: len(PLACES) if one == "limit" else None] for one in there]
         titles = [*PLACES, "red car", "a car"]
         write_sheet(f"lora-car-{number + 1}.jpg", picture_grid(rows, titles, labels, inch=1.15))
 
