@@ -1,6 +1,6 @@
 """LoRA: as stage 2 of an edit, and as a new word for one particular car. What rank, which layers, how many pictures?
 
-    python benchmarks/lora.py          # about 50 minutes on one core; goes on where it was stopped
+    python benchmarks/lora.py          # what is stored: about half an hour of one core; goes on where it was stopped
 
 Each run is written into data/experiments/lora.json at once, and the sheets beside it are made of what was drawn. Its
 loops go over (picture, seed) and over cars outside, so that half a run is a balanced half. Seconds are of one
