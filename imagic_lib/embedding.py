@@ -15,7 +15,7 @@ from imagic_lib.optimization import History, Progress, Watch, descend, identity_
 from imagic_lib.strategies import Strategy, networks, scaler_for, unet_copy, waiting
 
 DEFAULTS = {
-    "tiny": {"steps": 60, "lr": 5e-2, "batch": 8},  # what it gives: data/tiny-sd/README.md
+    "tiny": {"steps": 40, "lr": 5e-2, "batch": 8},  # what it gives: data/tiny-sd/README.md
     "stable-diffusion": {"steps": 1000, "lr": 2e-3, "batch": 1},  # Kavar et al. 2022, appendix B
 }
 

@@ -17,12 +17,13 @@ from imagic_lib.strategies import Strategy, networks, scaler_for, stepping, unet
 
 DEFAULTS = {
     "full": {
-        "tiny": {"steps": 80, "lr": 2e-4, "batch": 8},  # what it gives: data/tiny-sd/README.md
-        "stable-diffusion": {"steps": 1500, "lr": 5e-7, "batch": 1},  # Kavar et al. 2022, appendix B
+        "tiny": {"steps": 60, "lr": 4e-4, "batch": 8, "decay": 0.5},  # what it gives: data/tiny-sd/README.md
+        "stable-diffusion": {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0.0},  # Kavar et al. 2022, appendix B
     },
     "lora": {
-        "tiny": {"steps": 150, "lr": 2e-3, "batch": 4},
-        "stable-diffusion": {"steps": 1500, "lr": 1e-4, "batch": 1},  # diffusers' train_text_to_image_lora.py
+        "tiny": {"steps": 150, "lr": 2e-3, "batch": 4, "decay": 0.0},
+        # the rate of diffusers' train_text_to_image_lora.py
+        "stable-diffusion": {"steps": 1500, "lr": 1e-4, "batch": 1, "decay": 0.0},
     },
 }
 RANK, TARGETS = 4, ("to_q", "to_v")  # Hu et al. 2021, tables 5 and 6: these two, and a rank that small, suffice
@@ -39,6 +40,7 @@ def fine_tune(
     steps: int | None = None,
     lr: float | None = None,
     batch: int | None = None,
+    decay: float | None = None,
     loss: Loss = mse,
     strategy: Strategy | None = None,
     generator: torch.Generator | None = None,
@@ -50,17 +52,18 @@ def fine_tune(
     """θ* = argmin_θ E_{t,ε} ‖ε - f_θ(z_t, t, e_opt)‖², e_opt held fixed.
 
     method: "full" (all weights of the UNet) or "lora" (low-rank adapters of this rank on these layers,
-    Hu et al. 2021). strategy: from `memory.plan`, for a GPU that is short of memory; it brings its own
-    method. Everything else as in `optimize_embedding`; defaults in `finetuning.DEFAULTS`. Returns a new
-    pipeline with the tuned UNet (its other parts are shared) and the history; the UNet of `pipe` stays as
-    it was, so a second fit starts clean. Taught in notebooks/03_finetuning.ipynb.
+    Hu et al. 2021). decay: the last part of the steps, over which the rate falls to 0 (`optimization.rate_at`).
+    strategy: from `memory.plan`, for a GPU that is short of memory; it brings its own method. Everything else
+    as in `optimize_embedding`; defaults in `finetuning.DEFAULTS`. Returns a new pipeline with the tuned UNet
+    (its other parts are shared) and the history; the UNet of `pipe` stays as it was, so a second fit starts
+    clean. Taught in notebooks/03_finetuning.ipynb.
     """
     method = strategy.method if strategy else method
     if method not in DEFAULTS:
         raise ValueError(f"method {method!r} is unknown: choose 'full' or 'lora'")
     if method == "full" and pipe.unet.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(f"steps as small as these vanish in {pipe.unet.dtype} weights: load the model in float32")
-    given = settings_for(pipe, DEFAULTS[method], steps=steps, lr=lr, batch=batch)
+    given = settings_for(pipe, DEFAULTS[method], steps=steps, lr=lr, batch=batch, decay=decay)
     generator = cpu_generator(generator)
     process, latents, device = training_noise(pipe), encode_image(pipe, image), pipe.unet.device
     lora = {"rank": rank, "targets": list(targets)} if method == "lora" else {}
@@ -81,6 +84,7 @@ def fine_tune(
                 steps=given["steps"],
                 probe_every=probe_every,
                 patience=patience,
+                decay=given["decay"],
                 step_with=step_with,
                 watch=watch,
             )

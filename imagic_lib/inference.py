@@ -44,7 +44,8 @@ def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
     """A sampler by name ("ddim", "pndm", "dpm++") over the model's own noise process, for `generate`."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name].from_config(pipe.scheduler.config)
+    own_way = {"skip_prk_steps": True} if name == "pndm" else {}  # as Stable Diffusion's configuration has it
+    return SAMPLERS[name].from_config(pipe.scheduler.config, **own_way)
 
 
 def initial_noise(pipe: StableDiffusionPipeline, seed: int) -> Tensor:

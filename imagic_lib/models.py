@@ -77,8 +77,11 @@ def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **giv
     Raises ValueError for a number of steps below 0, or another setting that is not above 0.
     """
     for name, value in given.items():
-        if value is not None and (value < 0 or (value == 0 and name not in ("steps", "guidance_scale"))):
-            raise ValueError(f"{name} is {value}: it must be {'0 or more' if name == 'steps' else 'above 0'}")
+        zero_works = name in ("steps", "guidance_scale", "decay")
+        if value is not None and (value < 0 or (value == 0 and not zero_works)):
+            raise ValueError(f"{name} is {value}: it must be {'0 or more' if zero_works else 'above 0'}")
+        if name == "decay" and value is not None and value > 1:
+            raise ValueError(f"decay is {value}: it is a share of the steps, from 0 to 1")
     return defaults[family(pipe)] | {name: value for name, value in given.items() if value is not None}
 
 

@@ -130,6 +130,14 @@ class Progress:
             self.trained[key].copy_(value)
 
 
+def rate_at(step: int, steps: int, lr: float, decay: float) -> float:
+    """The learning rate of step 1, 2, … `steps`: lr, and over the last part `decay` of the way straight down to 0.
+
+    decay: 0 keeps the rate, 0.5 lowers it over the second half. A rate that is kept may end on a step too far.
+    """
+    return lr * min(1.0, (steps - step + 1) / (decay * steps)) if decay else lr
+
+
 def descend(
     progress: Progress,
     loss_of: Callable[[], Tensor],
@@ -139,6 +147,7 @@ def descend(
     probe_every: int,
     patience: int | None = None,
     checkpoint_every: int = 100,
+    decay: float = 0.0,
     step_with: Callable[[Tensor, Progress], bool] | None = None,
     watch: Watch | None = None,
 ) -> History:
@@ -148,8 +157,8 @@ def descend(
     when the probe has not fallen by 1 % for so many probes. watch: called as watch(name, history) after each
     step; what it returns, if true, is a stop button too. With a checkpoint file the state is written
     about every `checkpoint_every` steps, at the end and at a stop; if it is there at the start, training
-    goes on from it, with the same bits as if it had never stopped. Raises FloatingPointError at once when
-    the loss, a gradient or the probe is no number, with the last good state kept.
+    goes on from it, with the same bits as if it had never stopped. decay: see `rate_at`. Raises
+    FloatingPointError at once when the loss, a gradient or the probe is no number, with the last good state kept.
     """
     progress.load()
     history, began = progress.history, time.monotonic() - progress.history.seconds
@@ -170,6 +179,8 @@ def descend(
     bar = tqdm(total=steps, initial=len(history.loss), desc=progress.name)
     with stop_button() as stopped, bar:
         while (step := len(history.loss) + 1) <= steps and not (stopped() or called_off or settled()):
+            for group in progress.optimizer.param_groups:
+                group["lr"] = rate_at(step, steps, progress.optimizer.defaults["lr"], decay)
             loss = loss_of()
             if not torch.isfinite(loss) or not step_with(loss, progress):
                 progress.give_up(step, loss.item())

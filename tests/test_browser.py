@@ -157,7 +157,12 @@ def until(page, found, what: str):
 def idle(page, lab: SimpleNamespace) -> bool:
     """Do server and page agree that the kernel is connected and has nothing to do?"""
     status = page.evaluate("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status")
-    kernels = answer_of(lab, "api/kernels")
+    try:
+        kernels = answer_of(lab, "api/kernels")
+    except urllib.error.HTTPError as error:
+        if error.code < 500:
+            raise
+        return False  # the server lists a kernel that is just being started or ended, and stumbles over it
     connected = any(kernel["connections"] for kernel in kernels)
     return status == "idle" and connected and all(kernel["execution_state"] == "idle" for kernel in kernels)
 

@@ -203,6 +203,7 @@ def test_palette_transparency_becomes_white(tmp_path):
 
 
 def test_rgba_is_laid_on_white(tmp_path):
+    """Bug 4: transparent, palette, grey or EXIF-turned pictures fail or come out wrong (see the tests around)."""
     picture = noise(20, 20, 4)
     picture[:10, :, 3], picture[10:, :, 3] = 0, 255
     picture[0, 0] = (255, 0, 0, 51)  # a fifth of red
@@ -268,6 +269,7 @@ def test_an_rgb_picture_is_not_changed_by_opening_it(tmp_path):
 @given(width=st.integers(16, 255), height=st.integers(16, 255), size=st.sampled_from([16, 64, 128]))
 @settings(max_examples=40, deadline=None)
 def test_any_shape_is_cropped_to_its_centre_and_scaled_alike_in_both_directions(width, height, size):
+    """Bug 11: a random crop of the one picture, or a picture that is stretched."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fitted = fit(map_of_positions(width, height), size)
@@ -316,7 +318,9 @@ def test_a_square_picture_is_taken_whole_without_a_warning(pipe):
 
 
 def test_the_size_of_pictures_is_the_models(pipe):
+    """Bug 3: a height and width that are asked for, checked and never used. Here the model decides, and it holds."""
     assert picture_size(pipe) == 128
+    assert load_image(map_of_positions(300, 300), pipe).shape == (1, 3, 128, 128)
 
 
 def test_load_image_gives_one_float_batch_from_minus_1_to_1(tmp_path, pipe):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from imagic_lib import optimization
-from imagic_lib.optimization import History, Progress, descend, hash_of, identity_of
+from imagic_lib.optimization import History, Progress, descend, hash_of, identity_of, rate_at
 
 TESTS = Path(__file__).resolve().parent
 SCRIPT = """
@@ -29,7 +29,7 @@ def progress_of(x, checkpoint=None, lr=0.05, **identity):
     return Progress("a fit", {"x": x}, torch.optim.Adam([x], lr=lr), generator, checkpoint, identity)
 
 
-def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, watch=None, **identity):
+def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, watch=None, decay=0.0, **identity):
     """Find the vector (1, 2, 3) from noisy looks at it."""
     x = torch.zeros(3, requires_grad=True)
     goal, progress = torch.tensor([1.0, 2.0, 3.0]), progress_of(x, checkpoint, lr, **identity)
@@ -49,6 +49,7 @@ def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=No
         patience=patience,
         checkpoint_every=3,
         watch=watch,
+        decay=decay,
     )
     return x.detach(), history
 
@@ -72,6 +73,20 @@ def test_killed_at_random_steps_and_resumed_gives_the_same_bits(tmp_path):
     last = subprocess.run([sys.executable, script, tmp_path / "b", "0"], capture_output=True, text=True, check=True)
     assert last.stdout == whole.stdout and whole.stdout.count(",") > 40
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".tmp")) == ["a", "b", "fit.py"]
+
+
+def test_the_rate_is_kept_and_then_falls_in_a_line_to_nearly_0():
+    assert [rate_at(step, 8, 2.0, 0.5) for step in range(1, 9)] == [2, 2, 2, 2, 2, 1.5, 1, 0.5]
+    assert [rate_at(step, 4, 2.0, 1.0) for step in range(1, 5)] == [2, 1.5, 1, 0.5]
+    assert {rate_at(step, 8, 2.0, 0.0) for step in range(1, 9)} == {2.0}
+
+
+def test_a_falling_rate_is_written_down_and_survives_a_stop(tmp_path):
+    result, whole = fit(decay=0.5)
+    assert whole.learning_rate == [rate_at(step, 40, 0.05, 0.5) for step in range(1, 41)]
+    fit(tmp_path / "a", decay=0.5, watch=lambda name, history: len(history.loss) == 33)
+    resumed, history = fit(tmp_path / "a", decay=0.5)
+    assert torch.equal(resumed, result) and history.learning_rate == whole.learning_rate
 
 
 def test_the_stop_button_ends_after_the_step_keeps_the_result_and_can_go_on(tmp_path):

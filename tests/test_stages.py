@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
 import imagic_lib as imagic
-from imagic_lib import embedding, finetuning
+from imagic_lib import embedding, finetuning, strategies
 from imagic_lib.diffusion import (
     Probe,
     decode_latents,
@@ -20,6 +20,7 @@ from imagic_lib.diffusion import (
 )
 from imagic_lib.finetuning import with_unet
 from imagic_lib.inference import predicted_original
+from imagic_lib.optimization import plain_step
 from imagic_lib.strategies import Strategy, unet_copy, waiting
 from imagic_lib.toyworld import Scene
 
@@ -50,6 +51,7 @@ def e_tgt(pipe):
 
 
 def test_latents_are_scaled_by_the_models_own_factor(pipe, image):
+    """Bug 7: a hard-coded 0.18215."""
     raw = pipe.vae.encode(image).latent_dist.mode()
     torch.testing.assert_close(encode_image(pipe, image), raw * pipe.vae.config.scaling_factor)
     other = copy.deepcopy(pipe)
@@ -59,7 +61,7 @@ def test_latents_are_scaled_by_the_models_own_factor(pipe, image):
 
 
 def test_noising_is_the_models_own_process_whatever_the_sampler(pipe):
-    """Bug: schedulers whose add_noise is sigma-based (Euler, LMS) used as if they were DDPM."""
+    """Bug 8: schedulers whose add_noise is sigma-based (Euler, LMS) used as if they were DDPM."""
     x, noise, t = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16), torch.tensor([0, 500, 999])
     expected = training_noise(pipe).add_noise(x, noise, t)
     other = copy.deepcopy(pipe)
@@ -70,6 +72,7 @@ def test_noising_is_the_models_own_process_whatever_the_sampler(pipe):
 
 
 def test_prediction_target_follows_the_config(pipe):
+    """Bug 7: ε-prediction taken for granted."""
     x, noise, t = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16), torch.tensor([100, 900])
     assert torch.equal(noised(training_noise(pipe), x, noise, t)[1], noise)
     other = copy.deepcopy(pipe)
@@ -82,6 +85,7 @@ def test_prediction_target_follows_the_config(pipe):
 
 
 def test_timesteps_cover_every_stratum_of_the_models_own_range():
+    """Bug 7: 1000 timesteps taken for granted."""
     for total in (1000, 40):
         t = stratified_timesteps(8, total, seeded())
         assert [int(v) * 8 // total for v in t] == list(range(8)) and t.max() < total
@@ -136,7 +140,7 @@ def test_stage_1_is_plain_adam_on_the_paper_s_loss(pipe, image, e_tgt):
 
 
 def test_stage_1_leaves_the_model_and_the_text_as_they_were(pipe, image):
-    """Bugs: an unfrozen UNet gathers gradients; e_tgt keeps its graph; train mode is left on."""
+    """Bugs 5 and 9: e_tgt keeps its graph; an unfrozen UNet gathers gradients, and is left in train mode."""
     e_tgt = imagic.encode_text(pipe, "a cat").requires_grad_(True)
     before, start = weights(pipe.unet), e_tgt.detach().clone()
     e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, steps=2, generator=seeded())
@@ -147,7 +151,7 @@ def test_stage_1_leaves_the_model_and_the_text_as_they_were(pipe, image):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(pipe, image, e_tgt):
-    """Bug: noise drawn without the caller's generator."""
+    """Bug 2: noise drawn without the caller's generator."""
     torch.manual_seed(1)
     one = imagic.optimize_embedding(pipe, image, e_tgt, steps=3, generator=seeded(7))[0]
     torch.manual_seed(2)
@@ -157,7 +161,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(pipe, image, 
 
 
 def test_probe_loss_falls_and_is_no_running_mean(pipe, image, e_tgt):
-    """Bug: a running mean falls by construction. The probe at a step is that of the embedding then."""
+    """Bug 13: a running mean falls by construction. The probe at a step is that of the embedding then."""
     e_opt, history = imagic.optimize_embedding(
         pipe, image, e_tgt, steps=20, lr=0.05, batch=4, probe_every=7, generator=seeded()
     )
@@ -169,14 +173,14 @@ def test_probe_loss_falls_and_is_no_running_mean(pipe, image, e_tgt):
 
 def test_defaults_of_stable_diffusion_are_the_paper_s():
     assert embedding.DEFAULTS["stable-diffusion"] == {"steps": 1000, "lr": 2e-3, "batch": 1}
-    assert finetuning.DEFAULTS["full"]["stable-diffusion"] == {"steps": 1500, "lr": 5e-7, "batch": 1}
+    assert finetuning.DEFAULTS["full"]["stable-diffusion"] == {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0.0}
 
 
 # ------------------------------------------------------------------------------------------ stage 2
 
 
 def test_fine_tuning_changes_a_copy_and_a_second_fit_starts_clean(pipe, image, e_tgt):
-    """Bug: the second fit starts from the tuned UNet."""
+    """Bug 6: the second fit starts from the tuned UNet."""
     before = weights(pipe.unet)
     tuned, first = imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded())
     again, second = imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded())
@@ -298,7 +302,7 @@ def strategy(**changes):
 
 
 def test_a_fit_encodes_the_picture_once_and_asks_the_unet_once_a_step_without_guidance(pipe, image, e_tgt, monkeypatch):
-    """Bugs: the VAE run at every step; guidance inside the training loss."""
+    """Bug 12: the VAE run at every step, and guidance inside the training loss."""
     encoded, asked = [], []
     encode, ask = pipe.vae.encode, pipe.unet.forward
     monkeypatch.setattr(pipe.vae, "encode", lambda x: encoded.append(len(x)) or encode(x))
@@ -310,7 +314,7 @@ def test_a_fit_encodes_the_picture_once_and_asks_the_unet_once_a_step_without_gu
 
 @pytest.mark.parametrize("train_mode", [True, False])
 def test_gradient_checkpointing_works_in_eval_mode_too(pipe, image, e_tgt, train_mode):
-    """Bug: gradient checkpointing that is silently off in eval mode."""
+    """Bug 10: gradient checkpointing that is silently off in eval mode."""
     kept = {}
     for checkpointing in (False, True):
         unet = unet_copy(pipe.unet, strategy(checkpointing=checkpointing), torch.device("cpu"))
@@ -340,9 +344,27 @@ def test_every_full_strategy_gives_the_same_weights(pipe, image, e_tgt):
         assert all(p.grad is None for p in tuned.unet.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_mixed_precision_is_real_or_absent(pipe, image, e_tgt, dtype, monkeypatch):
+    """Bug 1: a loss that is scaled for half precision while everything runs in single precision."""
+    seen = []
+
+    def step(loss, progress):
+        seen.append((loss.item(), progress.scaler))
+        return plain_step(loss, progress)
+
+    monkeypatch.setattr(strategies, "plain_step", step)
+    frugal = strategy(method="lora", dtype=dtype)
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, strategy=frugal, steps=2, generator=seeded())
+    losses, scalers = zip(*seen, strict=True)
+    assert list(losses) == history.loss  # in the units of the loss: nobody scaled it on the way
+    assert {type(s) for s in scalers} == {torch.amp.GradScaler if dtype == torch.float16 else type(None)}
+    assert tuned.unet.conv_in.weight.dtype == dtype and not torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_lora_trains_and_draws(pipe, image, e_tgt, dtype):
-    """Half the memory for the frozen base; adapters and their optimizer stay in float32."""
+    """Bug 2: noise drawn in single precision crashes in float16. Here adapters and optimizer stay in float32."""
     frugal = strategy(method="lora", dtype=dtype, checkpointing=True)
     tuned, history = imagic.fine_tune(
         pipe, image, e_tgt, strategy=frugal, steps=12, lr=2e-2, batch=4, probe_every=6, generator=seeded()
@@ -415,6 +437,9 @@ def test_settings_that_can_t_be_are_one_clear_sentence(pipe, image, e_tgt):
     for bad in ({"steps": -1}, {"lr": 0.0}, {"batch": 0}):
         with pytest.raises(ValueError, match=rf"{next(iter(bad))} is .*: it must be"):
             imagic.optimize_embedding(pipe, image, e_tgt, **bad)
+    for decay in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=rf"decay is {decay}: it (must be 0 or more|is a share)"):
+            imagic.fine_tune(pipe, image, e_tgt, decay=decay)
     for seeds in ([], 0, [-1], [0.5], [2**63]):
         with pytest.raises(ValueError, match="seeds must be a list"):
             imagic.generate(pipe, e_tgt, seeds)
@@ -430,6 +455,9 @@ def test_samplers_by_name_share_the_models_noise_process(pipe, e_tgt):
         assert torch.equal(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
         pictures.add(imagic.generate(pipe, e_tgt, [0], steps=4, scheduler=name)[0].tobytes())
     assert len(pictures) == 3
+    pndm = imagic.inference.sampler(pipe, "pndm")
+    pndm.set_timesteps(4)
+    assert len(pndm.timesteps) == 5  # one call more than steps; with its Runge-Kutta start it would be 13
     with pytest.raises(ValueError, match="'euler' is unknown: choose one of ddim, pndm"):
         imagic.generate(pipe, e_tgt, [0], scheduler="euler")
     with pytest.raises(ValueError, match=r"EulerDiscreteScheduler is not supported: give scheduler= one of ddim"):
