@@ -47,6 +47,16 @@ def rounded(values):
     return float(f"{values:.5g}") if isinstance(values, float) else values
 
 
+def lost(stage: str, history) -> bool:
+    """The rule by which a stage counts as diverged, and is ended: the probe is at twice its start."""
+    return history.probe_loss[-1] > 2 * history.probe_loss[0]
+
+
+def stop_if_lost(stage: str, curve: dict) -> None:
+    if curve["probe"][-1] > 2 * curve["probe"][0]:
+        raise FloatingPointError(f"{stage}: the probe is at twice its start after {curve['step'][-1]} steps")
+
+
 def curve_of(history, raw: bool) -> dict:
     """The probe's curve; for the loss that diverges the raw one, too."""
     curve = {"step": history.probe_step, "probe": rounded(history.probe_loss)}
@@ -65,7 +75,9 @@ def stage_1(pipe, image, e_tgt, name: str, seed: int, path) -> tuple[torch.Tenso
     """(e_opt, the curve), kept in a file: the one of the MSE is needed by all runs of a pair."""
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
-        e_opt, history = imagic.optimize_embedding(pipe, image, e_tgt, loss=LOSSES[name], generator=generator)
+        e_opt, history = imagic.optimize_embedding(
+            pipe, image, e_tgt, loss=LOSSES[name], generator=generator, watch=lost
+        )
         save_tensors(path, {"e_opt": e_opt}, curve_of(history, raw=name == "naive_cross_entropy"))
     tensors, curve = load_tensors(path)
     return tensors["e_opt"], {k: v for k, v in curve.items() if k != "parts"}
@@ -99,10 +111,12 @@ def run(pipes: dict, judge, picture: str, seed: int, first: str, second: str) ->
         one, two = (pipes["head" if name == "hl_gauss" else "plain"] for name in (first, second))
         e_opt, line["curve_1"] = stage_1(one, image, e_tgt, first, seed, kept)
         line["probe"].append(probe(pipe.unet, e_opt))
+        stop_if_lost("stage 1", line["curve_1"])
         generator = torch.Generator().manual_seed(1000 + seed)
-        tuned, history = imagic.fine_tune(two, image, e_opt, loss=LOSSES[second], generator=generator)
+        tuned, history = imagic.fine_tune(two, image, e_opt, loss=LOSSES[second], generator=generator, watch=lost)
         line["curve_2"] = curve_of(history, raw=second == "naive_cross_entropy")
         line["probe"].append(probe(tuned.unet, e_opt))
+        stop_if_lost("stage 2", line["curve_2"])
         line["missed_mean"] = missed_mean(tuned, image, e_opt)
         edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, None, history, {})
         line |= look(edit, judge, truth)
