@@ -16,7 +16,7 @@ from imagic_lib.diffusion import frozen, noised, stratified_timesteps, training_
 from imagic_lib.toyworld import dataset, unet
 from imagic_lib.toyworld.training import train
 
-SCENES, HELD_BACK, STEPS, LR, BATCH = 800, 96, 600, 1e-3, 16
+SCENES, HELD_BACK, STEPS, LR, BATCH = 800, 96, 400, 4e-3, 16
 RUNS = ROOT / "runs" / "hl-gauss"
 
 
