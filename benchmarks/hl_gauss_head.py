@@ -16,7 +16,7 @@ from imagic_lib.diffusion import frozen, noised, stratified_timesteps, training_
 from imagic_lib.toyworld import dataset, unet
 from imagic_lib.toyworld.training import train
 
-SCENES, HELD_BACK, STEPS, LR, BATCH = 800, 96, 400, 4e-3, 16
+SCENES, HELD_BACK, STEPS, LR, BATCH = 800, 96, 300, 3e-3, 16
 RUNS = ROOT / "runs" / "hl-gauss"
 
 
@@ -74,8 +74,8 @@ def main() -> None:
         return losses.hl_gauss(learned.unet(z_t, t, text).sample, noise)
 
     with frozen(pipe.text_encoder, learned.unet):
-        head.correction.requires_grad_(True)
-        history = train("head", head.correction, loss_of, RUNS, steps=STEPS, lr=LR, warmup=50, ema=0.99)
+        head.learned.requires_grad_(True)
+        history = train("head", head.learned, loss_of, RUNS, steps=STEPS, lr=LR, warmup=50, ema=0.99)
     scores = held_back_losses({"start": start, "learned": learned}, process, held_back, others)
     distribution.save_head(head, distribution.HEAD, {"history": history, "held_back": scores})
     names = {"start": "the Gaussian around the guess (start)", "learned": "the learned head"}

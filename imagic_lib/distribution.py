@@ -21,24 +21,36 @@ HEAD = DATA / "hl-gauss" / "head.safetensors"  # trained for tiny-sd: benchmarks
 class DistributionHead(nn.Module):
     """In the place of a UNet's `conv_out`: (n, width, h, w) -> (n, 4, h, w), with logits for every bin beside it.
 
-    logits = those of the Gaussian around the old prediction + a correction, a convolution that starts at zero. So
-    it starts as the same model, read as a distribution, and learns what a Gaussian of one width can't say. What
-    it returns is the distribution's mean: sampling, the probe and every other loss see an ordinary UNet.
+    logits = sharpness · those of the Gaussian around the old prediction + shape. Sharpness (a number for each
+    prediction) starts at 1 and shape (a number for each bin) at 0. So it starts as the same model, read as a
+    distribution, and learns what a Gaussian of one width can't say. What it returns is the distribution's mean:
+    sampling, the probe and every other loss see an ordinary UNet.
     """
 
     def __init__(self, conv_out: nn.Conv2d):
         super().__init__()
-        self.guess = copy.deepcopy(conv_out)
         self.bins = len(bin_centres(conv_out.weight))
-        shape = {"kernel_size": conv_out.kernel_size, "padding": conv_out.padding}
-        place = {"dtype": conv_out.weight.dtype, "device": conv_out.weight.device}
-        self.correction = nn.Conv2d(conv_out.in_channels, conv_out.out_channels * self.bins, **shape, **place)
-        nn.init.zeros_(self.correction.weight)
-        nn.init.zeros_(self.correction.bias)
+        self.guess = copy.deepcopy(conv_out)
+        self.learned = nn.ModuleDict(
+            {
+                "sharpness": like(conv_out, conv_out.out_channels),
+                "shape": like(conv_out, conv_out.out_channels * self.bins),
+            }
+        )
 
     def forward(self, features: Tensor) -> Tensor:
-        correction = self.correction(features).unflatten(1, (-1, self.bins)).movedim(2, -1)
-        return expectation(gaussian_logits(self.guess(features)) + correction)
+        sharpness = self.learned["sharpness"](features).exp()[..., None]
+        shape = self.learned["shape"](features).unflatten(1, (-1, self.bins)).movedim(2, -1)
+        return expectation(sharpness * gaussian_logits(self.guess(features)) + shape)
+
+
+def like(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """A convolution that looks at the same places, with so many output channels, all weights zero."""
+    place = {"dtype": conv.weight.dtype, "device": conv.weight.device}
+    other = nn.Conv2d(conv.in_channels, channels, conv.kernel_size, padding=conv.padding, **place)
+    for weight in other.parameters():
+        nn.init.zeros_(weight)
+    return other
 
 
 def with_distribution(pipe: StableDiffusionPipeline, learned: bool = True) -> StableDiffusionPipeline:
@@ -57,19 +69,19 @@ def with_distribution(pipe: StableDiffusionPipeline, learned: bool = True) -> St
 
 
 def save_head(head: DistributionHead, path: Path, facts: dict) -> None:
-    """The correction alone, in half precision, and for which model it was trained."""
-    half = {name: weight.half() for name, weight in head.correction.state_dict().items()}
+    """What was learned alone, in half precision, and for which model it was trained."""
+    half = {name: weight.half() for name, weight in head.learned.state_dict().items()}
     save_tensors(path, half, facts | {"model": hash_of(head.guess.weight.float())})
 
 
 def load_head(head: DistributionHead, path: Path = HEAD) -> dict:
-    """Put a trained correction into the head; returns the facts that were saved with it.
+    """Put what a trained head learned into the head; returns the facts that were saved with it.
 
     Raises ValueError if it was trained for another model, or if the file is damaged."""
     tensors, facts = load_tensors(path)
     if facts["model"] != hash_of(head.guess.weight.float()):
         raise ValueError(f"the head in {path.name} was trained for another model: use with_distribution(learned=False)")
     with torch.no_grad():
-        for name, weight in head.correction.state_dict().items():
+        for name, weight in head.learned.state_dict().items():
             weight.copy_(tensors[name])
     return facts

@@ -195,18 +195,20 @@ def test_both_stages_run_with_hl_gauss_and_stage_2_trains_the_head(pipe, image, 
     assert not torch.equal(e_opt, e_tgt) and first.probe_loss[-1] < first.probe_loss[0]
     tuned, second = imagic.fine_tune(headed, image, e_opt, steps=3, loss=losses.hl_gauss, probe_every=1)
     assert second.probe_loss[-1] < second.probe_loss[0]
-    correction = tuned.unet.conv_out.correction
-    assert correction.weight.abs().max() > 0 and headed.unet.conv_out.correction.weight.abs().max() == 0
+    for name, layer in tuned.unet.conv_out.learned.items():
+        assert layer.weight.abs().max() > 0 and headed.unet.conv_out.learned[name].weight.abs().max() == 0
     assert len(imagic.generate(tuned, e_opt, steps=2)) == 1
 
 
 def test_a_head_is_saved_and_put_back_with_its_facts(pipe, tmp_path):
     one, other = (distribution.DistributionHead(pipe.unet.conv_out) for _ in range(2))
     with torch.no_grad():
-        one.correction.weight.normal_(generator=torch.Generator().manual_seed(0))
+        for weight in one.learned.parameters():
+            weight.normal_(generator=torch.Generator().manual_seed(0))
     distribution.save_head(one, tmp_path / "head.safetensors", {"steps": 7})
     assert distribution.load_head(other, tmp_path / "head.safetensors")["steps"] == 7
-    assert torch.allclose(one.correction.weight, other.correction.weight, rtol=1e-3)
+    pairs = zip(one.learned.parameters(), other.learned.parameters(), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs)
 
 
 def test_the_shipped_head_is_small_and_better_on_held_back_drawings():
