@@ -198,6 +198,9 @@ def test_both_stages_run_with_hl_gauss_and_stage_2_trains_the_head(pipe, image, 
     for name, layer in tuned.unet.conv_out.learned.items():
         assert layer.weight.abs().max() > 0 and headed.unet.conv_out.learned[name].weight.abs().max() == 0
     assert len(imagic.generate(tuned, e_opt, steps=2)) == 1
+    adapted, third = imagic.fine_tune(headed, image, e_opt, method="lora", steps=2, loss=losses.hl_gauss, probe_every=1)
+    assert third.probe_loss[-1] < third.probe_loss[0]
+    assert not adapted.unet.conv_out.learned["shape"].weight.any(), "LoRA leaves the head alone"
 
 
 def test_a_head_is_saved_and_put_back_with_its_facts(pipe, tmp_path):
@@ -215,7 +218,7 @@ def test_the_shipped_head_is_small_and_better_on_held_back_drawings():
     """What its training measured; the next test looks for itself."""
     _, facts = load_tensors(distribution.HEAD)
     start, learned = facts["held_back"]["start"], facts["held_back"]["learned"]
-    assert learned["hl_gauss"] < 0.9 * start["hl_gauss"] and learned["mse"] < 1.02 * start["mse"]
+    assert learned["hl_gauss"] < 0.7 * start["hl_gauss"] and learned["mse"] < 1.02 * start["mse"]
     assert distribution.HEAD.stat().st_size < 400_000
 
 
