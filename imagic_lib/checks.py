@@ -178,7 +178,11 @@ def check_chance_loss(answer: float, batch: int) -> None:
     """Notebook 08: the contrastive loss of a CLIP that guesses among `batch` captions."""
     if attempted(answer):
         right = abs(float(answer) - torch.tensor(float(batch)).log().item()) < 0.01
-        verdict(right, "where its curve begins", "the cross-entropy of a guess with probability 1 / batch, in nats")
+        verdict(
+            right,
+            "a little above the first point of its curve",
+            "the cross-entropy of a guess with probability 1 / batch, in nats",
+        )
 
 
 def check_text_style(answer: int) -> None:
