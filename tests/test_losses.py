@@ -1,12 +1,14 @@
 """The losses: what they measure, where they are smallest, and the one that has no smallest value."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imagic_lib as imagic
-from imagic_lib import checks, distribution, losses
+from imagic_lib import distribution, losses
 from imagic_lib.checkpoints import load_tensors
 from imagic_lib.diffusion import Probe, training_noise
 from imagic_lib.toyworld import dataset
@@ -236,48 +238,14 @@ def test_the_shipped_head_fits_a_drawing_that_nobody_saw(tiny):
     assert better < start and better_mse < 1.1 * start_mse
 
 
-# --- the exercises about them (notebook 09)
+# --- the experiment
 
 
-def said(capsys, check, *answer) -> str:
-    check(*answer)
-    return capsys.readouterr().out
-
-
-def test_the_check_of_the_naive_loss(capsys):
-    assert said(capsys, checks.check_naive_value, -100).startswith("right")
-    assert said(capsys, checks.check_naive_value, 0).startswith("not yet")
-    assert said(capsys, checks.check_naive_value, ...).startswith("not attempted")
-
-
-def test_the_check_of_the_heads_start(capsys):
-    def right(weight, bias, c, variance):
-        return weight[:, None] * c / variance, bias * c / variance - c**2 / (2 * variance)
-
-    def without_the_square(weight, bias, c, variance):
-        return weight[:, None] * c / variance, bias * c / variance
-
-    def shifted(weight, bias, c, variance):
-        w, b = right(weight, bias, c, variance)
-        return w, b + 3
-
-    assert said(capsys, checks.check_linear_head, right).startswith("right")
-    assert said(capsys, checks.check_linear_head, shifted).startswith("right"), "a softmax does not see a constant"
-    assert said(capsys, checks.check_linear_head, without_the_square).startswith("not yet")
-    assert said(capsys, checks.check_linear_head, lambda *_: (1, 2)).startswith("not yet")
-    assert said(capsys, checks.check_linear_head, lambda *_: ...).startswith("not attempted")
-
-
-def test_the_check_of_paired_differences(capsys):
-    def right(ours, mse):
-        d = torch.tensor(ours) - torch.tensor(mse)
-        return d.mean(), d.std() / len(d) ** 0.5
-
-    def unpaired(ours, mse):
-        a, b = torch.tensor(ours), torch.tensor(mse)
-        return a.mean() - b.mean(), ((a.var() + b.var()) / len(a)) ** 0.5
-
-    assert said(capsys, checks.check_paired, right).startswith("right")
-    assert said(capsys, checks.check_paired, unpaired).startswith("not yet")
-    assert said(capsys, checks.check_paired, lambda *_: 3).startswith("not yet")
-    assert said(capsys, checks.check_paired, lambda *_: ...).startswith("not attempted")
+def test_the_stored_experiment_tries_every_loss_on_every_pair_in_both_stages():
+    runs = json.loads((imagic.DATA / "experiments" / "cross-entropy.json").read_text())["runs"]
+    tried = [(run["picture"], run["seed"], run["stage_1"], run["stage_2"]) for run in runs]
+    names = [loss.__name__ for loss in (*EVERY, losses.hl_gauss)]
+    expected = {(a, "mse") for a in names} | {("mse", b) for b in names}
+    assert len(tried) == len(set(tried)) and {(a, b) for *_, a, b in tried} == expected
+    for pair in {(picture, seed) for picture, seed, *_ in tried}:
+        assert {(a, b) for *found, a, b in tried if tuple(found) == pair} == expected, pair
