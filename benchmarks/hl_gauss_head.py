@@ -1,6 +1,6 @@
 """Train the head for HL-Gauss: the UNet of tiny-sd stays as it is, the head learns what shape its doubt has.
 
-python benchmarks/hl_gauss_head.py         # about 5 minutes on 2 cores; writes data/hl-gauss/head.safetensors
+python benchmarks/hl_gauss_head.py         # about 4 minutes on 1 core; writes data/hl-gauss/head.safetensors
 """
 
 from __future__ import annotations
