@@ -198,6 +198,45 @@ def check_eight_bits(answer: float) -> None:
         verdict(abs(answer - 4.8) < 0.1, "a third of a T4", "6 bytes a weight less; 1 GiB is 2**30 bytes")
 
 
+def check_naive_value(answer: float) -> None:
+    """Notebook 09: the naive loss of two classes with the 'probabilities' (-1, 1) at the logits (-100, 0)."""
+    if attempted(answer):
+        right = abs(float(answer) + 100) < 0.01
+        verdict(
+            right, "and at -1000 it is ten times as 'good'", "with targets (-1, 1) the loss is the first logit itself"
+        )
+
+
+def check_linear_head(answer: Callable) -> None:
+    """Notebook 09: answer(weight, bias, c, variance) is (W_k, b_k), the layer of the Gaussian around w·x + b."""
+    generator = torch.Generator().manual_seed(7)
+    weight, x, c = torch.randn(5, generator=generator), torch.randn(9, 5, generator=generator), torch.arange(-3, 4) / 2
+    if not attempted(given := answer(weight, 0.3, c, 0.25)):
+        return
+    expected = (-(c - (x @ weight + 0.3)[:, None]).square() / 0.5).softmax(dim=-1)
+    try:
+        found = (x @ given[0] + given[1]).softmax(dim=-1)
+        right = found.shape == expected.shape and torch.allclose(found, expected, atol=1e-4)
+    except (TypeError, IndexError, RuntimeError):
+        right = False
+    hint = "expand -(c - ε̂)² / 2σ² with ε̂ = w·x + b; W has shape (inputs, bins); what holds no c may be left out"
+    verdict(right, "linear in the features, though a square stood there", hint)
+
+
+def check_paired(answer: Callable) -> None:
+    """Notebook 09: answer(ours, mse) is (mean, standard error) of the paired differences."""
+    ours, mse = [30.5, 24.0, 28.0, 33.5], [30.0, 23.0, 28.0, 32.0]
+    if not attempted(given := answer(ours, mse)):
+        return
+    try:
+        mean, error = map(float, given)
+    except (TypeError, ValueError):
+        mean = error = float("nan")
+    right = abs(mean - 0.75) < 1e-3 and abs(error - 0.3227) < 1e-3
+    hint = "subtract pair by pair first; the error is the differences' std (n - 1) / √n"
+    verdict(right, "unpaired, the same numbers would have drowned in the spread of the pictures", hint)
+
+
 def check_lora_count(answer: Callable) -> None:
     """Notebook 10: answer(rank, out, inside) is the number of trained numbers of one adapted layer."""
     if attempted(given := answer(4, 320, 768)):

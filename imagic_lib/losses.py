@@ -13,6 +13,7 @@ from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 WIDTH, REACH, SIGMA = 0.25, 6.0, 0.25  # of the bins, of all bins to either side, of the Gaussian on them
+VARIANCE = SIGMA**2 + WIDTH**2 / 12  # of that Gaussian, blurred by the bins: Sheppard's correction
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
@@ -42,18 +43,65 @@ def log_mass(mean: Tensor, edges: Tensor, sigma: float) -> Tensor:
     return upper + torch.log(-torch.expm1(torch.special.log_ndtr(a) - upper))
 
 
+def bin_edges(like: Tensor) -> Tensor:
+    """The edges of the bins into which noise is cut, (bins + 1,), from -`REACH` to `REACH`, in the type of `like`."""
+    return torch.arange(-REACH, REACH + WIDTH / 2, WIDTH, dtype=like.dtype, device=like.device)
+
+
+def bin_centres(like: Tensor) -> Tensor:
+    """Their centres c_k, (bins,)."""
+    return bin_edges(like)[:-1] + WIDTH / 2
+
+
 def discretised_gaussian(prediction: Tensor, target: Tensor) -> Tensor:
     """A cross-entropy for noise done right, and it is the MSE: 2σ² (CE - H) = d² away from the outermost bins.
 
     Noise is cut into bins of width `WIDTH`. Instead of the true value we take the distribution N(ε, σ²) over
     the bins, instead of the guess N(ε̂, σ²): CE = -Σ_k p_k log q_k, and H, the entropy of p, is its smallest
     value. Between two Gaussians of one σ that excess, a Kullback-Leibler divergence, is (ε - ε̂)² / 2σ². The bins
-    blur both a little: σ² + WIDTH²/12 stands for σ² (Sheppard's correction).
+    blur both a little: `VARIANCE`, σ² + WIDTH²/12, stands for σ².
     """
-    edges = torch.arange(-REACH, REACH + WIDTH / 2, WIDTH, dtype=target.dtype, device=target.device)
+    edges = bin_edges(target)
     log_p, log_q = log_mass(target, edges, SIGMA), log_mass(prediction, edges, SIGMA)
     excess = (log_p.exp() * (log_p - log_q)).sum(dim=-1)  # CE - H
-    return 2 * (SIGMA**2 + WIDTH**2 / 12) * excess.mean()
+    return 2 * VARIANCE * excess.mean()
+
+
+def gaussian_logits(prediction: Tensor) -> Tensor:
+    """The logits of the Gaussian around a prediction, -(c_k - ε̂)² / 2σ²: (n, 4, h, w) -> (n, 4, h, w, bins).
+
+    Up to a constant, which a softmax does not see, they are c_k ε̂ / σ² - c_k² / 2σ²: linear in ε̂. σ² is
+    `VARIANCE`, which allows for the bins' width.
+    """
+    return -(bin_centres(prediction) - prediction[..., None]).square() / (2 * VARIANCE)
+
+
+def expectation(logits: Tensor) -> Tensor:
+    """ε̂ = Σ_k q_k c_k with q = softmax(logits): (n, 4, h, w, bins) -> (n, 4, h, w), an ordinary prediction.
+
+    It carries its logits along, as its attribute `logits`, for `hl_gauss`.
+    """
+    prediction = (logits.softmax(dim=-1) * bin_centres(logits)).sum(dim=-1)
+    prediction.logits = logits
+    return prediction
+
+
+def hl_gauss(prediction: Tensor, target: Tensor) -> Tensor:
+    """2σ² (CE - H) between N(ε, σ²) over the bins and the *predicted* distribution, which may have any shape.
+
+    HL-Gauss, the histogram loss with Gaussian targets (Imani & White 2018, arXiv 1806.04613; Farebrother et al.
+    2024, arXiv 2403.03950). prediction: from a model whose head has a logit for each bin
+    (`distribution.with_distribution`), in float32 or better; raises ValueError for any other. Scaled like
+    `discretised_gaussian`: as long as the predicted distribution is that Gaussian, this is the MSE.
+    """
+    logits = getattr(prediction, "logits", None)
+    if logits is None:
+        raise ValueError(
+            "hl_gauss needs a model that predicts distributions, and this prediction has no logits: give the "
+            "pipeline that imagic_lib.distribution.with_distribution(pipe) returns, in float32"
+        )
+    log_p, log_q = log_mass(target, bin_edges(target), SIGMA), logits.log_softmax(dim=-1)
+    return 2 * VARIANCE * (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
 
 
 def spatial_kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:

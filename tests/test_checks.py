@@ -22,6 +22,25 @@ def turning_point(etas, poses):
     return next((eta for k, eta in enumerate(etas) if set(poses[k:]) == {"jumping"}), None)
 
 
+def linear_head(weight, bias, c, variance):
+    return weight[:, None] * c / variance, bias * c / variance - c**2 / (2 * variance)
+
+
+def linear_head_plus_3(weight, bias, c, variance):
+    """A constant in all logits is right, too: a softmax does not see it."""
+    return linear_head(weight, bias, c, variance)[0], linear_head(weight, bias, c, variance)[1] + 3
+
+
+def paired(ours, mse):
+    d = torch.tensor(ours) - torch.tensor(mse)
+    return d.mean(), d.std() / len(d) ** 0.5
+
+
+def unpaired(ours, mse):
+    a, b = torch.tensor(ours), torch.tensor(mse)
+    return a.mean() - b.mean(), ((a.var() + b.var()) / len(a)) ** 0.5
+
+
 CASES = {  # the check: right answers, wrong answers, and what else it is given
     "check_noised": ([noised], [lambda z, noise, t: z + noise, lambda z, noise, t: 1.0], (ALPHAS,)),
     "check_equal_weights": ([int((ALPHAS - 0.5).abs().argmin())], [0, 999], (ALPHAS,)),
@@ -58,6 +77,13 @@ CASES = {  # the check: right answers, wrong answers, and what else it is given
     "check_chance_loss": ([4.564], [0.5], (96,)),
     "check_text_style": ([2], [1], ()),
     "check_eight_bits": ([4.8], [9.6], ()),
+    "check_naive_value": ([-100, -100.0], [0, 100], ()),
+    "check_linear_head": (
+        [linear_head, linear_head_plus_3],
+        [lambda weight, bias, c, variance: (linear_head(weight, bias, c, variance)[0], 0 * c), lambda *given: (1, 2)],
+        (),
+    ),
+    "check_paired": ([paired], [unpaired, lambda ours, mse: 3.0], ()),
     "check_lora_count": (
         [lambda rank, out, inside: rank * (out + inside)],
         [lambda rank, out, inside: rank * out * inside, lambda rank, out, inside: 4352],
