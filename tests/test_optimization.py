@@ -89,7 +89,15 @@ def test_a_falling_rate_is_written_down_and_survives_a_stop(tmp_path):
     assert torch.equal(resumed, result) and history.learning_rate == whole.learning_rate
 
 
-def test_the_stop_button_ends_after_the_step_keeps_the_result_and_can_go_on(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C works in the test, also where a shell started all of it in the background, which switches it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_stop_button_ends_after_the_step_keeps_the_result_and_can_go_on(tmp_path, ctrl_c):
     def press(progress):
         if len(progress.history.loss) == 10:
             signal.raise_signal(signal.SIGINT)
@@ -116,7 +124,7 @@ def test_who_watches_sees_every_step_and_may_end_it_which_can_go_on(tmp_path):
     assert torch.equal(fit(checkpoint)[0], fit()[0]), "the same bits as one that nobody ended"
 
 
-def test_a_second_press_raises_at_once():
+def test_a_second_press_raises_at_once(ctrl_c):
     def press(progress):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)

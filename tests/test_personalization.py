@@ -187,7 +187,7 @@ def test_the_file_opens_in_plain_diffusers_and_draws_the_same(pipe, images, mode
     save_lora(tuned, tmp_path)
     assert (tmp_path / LORA_FILE).is_file()
     plain = StableDiffusionPipeline.from_pretrained(model_folder, use_safetensors=True)
-    plain.load_lora_weights(str(tmp_path))
+    plain.load_lora_weights(str(tmp_path), weight_name=LORA_FILE)  # diffusers 0.39 asks for it without a network
     e = encode_text(pipe, TEXT)
     z, t = torch.randn(1, 4, 16, 16, generator=seeded()), torch.tensor([500])
     with torch.no_grad():
