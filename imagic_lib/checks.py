@@ -1,4 +1,4 @@
-"""Answers to the exercises: each check says whether an answer is right, or gives a hint. None of them raises."""
+"""Answers to the exercises: each check prints whether an answer is right, or gives a hint."""
 
 from __future__ import annotations
 
