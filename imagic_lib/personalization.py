@@ -19,13 +19,13 @@ from imagic_lib.optimization import History, Progress, Watch, descend, hash_of, 
 from imagic_lib.strategies import Strategy, networks, scaler_for, stepping, unet_copy, waiting
 
 DEFAULTS = {
-    "tiny": {"steps": 500, "lr": 5e-3, "batch": 2, "decay": 0.5},  # what it gives: data/experiments/lora.json
+    "tiny": {"steps": 200, "lr": 5e-3, "batch": 2, "decay": 0.5},  # measured: benchmarks/new_word.py
     # README of diffusers' train_dreambooth_lora.py
     "stable-diffusion": {"steps": 500, "lr": 1e-4, "batch": 1, "decay": 0.0},
 }
 PRIOR_WEIGHT = 1.0  # λ of Ruiz et al. 2022, eq. 2
 
-Prior = tuple[Sequence[Tensor], str]  # pictures of the class, and its text
+Prior = tuple[Sequence[Tensor], str | Sequence[str]]  # pictures of the class, and its text or texts
 
 
 def personalize(
@@ -139,7 +139,7 @@ def loss_on(unet, process, pair: tuple[Tensor, Tensor], batch: int, generator: t
 
 def class_pictures(
     pipe: StableDiffusionPipeline,
-    text: str,
+    text: str | Sequence[str],
     count: int,
     *,
     seed: int = 0,
@@ -147,9 +147,15 @@ def class_pictures(
 ) -> Prior:
     """What the model itself draws for a class ('a photo of a car'), ready to be the `prior` of `personalize`.
 
-    count pictures from the seeds seed, seed + 1, …; settings go to `generate`. Ruiz et al. 2022 take about 1000.
+    count pictures from the seeds seed, seed + 1, …, of the texts in turn if there are several; settings go to
+    `generate`. Ruiz et al. 2022 take about 1000 of one text.
     """
-    if count < 1:
-        raise ValueError(f"count is {count}: a prior needs at least one picture")
-    pictures = sample_text(pipe, text, range(seed, seed + count), **settings)
-    return [load_image(picture, pipe) for picture in pictures], text
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts or count < len(texts):
+        raise ValueError(f"count is {count}: a prior needs at least one text, and one picture for each text")
+    pictures = {}
+    for k, one in enumerate(texts):
+        seeds = range(seed + k, seed + count, len(texts))
+        pictures |= zip(seeds, sample_text(pipe, one, seeds, **settings), strict=True)
+    images = [load_image(pictures[k], pipe) for k in sorted(pictures)]
+    return images, [texts[k % len(texts)] for k in range(count)]

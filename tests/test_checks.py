@@ -107,6 +107,8 @@ def test_a_check_tells_right_from_wrong_and_from_not_attempted(name, capsys):
     right, wrong, more = CASES[name]
     assert all(said(answer).startswith("right: ") for answer in right)
     assert all(said(answer).startswith("not yet: ") for answer in wrong)
+    if not callable(right[0]):  # a word for a number, or two answers for one: a hint, no traceback
+        assert all(said(odd).startswith("not yet: ") for odd in ("a word", (1, 2)))
     for empty in (..., None):
         stub = (lambda *given, empty=empty: empty) if callable(right[0]) else empty
         assert said(stub).startswith("not attempted yet")

@@ -1,16 +1,12 @@
 """A new word from a few pictures: what learns and what stays, the prior, stops, files, and bad input."""
 
 import copy
-import importlib
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 
 import imagic_lib as imagic
 from imagic_lib import finetuning, personalization
@@ -207,10 +203,19 @@ def test_a_strategy_sets_the_precision_and_must_be_a_lora(pipe, images):
 
 
 def test_the_class_s_pictures_are_the_model_s_own(pipe):
-    pictures, text = class_pictures(pipe, "a photo of a car", 2, seed=3, steps=2)
-    drawn = imagic.sample_text(pipe, text, [3, 4], steps=2)
-    assert text == "a photo of a car" and len(pictures) == 2
+    pictures, texts = class_pictures(pipe, "a photo of a car", 2, seed=3, steps=2)
+    drawn = imagic.sample_text(pipe, texts[0], [3, 4], steps=2)
+    assert texts == ["a photo of a car"] * 2 and len(pictures) == 2
     assert all(torch.equal(x, imagic.load_image(p, pipe)) for x, p in zip(pictures, drawn, strict=True))
+
+
+def test_several_texts_of_the_class_take_turns(pipe):
+    red, blue = "a photo of a red car", "a photo of a blue car"
+    pictures, texts = class_pictures(pipe, [red, blue], 3, seed=3, steps=2)
+    drawn = [imagic.sample_text(pipe, text, [seed], steps=2)[0] for text, seed in ((red, 3), (blue, 4), (red, 5))]
+    assert texts == [red, blue, red]
+    for x, picture in zip(pictures, drawn, strict=True):
+        assert (x - imagic.load_image(picture, pipe)).abs().max() < 0.02  # batches round in their own way
 
 
 @pytest.mark.parametrize(
@@ -231,45 +236,13 @@ def test_bad_input_is_one_clear_sentence(pipe, images, given, sentence):
         personalize(pipe, **{"images": images, "text": TEXT, **QUICK} | given)
 
 
-def test_no_class_picture_is_one_clear_sentence(pipe):
-    with pytest.raises(ValueError, match="count is 0"):
-        class_pictures(pipe, "a photo of a car", 0)
+@pytest.mark.parametrize("text, count", [("a photo of a car", 0), (["a red car", "a blue car"], 1), ([], 3)])
+def test_too_few_class_pictures_are_one_clear_sentence(pipe, text, count):
+    with pytest.raises(ValueError, match=f"count is {count}: .* one picture for each text"):
+        class_pictures(pipe, text, count)
 
 
-def test_defaults_name_both_families_and_five_hundred_steps():
+def test_defaults_name_both_families_and_the_reports_five_hundred_steps():
     assert set(personalization.DEFAULTS) == {"tiny", "stable-diffusion"}
-    assert all(one["steps"] == 500 for one in personalization.DEFAULTS.values())
+    assert personalization.DEFAULTS["stable-diffusion"]["steps"] == 500
     assert personalization.PRIOR_WEIGHT == 1
-
-
-# --- what benchmarks/lora.py stored, and notebook 10 shows
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
-    module = importlib.import_module("lora")
-    yield module
-    sys.modules.pop("lora")
-
-
-def test_the_stored_tables_are_made_of_the_stored_runs(benchmark):
-    found = benchmark.results()
-    assert found["tables"] == benchmark.tables_of(found)
-    assert f"{len(found['edits'])} runs in all" in found["tables"]["edits"]
-
-
-def test_the_stored_sheets_are_small_and_whole(benchmark):
-    sheets = sorted(benchmark.FOLDER.glob("lora-*.jpg"))
-    assert [sheet.name for sheet in sheets] == ["lora-car-1.jpg", "lora-car-2.jpg", "lora-edits.jpg"]
-    for sheet in sheets:
-        assert sheet.stat().st_size <= benchmark.LARGEST_SHEET
-        with Image.open(sheet) as opened:
-            opened.load()
-
-
-def test_a_verdict_says_when_no_difference_is_shown(benchmark):
-    clear = benchmark.compared("a minus b", [3, 4, 5], [1, 2, 3.1], " dB")
-    unclear = benchmark.compared("a minus b", [3, 1, 5], [1, 2, 3], " dB")
-    assert "no difference" not in clear and "3 pairs" in clear and "no difference is shown" in unclear
-    assert benchmark.portion(0, 10) == "0 of 10 (0–28 %)" and benchmark.portion(10, 10) == "10 of 10 (72–100 %)"
