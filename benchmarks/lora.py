@@ -226,8 +226,8 @@ def verdicts(found: dict) -> list[str]:
     lines = [
         psnr_of("full minus LoRA of rank 4 on to_q and to_v", "full", small),
         psnr_of("full minus LoRA of rank 4 on attention and convolutions", "full", conv),
-        psnr_of("LoRA of rank 4, with convolutions minus to_q and to_v alone", conv, small),
-        psnr_of("LoRA of rank 4, all of attention minus to_q and to_v alone", "all of attention / 4", small),
+        psnr_of("LoRA of rank 4, attention and convolutions minus to_q and to_v", conv, small),
+        psnr_of("LoRA of rank 4, all of attention minus to_q and to_v", "all of attention / 4", small),
     ]
     for rank, rate in SCALED.items():
         for layers, four in (("to_q, to_v", small), ("attention and convolutions", conv)):

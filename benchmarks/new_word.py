@@ -221,13 +221,13 @@ def words_table(found: dict) -> str:
             rows[-1] += [f"{100 * np.mean([run[key] for run in runs]):.0f} %" if key in runs[0] else "–"]
     header = ["", "pictures", "layers", "texts", "prior", "steps", "distance", "picked: beach", "picked: all places"]
     header += ["text holds: beach", "text holds: all places", "‘a red car’ is red", "‘a car’ is yellow"]
-    note = f"{len(KINDS) * len(CARS)} trainings: each line is the mean of {len(CARS)} cars. "
+    note = f"{len(KINDS) * len(CARS)} trainings: each line is of {len(CARS)} cars (counts are sums, all else means). "
     note += f"{len(WORD_SEEDS)} seeds in each of {len(PLACES)} places; a line-up of {OTHERS + 1} yellow cars.\n\n"
     return note + table(header, rows)
 
 
 COMPARED = {  # one change each
-    "convolutions as well as to_q and to_v": (Kind(1, "to_q, to_v"), Kind(1)),
+    "convolutions and all of attention in place of to_q and to_v": (Kind(1, "to_q, to_v"), Kind(1)),
     "captions in place of the word alone": (Kind(1), Kind(1, captions=True)),
     "100 steps in place of 500": (Kind(1, captions=True), Kind(1, captions=True, steps=100)),
     "all three": (Kind(1, "to_q, to_v"), Kind(1, captions=True, steps=100)),

@@ -74,13 +74,14 @@ def test_a_new_word_is_learned_from_photos_and_kept_as_a_lora_file(pipe, tmp_pat
     names = {"on_gpu": True, "imagic": imagic, "memory": memory, "personalization": personalization, "plots": plots}
     names |= {"save_lora": save_lora, "sample_text": lambda p, text, seeds: sample_text(p, text, seeds, steps=2)}
     names |= {"my_photos": photos, "folder": tmp_path / "out", "own": "a photo of sks car"}
-    names["its_class"] = "a photo of a car"
+    names |= {"its_class": "a photo of a car", "wanted": "a photo of sks car on the beach", "layers": ["to_q", "conv1"]}
     exec(source, result := dict(names))
     assert asked == ["CompVis/stable-diffusion-v1-4"] and seen[0] == 50 and len(seen) == 2
     assert (tmp_path / "out" / LORA_FILE).is_file() and (tmp_path / "out" / "checkpoint.safetensors").is_file()
     assert len(result["pictures"]) == 4 and len(result["sd_history"].loss) == 2
-    exec(source, untouched := names | {"on_gpu": False})
-    assert "sd" not in untouched
+    for missing in ({"on_gpu": False}, {"my_photos": []}):
+        exec(source, untouched := names | missing)
+        assert "sd" not in untouched
 
 
 def _few(make, seen: list):
