@@ -32,8 +32,8 @@ def cells(tmp_path, monkeypatch):
     names = {"on_gpu": True, "Path": Path, "upload": False, "use_drive": False, "photo": Path("old.jpg")}
     names |= {"folder": tmp_path, "chosen": Image.new("RGB", (8, 8)), "eta": 0.7, "seed": 3, "mounted": calls}
     found = gpu_cells("07_stable_diffusion.ipynb")
-    assert len(found) == 3
-    return SimpleNamespace(upload=found[0], drive=found[1], keep=found[2]), names
+    assert len(found) == 4
+    return SimpleNamespace(upload=found[0], drive=found[1], plan=found[2], keep=found[3]), names
 
 
 def test_an_uploaded_photo_becomes_the_input(cells):
@@ -50,6 +50,22 @@ def test_drive_is_mounted_only_if_asked_for(cells):
     assert names["mounted"] == [] and "folder" not in result
     exec(source.drive, names | {"use_drive": True}, result)
     assert names["mounted"] == ["/content/drive"] and result["folder"].parts[:3] == ("/", "content", "drive")
+
+
+def test_the_plan_or_the_reader_chooses_the_strategy_and_nothing_starts_that_does_not_fit(cells, pipe):
+    source, names = cells
+    names |= {"pipe": pipe, "strategy": None, "use_lora": False}
+
+    def run(gpu_gb, **changes):
+        planner = SimpleNamespace(plan=lambda model: memory.plan(model, gpu_gb=gpu_gb))
+        planner.strategies, planner.precision = memory.strategies, memory.precision
+        exec(source.plan, found := names | {"memory": planner} | changes)
+        return found["strategy"]
+
+    assert run(40).method == "full" and run(40, use_lora=True).method == "lora"
+    assert run(40, on_gpu=False) is None
+    with pytest.raises(ValueError, match=r"nothing fits into 1\.00 GiB"):
+        run(1)
 
 
 def test_the_chosen_picture_is_kept_and_what_is_kept_is_listed(cells, tmp_path, capsys):

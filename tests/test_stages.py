@@ -20,6 +20,7 @@ from imagic_lib.diffusion import (
 )
 from imagic_lib.finetuning import with_unet
 from imagic_lib.inference import predicted_original
+from imagic_lib.memory import LiveBytes
 from imagic_lib.optimization import plain_step
 from imagic_lib.strategies import Strategy, unet_copy, waiting
 from imagic_lib.toyworld import Scene
@@ -310,6 +311,29 @@ def test_a_fit_encodes_the_picture_once_and_asks_the_unet_once_a_step_without_gu
     imagic.optimize_embedding(pipe, image, e_tgt, steps=3, batch=2, probe_every=100, generator=seeded())
     assert encoded == [1]
     assert asked == [4, 4, 2, 2, 2, 4, 4]  # the probe before and after in two halves, and one question a step
+
+
+def test_the_copy_that_learns_is_made_where_it_stays(pipe):
+    """Copied first and moved to the GPU later, the UNet would for a while be in the computer's memory twice."""
+
+    class InTheComputer(LiveBytes):
+        def watch(self, *tensors):
+            super().watch(*(t for t in tensors if t.device.type == "cpu"))
+
+    size = sum(p.nbytes for p in pipe.unet.parameters())
+    with InTheComputer() as live:
+        live.watch(*pipe.unet.parameters())
+        elsewhere = unet_copy(pipe.unet, strategy(checkpointing=True), torch.device("meta"))
+    assert live.peak == size == sum(p.nbytes for p in elsewhere.parameters())
+
+
+def test_a_copy_shares_nothing_and_has_the_strategys_precision(pipe):
+    half = unet_copy(pipe.unet, strategy(dtype=torch.bfloat16), torch.device("cpu"))
+    same = unet_copy(pipe.unet, None, torch.device("cpu"))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    for (name, old), new in zip(pipe.unet.named_parameters(), same.parameters(), strict=True):
+        assert torch.equal(old, new) and old.data_ptr() != new.data_ptr(), name
+        assert new.requires_grad == old.requires_grad and new.stride() == old.stride()
 
 
 @pytest.mark.parametrize("train_mode", [True, False])
