@@ -128,7 +128,7 @@ def run(pipes: dict, judge, picture: str, seed: int, first: str, second: str) ->
 
 
 def main() -> None:
-    plain = imagic.load_pipeline("tiny", device="cpu")
+    plain = imagic.load_pipeline("tiny")
     pipes, judge = {"plain": plain, "head": distribution.with_distribution(plain)}, load_judge()
     settings = {
         "stage_1": embedding.DEFAULTS["tiny"],

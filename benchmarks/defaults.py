@@ -55,7 +55,7 @@ def measure(pipe, judge, first: dict, second: dict) -> list[str]:
 
 
 def main() -> None:
-    pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
+    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
     rows = [measure(pipe, judge, *change) for change in CHANGES]
     header = ["stage 1", "stage 2", "probe after 1", "after 2", "η = 0, PSNR in dB"]
     header += [f"η = {eta:g}" for eta in ETAS[1:]]

@@ -61,7 +61,7 @@ def measure(pipe, judge, name: str, change: dict[str, str]) -> tuple[list[list[s
 
 
 def main() -> None:
-    pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
+    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
     lines, sheet, labels = [], [], []
     for name, change in EDITS.items():
         more, rows = measure(pipe, judge, name, change)

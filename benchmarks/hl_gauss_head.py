@@ -61,7 +61,7 @@ def held_back_losses(pipes: dict, process, latents, scenes, batches: int = 12) -
 
 
 def main() -> None:
-    pipe = imagic.load_pipeline("tiny", device="cpu")
+    pipe = imagic.load_pipeline("tiny")
     process = training_noise(pipe)
     start, learned = (distribution.with_distribution(pipe, learned=False) for _ in range(2))
     scenes, others = dataset.training_scenes(SCENES), dataset.test_scenes(HELD_BACK)

@@ -127,7 +127,7 @@ def measure(label: str) -> None:
     import psutil
     from sd14_step import Peak
 
-    pipe = imagic.load_pipeline("tiny", device="cpu")
+    pipe = imagic.load_pipeline("tiny")
     image = imagic.load_image(Scene.sample(0).render(), pipe)
     e = imagic.encode_text(pipe, "a brown dog jumping on the grass")
     imagic.encode_image(pipe, image)
@@ -247,7 +247,7 @@ def tables_of(found: dict) -> dict:
 
 def main() -> None:
     results = Results(RESULTS, "edits", "memory")
-    pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
+    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
     for labels in (FIRST, configurations()):
         for pair in PAIRS:
             edits(results, pipe, judge, pair, labels)

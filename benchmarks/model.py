@@ -27,7 +27,7 @@ def percent(share: float) -> str:
 
 
 def main() -> None:
-    pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
+    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
     seen_by_nobody = dataset.test_scenes(1024)
     pictures = drawings(seen_by_nobody)
 

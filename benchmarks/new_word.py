@@ -258,7 +258,7 @@ def tables_of(found: dict) -> dict:
 
 def main() -> None:
     results = Results(RESULTS, "words")
-    pipe, judge = imagic.load_pipeline("tiny", device="cpu"), load_judge()
+    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
     for label in CARS:
         words(results, pipe, judge, label)
     sheet()

@@ -29,7 +29,7 @@ RATES = {"vae": vae.LR, "clip": clip.LR, "unet": unet.LR, "unet-2": unet.MORE_LR
 
 def main() -> None:
     history = json.loads((TINY / "training.json").read_text())
-    pipe = imagic.load_pipeline("tiny", device="cpu")
+    pipe = imagic.load_pipeline("tiny")
     parts = {"vae": pipe.vae, "unet": pipe.unet, "unet-2": pipe.unet, "judge": judge.load_judge()}
     parts["clip"] = CLIPModel.from_pretrained(DATA / "tiny-clip")
     count = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
@@ -45,8 +45,8 @@ def main() -> None:
         for k, h in history.items()
     ]
     hours = sum(h["seconds"] for h in history.values()) / 3600
-    header = ["network", "parameters", "steps", "peak learning rate", "batch", "time, 2 cores"]
-    text = f"{recipe.SCENES:,} drawings, AdamW, cosine; **{hours:.1f} hours** on two cores in all.\n\n"
+    header = ["network", "parameters", "steps", "peak learning rate", "batch", "time"]
+    text = f"{recipe.SCENES:,} drawings, AdamW, cosine; **{hours:.1f} hours** in all.\n\n"
     put(CARD, "recipe", text + table(header, rows))
 
     figure = Figure(figsize=(15, 3.2), layout="constrained")

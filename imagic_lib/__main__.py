@@ -198,7 +198,7 @@ def run_demo_command(args: argparse.Namespace) -> None:
     folder = writable(args.out)
     path = DATA / "images" / "dog-sitting.png"
     truth = load_scene(path).edit(pose="jumping")
-    pipe = imagic.load_pipeline("tiny", device="cpu")
+    pipe = imagic.load_pipeline("tiny")
     print(f"input: {path.name}, {load_scene(path).caption()!r}\ntext:  {truth.caption()!r}\n")
     edit = imagic.run_edit(pipe, imagic.load_image(path, pipe), truth.caption())
     report(edit, ETAS, (0, 1), folder, truth.render())

@@ -68,7 +68,8 @@ def check_stop_at(answer: Callable) -> None:
     steps, losses = [0, 10, 20, 30, 40], [1.0, 0.5, 0.3, 0.2, 0.25]
     if attempted(answer(steps, losses, 0.9)):
         right = (answer(steps, losses, 0.9), answer(steps, losses, 0.5)) == (30, 10)
-        verdict(right, "so late, so little", "all the progress is first minus smallest; find the first loss below")
+        hint = "all progress is first minus smallest; find the first loss that is not above first - share * progress"
+        verdict(right, "what comes after that step brings little", hint)
 
 
 def check_better_start(answer: str) -> None:
@@ -109,7 +110,7 @@ def check_turning_point(answer: Callable) -> None:
 def check_shy_edit(answer: str) -> None:
     """Notebook 04: what to try first when nothing changes up to η = 1."""
     if attempted(answer):
-        hint = "seed and sampler change how a text is drawn; here the text itself has too little weight"
+        hint = "eight seeds agree, so it is not the noise; and one sampling is cheaper than a training"
         verdict(answer in ("larger η", "larger eta"), "it costs one sampling; then less fine-tuning", hint)
 
 
@@ -190,7 +191,7 @@ def check_chance_loss(answer: float, batch: int) -> None:
     if attempted(answer):
         verdict(
             near(answer, torch.tensor(float(batch)).log().item(), 0.01),
-            "a little above the first point of its curve",
+            "its curve begins lower, for in those first 50 steps it has already learned something",
             "the cross-entropy of a guess with probability 1 / batch, in nats",
         )
 

@@ -28,8 +28,9 @@ def load_pipeline(
     """A `StableDiffusionPipeline` in float32, ready to be looked into.
 
     model: "tiny" (embedded, 128x128 drawings), a hub id such as "CompVis/stable-diffusion-v1-4", or a
-    folder in diffusers format. device: default is the GPU if there is one. safety_checker: False leaves
-    out the one that a checkpoint ships. Weights are read from safetensors only. Raises FileNotFoundError
+    folder in diffusers format. device: default is the GPU if there is one; for "tiny" the CPU, which is
+    enough for it, and on which the notebooks draw their noise. safety_checker: False leaves out the one
+    that a checkpoint ships. Weights are read from safetensors only. Raises FileNotFoundError
     or ValueError in one sentence if the model is missing or damaged.
     """
     folder = TINY if str(model) == "tiny" else Path(model)
@@ -55,7 +56,7 @@ def load_pipeline(
         ) from error
     finally:
         diffusers_logging.set_verbosity(quiet)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -85,6 +85,12 @@ def tiny():
     return imagic.load_pipeline("tiny", device="cpu")
 
 
+def test_tiny_stays_on_the_cpu_beside_a_gpu(monkeypatch):
+    """The notebooks mix its tensors with noise that they draw on the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert imagic.load_pipeline("tiny").device.type == "cpu"
+
+
 def test_tiny_is_small_and_half_precision_safetensors():
     files = [p for p in models.TINY.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 40e6
