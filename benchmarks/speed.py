@@ -18,7 +18,7 @@ from imagic_lib.plots import png_of
 
 ABOUT_THE_DEMO = """\
 What `make demo` printed on two cores; elsewhere the seconds differ, and the last digits a little. A dog that jumps in
-the wrong place (seed 1) is farther from the truth in pixels than one that never jumped."""
+the wrong place is farther from the truth in pixels than one that never jumped."""
 ONE_PICTURE = """
 import imagic_lib as imagic
 pipe = imagic.load_pipeline("tiny")

@@ -243,12 +243,16 @@ def plan(
 ) -> Plan:
     """Predict each stage's peak for every strategy, and choose. Needs no GPU, no weights, no network.
 
-    model: as in `on_meta`. gpu_gb: GiB to fit into; default: all that `device` has (the GPU if there is one,
-    else the computer). size: of the picture, pixels; batch: timesteps per training step; left out, the model's own.
+    model: as in `on_meta`. gpu_gb: GiB to fit into; default: all that `device` has. device: default is that of a
+    pipeline, else the GPU if there is one, else the computer. size: of the picture, pixels; batch: timesteps per
+    training step; left out, the model's own.
     For training, only the UNet that learns counts: all else is taken to wait in the computer's memory.
     Twelve counted steps, about 25 s in all for SD 1.4. Raises ValueError for a setting that can't be.
     """
-    half = precision(device := device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is None and isinstance(model, StableDiffusionPipeline):
+        device = model.device
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    half = precision(device)
     if gpu_gb is not None:
         half = torch.float16 if half == torch.float32 else half  # a GPU that isn't here
     elif torch.device(device).type == "cuda":

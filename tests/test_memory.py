@@ -288,6 +288,14 @@ def test_the_device_decides_the_memory_and_the_precision(pipe, monkeypatch):
     assert memory.precision("cpu") == FULL
 
 
+def test_a_pipeline_is_planned_for_where_it_is(pipe, monkeypatch):
+    """The embedded model stays on the CPU beside a GPU: no float16 for it."""
+    monkeypatch.setattr(memory, "training_peak", lambda *_, **__: (GIB, 0))
+    monkeypatch.setattr(memory, "sampling_peak", lambda *_, **__: GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pipe.device.type == "cpu" and {row.strategy.dtype for row in plan(pipe).rows} == {FULL}
+
+
 def test_errors_say_what_to_do(pipe, model_folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no plan for 'some/other-model': give"):
         plan("some/other-model", 16)
