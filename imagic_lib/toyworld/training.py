@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,15 @@ from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, u
 CHECKPOINT_SECONDS = 30.0  # then at the next 50th step: a kill loses at most a minute
 
 
+DECAY = 0.3  # of the steps, the last ones: over them the rate falls in a straight line to 0
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up to `peak`, then a cosine down to 0 at the last step."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    """Up to `peak` in a straight line, then level, then down to 0 in a straight line.
+
+    As long as the rate is level, nothing in a run depends on its length: it may be made longer afterwards.
+    """
+    return peak * min(1.0, (step + 1) / warmup, (steps - step) / max(1.0, DECAY * steps))
 
 
 def train(
@@ -52,6 +55,7 @@ def train(
     start, history = 0, {"step": [], "loss": [], "seconds": 0.0}
     if path.exists():
         start, history = resume(path, model, optimizer, average, settings)
+    device = next(model.parameters()).device
     model.train()
     began, saved, losses = time.monotonic() - history["seconds"], time.monotonic(), []
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5)
@@ -60,7 +64,7 @@ def train(
         torch.manual_seed(1_000_003 * seed + step)  # for dropout, which asks no generator
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = loss_of(step, generator)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; {path} is still good")
@@ -100,10 +104,12 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average
 
 
 def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: dict, settings: dict):
-    """Put a checkpoint back; returns (steps done, history). Raises ValueError if its settings were others."""
+    """Put a checkpoint back; returns (steps done, history). Raises ValueError if its settings were others; only
+    the number of steps may change, as long as the rate is level in both runs (`learning_rate`)."""
     tensors, state = load_tensors(path)
+    level = state["done"] <= (1 - DECAY) * min(settings["steps"], state["settings"]["steps"])
     for key, value in settings.items():
-        if state["settings"][key] != value:
+        if state["settings"][key] != value and not (key == "steps" and level):
             raise ValueError(
                 f"{path} is of a run with {key} = {state['settings'][key]}, not {value}: continue it with the same "
                 f"settings, or delete the file to start again"
