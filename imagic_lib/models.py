@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
-
-from imagic_lib.toyworld.captions import vocabulary
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY = DATA / "tiny-sd"
@@ -84,6 +84,12 @@ def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **giv
         if name == "decay" and value is not None and value > 1:
             raise ValueError(f"decay is {value}: it is a share of the steps, from 0 to 1")
     return defaults[family(pipe)] | {name: value for name, value in given.items() if value is not None}
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """Every word in the captions that the embedded model was trained on, from the list in its folder."""
+    return frozenset(json.loads((TINY / "vocabulary.json").read_text(encoding="utf-8")))
 
 
 def unknown_words(text: str) -> list[str]:

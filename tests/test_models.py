@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffu
 
 import imagic_lib as imagic
 from imagic_lib import models
-from imagic_lib.toyworld import Scene
+from imagic_lib.toyworld import Scene, captions
 
 
 def test_a_folder_loads_by_path_in_float32(model_folder, pipe):
@@ -91,6 +91,10 @@ def test_tiny_stays_on_the_cpu_beside_a_gpu(monkeypatch):
     assert imagic.load_pipeline("tiny").device.type == "cpu"
 
 
+def test_the_models_list_of_words_is_what_its_captions_are_made_of():
+    assert models.vocabulary() == captions.vocabulary()
+
+
 def test_tiny_is_small_and_half_precision_safetensors():
     files = [p for p in models.TINY.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 40e6
@@ -101,7 +105,7 @@ def test_tiny_is_small_and_half_precision_safetensors():
 
 def test_tiny_has_the_shape_and_schedule_of_stable_diffusion(tiny):
     assert tiny.vae_scale_factor == 8 and tiny.vae.config.latent_channels == 4
-    assert tiny.vae.config.scaling_factor == 0.18215 and imagic.images.picture_size(tiny) == 128
+    assert tiny.vae.config.scaling_factor == 0.18215 and imagic.pictures.picture_size(tiny) == 128
     schedule = tiny.scheduler.config
     assert (schedule.beta_schedule, schedule.beta_start, schedule.beta_end) == ("scaled_linear", 0.00085, 0.012)
     assert schedule.num_train_timesteps == 1000 and schedule.prediction_type == "epsilon"
@@ -155,7 +159,7 @@ def test_other_shapes_of_stable_diffusion_run_all_stages(pipe, name, tmp_path):
     changes, prediction = SHAPES[name]
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config({**pipe.unet.config, **changes}).eval()
-    other = imagic.finetuning.with_unet(pipe, unet)
+    other = imagic.stage2_finetuning.with_unet(pipe, unet)
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
     other.save_pretrained(tmp_path)
     loaded = imagic.load_pipeline(tmp_path, device="cpu")
@@ -168,7 +172,7 @@ def test_other_shapes_of_stable_diffusion_run_all_stages(pipe, name, tmp_path):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_pipeline_of_another_prediction_type_runs_all_stages(pipe, prediction):
     """The configurations of SD 1.x and of SD 2: nothing is hard-coded."""
-    other = imagic.finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
+    other = imagic.stage2_finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
     image = imagic.load_image(Scene.sample(3).render(), other)
     edit = imagic.run_edit(other, image, "a cat", embedding_steps=2, unet_steps=2)

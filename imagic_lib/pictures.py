@@ -1,4 +1,7 @@
-"""Pictures from anywhere, made right: opened, checked, turned upright, cropped; and to tensors and back."""
+"""Pictures: opened, checked, turned upright, cropped; to tensors and back; and how near two of them are.
+
+The distances are plain ones. Nothing is downloaded for them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from imagic_lib.metrics import psnr
 from imagic_lib.models import family
 
 FOREIGN = 22.0  # dB; drawings are rebuilt better than this, photos worse
@@ -140,3 +142,17 @@ def to_picture(tensor: Tensor) -> Image.Image:
     """The inverse of `to_tensor`, for one picture; values outside [-1, 1] are clamped."""
     array = ((tensor.detach().float().cpu().squeeze(0).clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(array.permute(1, 2, 0).numpy())
+
+
+def rmse(a: Image.Image, b: Image.Image) -> float:
+    """Root mean square difference of two pictures of one size, in [0, 1] (1 is black against white)."""
+    if a.size != b.size:
+        raise ValueError(f"the pictures differ in size: {a.size} and {b.size}")
+    x, y = (np.asarray(p.convert("RGB"), dtype=np.float64) / 255 for p in (a, b))
+    return float(np.sqrt(np.mean((x - y) ** 2)))
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB: 20·log10(1 / RMSE); infinite for equal pictures."""
+    error = rmse(a, b)
+    return float("inf") if error == 0 else -20 * float(np.log10(error))

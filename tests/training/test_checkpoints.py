@@ -4,8 +4,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from imagic_lib import checkpoints
-from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer, write_atomically
+from imagic_lib.training import checkpoints
+from imagic_lib.training.checkpoints import (
+    load_tensors,
+    pack_optimizer,
+    save_tensors,
+    unpack_optimizer,
+    write_atomically,
+)
 
 
 def names(folder) -> list[str]:
