@@ -16,14 +16,15 @@ from edits import EDITS, right
 from report import ROOT
 
 import imagic_lib as imagic
-from imagic_lib import distribution, embedding, finetuning, losses
-from imagic_lib.checkpoints import load_tensors, save_tensors, write_atomically
+from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import Probe, training_noise
 from imagic_lib.edit import ImagicEdit
-from imagic_lib.metrics import psnr, rmse
+from imagic_lib.experiments import distribution, losses
 from imagic_lib.models import DATA
+from imagic_lib.pictures import psnr, rmse
 from imagic_lib.toyworld import load_scene
 from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 
 RESULTS = DATA / "experiments" / "cross-entropy.json"
 RUNS = ROOT / "runs" / "cross-entropy"
@@ -131,8 +132,8 @@ def main() -> None:
     plain = imagic.load_pipeline("tiny")
     pipes, judge = {"plain": plain, "head": distribution.with_distribution(plain)}, load_judge()
     settings = {
-        "stage_1": embedding.DEFAULTS["tiny"],
-        "stage_2": finetuning.DEFAULTS["full"]["tiny"] | {"steps": UNET_STEPS},
+        "stage_1": stage1_embedding.DEFAULTS["tiny"],
+        "stage_2": stage2_finetuning.DEFAULTS["full"]["tiny"] | {"steps": UNET_STEPS},
         "sampling": {"steps": SAMPLING_STEPS, "etas": ETAS, "seeds": SEEDS},
     }
     settings = json.loads(json.dumps(settings))

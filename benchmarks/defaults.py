@@ -10,8 +10,8 @@ from edits import EDITS, right
 from report import CARD, put, table
 
 import imagic_lib as imagic
-from imagic_lib import embedding, finetuning
-from imagic_lib.metrics import psnr
+from imagic_lib import stage1_embedding, stage2_finetuning
+from imagic_lib.pictures import psnr
 from imagic_lib.toyworld import load_scene
 from imagic_lib.toyworld.judge import load_judge
 
@@ -49,7 +49,7 @@ def measure(pipe, judge, first: dict, second: dict) -> list[str]:
     rows = edit.pictures(ETAS, SEEDS)
     rebuilt = [psnr(row[0], edit.reconstruction) for row in rows]
     counts = [right(judge, [row[c] for row in rows], truth) for c in range(1, len(ETAS))]
-    line = [words(embedding.DEFAULTS["tiny"], first), words(finetuning.DEFAULTS["full"]["tiny"], second)]
+    line = [words(stage1_embedding.DEFAULTS["tiny"], first), words(stage2_finetuning.DEFAULTS["full"]["tiny"], second)]
     line += [f"{history.probe_loss[-1]:.4f}" for history in (one, two)]
     return [*line, f"{min(rebuilt):.1f}–{max(rebuilt):.1f}", *map(str, counts)]
 

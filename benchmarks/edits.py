@@ -9,9 +9,9 @@ import numpy as np
 from report import CARD, ROOT, put, table
 
 import imagic_lib as imagic
-from imagic_lib.metrics import psnr, rmse
+from imagic_lib.classroom.plots import picture_grid
 from imagic_lib.models import DATA
-from imagic_lib.plots import picture_grid
+from imagic_lib.pictures import psnr, rmse
 from imagic_lib.toyworld import Scene, load_scene, vae
 from imagic_lib.toyworld.judge import load_judge
 

@@ -10,11 +10,11 @@ import torch
 from report import ROOT, put, table
 
 import imagic_lib as imagic
-from imagic_lib import distribution, losses
-from imagic_lib.checkpoints import load_tensors, save_tensors
 from imagic_lib.diffusion import frozen, noised, stratified_timesteps, training_noise
+from imagic_lib.experiments import distribution, losses
 from imagic_lib.toyworld import dataset, unet
 from imagic_lib.toyworld.training import train
+from imagic_lib.training.checkpoints import load_tensors, save_tensors
 
 SCENES, HELD_BACK, STEPS, LR, BATCH = 800, 96, 300, 3e-3, 16
 RUNS = ROOT / "runs" / "hl-gauss"

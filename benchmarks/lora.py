@@ -24,14 +24,14 @@ from report import ROOT, put, table
 from sweeps import SCRATCH, Results, compared, percent, portion, read, rounded, spread, strip, strips, write_sheet
 
 import imagic_lib as imagic
-from imagic_lib import finetuning, memory
-from imagic_lib.images import to_picture
-from imagic_lib.metrics import psnr, rmse
+from imagic_lib import stage2_finetuning
+from imagic_lib.classroom.plots import picture_grid
 from imagic_lib.models import DATA
-from imagic_lib.plots import picture_grid
-from imagic_lib.strategies import Strategy
+from imagic_lib.pictures import psnr, rmse, to_picture
 from imagic_lib.toyworld import Scene, load_scene
 from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.training import memory
+from imagic_lib.training.strategies import Strategy
 
 RESULTS = "lora.json"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -41,7 +41,7 @@ TARGETS = {
     "attention and convolutions": (*ATTENTION, "conv1", "conv2"),
 }
 RANKS = (1, 4, 16, 64)
-RATE = finetuning.DEFAULTS["lora"]["tiny"]["lr"]  # found at rank 4
+RATE = stage2_finetuning.DEFAULTS["lora"]["tiny"]["lr"]  # found at rank 4
 SCALED = {1: 0.02, 16: 0.005, 64: 0.0025}  # RATE * sqrt(4 / rank)
 FIRST = ("full", "to_q, to_v / 4", "attention and convolutions / 4", "to_q, to_v / 64", "all of attention / 4")
 PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # a picture each, a training seed each
@@ -62,7 +62,7 @@ def configurations() -> dict[str, dict]:
 def parts_of(label: str) -> tuple[str, str, str]:
     """(layers, rank, learning rate) of a configuration, to be read."""
     layers, rank, rate, *_ = [*label.split(" / "), "", ""]
-    return layers, rank or "–", rate or str(RATE if rank else finetuning.DEFAULTS["full"]["tiny"]["lr"])
+    return layers, rank or "–", rate or str(RATE if rank else stage2_finetuning.DEFAULTS["full"]["tiny"]["lr"])
 
 
 def stage_1(pipe, name: str, seed: int):

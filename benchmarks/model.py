@@ -69,7 +69,7 @@ def main() -> None:
         "model",
         f"VAE on 512 held-back drawings: PSNR **{psnr.mean():.1f} dB** on average, {psnr.min():.1f} dB at worst.\n"
         f"Samples with all four attributes right: **{percent(whole)}** ({STEPS} steps, guidance "
-        f"{imagic.inference.DEFAULTS['tiny']['guidance_scale']:g}, no picking).\n"
+        f"{imagic.stage4_inference.DEFAULTS['tiny']['guidance_scale']:g}, no picking).\n"
         f"mini-CLIP: for {percent(found)} of 256 held-back drawings the right caption scores highest.\n\n{scores}",
     )
 

@@ -21,9 +21,9 @@ from report import ROOT, put, table
 from sweeps import Results, portion, read, rounded, strip, strips, write_sheet
 
 import imagic_lib as imagic
-from imagic_lib.images import to_picture
-from imagic_lib.personalization import class_pictures
-from imagic_lib.plots import picture_grid
+from imagic_lib.classroom.plots import picture_grid
+from imagic_lib.experiments.personalization import class_pictures
+from imagic_lib.pictures import to_picture
 from imagic_lib.toyworld import Scene
 from imagic_lib.toyworld.judge import load_judge
 from imagic_lib.toyworld.lineup import Lineup, seen_again

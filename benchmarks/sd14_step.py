@@ -5,7 +5,7 @@
 
 Builds it, saves it as a folder, loads it through the very code that loads the hub id, and runs real
 steps of each stage, each in a process of its own: seconds and peak memory of a step against the
-prediction of imagic_lib/memory.py. Writes the table of benchmarks/README.md. Where the C library keeps
+prediction of imagic_lib/training/memory.py. Writes the table of benchmarks/README.md. Where the C library keeps
 freed memory to itself, resident memory says more than is in use: it is told not to (MALLOC_…).
 """
 
@@ -38,8 +38,8 @@ def build(folder: Path) -> None:
     import torch
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-    from imagic_lib import memory
     from imagic_lib.toyworld import clip, dataset
+    from imagic_lib.training import memory
 
     torch.manual_seed(0)
     parts = memory.on_meta("CompVis/stable-diffusion-v1-4")
@@ -84,8 +84,8 @@ def measure(folder: str, job: str) -> None:
     import torch
 
     import imagic_lib as imagic
-    from imagic_lib.strategies import Strategy
     from imagic_lib.toyworld import Scene
+    from imagic_lib.training.strategies import Strategy
 
     torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own threads and buffers
     libraries = psutil.Process().memory_info().rss
@@ -118,10 +118,10 @@ def steps_of(pipe, image, e, stage: int, strategy):
     prediction assumes: on a GPU, all else waits in the computer's memory."""
     import torch
 
-    from imagic_lib import embedding, finetuning
+    from imagic_lib import stage1_embedding, stage2_finetuning
     from imagic_lib.diffusion import denoising_loss, encode_image, training_noise
-    from imagic_lib.optimization import Progress, descend
-    from imagic_lib.strategies import stepping
+    from imagic_lib.training.loop import Progress, descend
+    from imagic_lib.training.strategies import stepping
 
     process, latents = training_noise(pipe), encode_image(pipe, image)
     unet, generator = pipe.unet, torch.Generator().manual_seed(0)
@@ -130,10 +130,10 @@ def steps_of(pipe, image, e, stage: int, strategy):
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     if stage == 2 and strategy.method == "lora":
-        finetuning.add_lora(unet, finetuning.RANK, finetuning.TARGETS)
+        stage2_finetuning.add_lora(unet, stage2_finetuning.RANK, stage2_finetuning.TARGETS)
     learned = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     trained = learned if stage == 2 else {"e": e.requires_grad_(True)}
-    defaults = finetuning.DEFAULTS[strategy.method] if stage == 2 else embedding.DEFAULTS
+    defaults = stage2_finetuning.DEFAULTS[strategy.method] if stage == 2 else stage1_embedding.DEFAULTS
 
     def run() -> None:
         with stepping(trained, defaults["stable-diffusion"]["lr"], strategy) as (optimizer, step_with):
@@ -150,11 +150,11 @@ def steps_of(pipe, image, e, stage: int, strategy):
 
 
 def predict(stage: int, method: str, optimizer: str, checkpointing: bool) -> float:
-    """What imagic_lib/memory.py says of a job, in GiB."""
+    """What imagic_lib/training/memory.py says of a job, in GiB."""
     import torch
 
-    from imagic_lib import memory
-    from imagic_lib.strategies import Strategy
+    from imagic_lib.training import memory
+    from imagic_lib.training.strategies import Strategy
 
     parts = memory.on_meta("CompVis/stable-diffusion-v1-4")
     if stage == 4:

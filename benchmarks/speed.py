@@ -14,7 +14,7 @@ import time
 from PIL import Image
 from report import CARD, ROOT, put, table
 
-from imagic_lib.plots import png_of
+from imagic_lib.classroom.plots import png_of
 
 ABOUT_THE_DEMO = """\
 What `make demo` printed on two cores; elsewhere the seconds differ, and the last digits a little. A dog that jumps in

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from report import ROOT
 
-from imagic_lib.checkpoints import write_atomically
 from imagic_lib.models import DATA
 from imagic_lib.toyworld import vae
+from imagic_lib.training.checkpoints import write_atomically
 
 FOLDER, SCRATCH = DATA / "experiments", ROOT / "runs" / "lora"
 LARGEST_SHEET = 100_000  # bytes

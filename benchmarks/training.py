@@ -12,8 +12,8 @@ from report import CARD, put, table
 from transformers import CLIPModel
 
 import imagic_lib as imagic
+from imagic_lib.classroom.plots import PROBE
 from imagic_lib.models import DATA, TINY
-from imagic_lib.plots import PROBE
 from imagic_lib.toyworld import clip, judge, recipe, unet, vae
 
 NAMES = {"vae": "VAE", "clip": "mini-CLIP", "unet": "UNet", "unet-2": "UNet, second cycle", "judge": "judge"}

@@ -9,17 +9,26 @@ _verbosity = _logging.get_verbosity()
 _logging.set_verbosity_error()  # without torchvision, which nothing here needs, the imports below print two warnings
 
 from imagic_lib.models import DATA, encode_text, load_pipeline
-from imagic_lib.images import load_image, open_image
+from imagic_lib.pictures import load_image, open_image
 from imagic_lib.diffusion import decode_latents, encode_image
-from imagic_lib.optimization import History
-from imagic_lib.embedding import optimize_embedding
-from imagic_lib.finetuning import fine_tune
-from imagic_lib.interpolation import interpolate
-from imagic_lib.inference import generate, sample_text
+from imagic_lib.training.loop import History
+from imagic_lib.stage1_embedding import optimize_embedding
+from imagic_lib.stage2_finetuning import fine_tune
+from imagic_lib.stage3_interpolation import interpolate
+from imagic_lib.stage4_inference import generate, sample_text
 from imagic_lib.edit import ImagicEdit, run_edit
-from imagic_lib.personalization import personalize
 
 _logging.set_verbosity(_verbosity)
+
+
+def __getattr__(name: str):
+    """`personalize` is an experiment around the method: it is imported when it is asked for."""
+    if name == "personalize":
+        from imagic_lib.experiments.personalization import personalize
+
+        return personalize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "DATA",

@@ -99,7 +99,7 @@ def writable(folder: Path) -> Path:
 
 
 def save_figure(figure, path: Path) -> None:
-    from imagic_lib.checkpoints import write_atomically
+    from imagic_lib.training.checkpoints import write_atomically
 
     write_atomically(path, lambda tmp: figure.savefig(tmp, format="png", dpi=110))
 
@@ -114,7 +114,7 @@ def run_edit_command(args: argparse.Namespace) -> None:
     image = imagic.load_image(picture, pipe, how="pad" if args.pad else "crop")
     strategy = None
     if args.fit:
-        from imagic_lib.memory import plan
+        from imagic_lib.training.memory import plan
 
         print(fitting := plan(pipe))
         strategy = fitting.chosen
@@ -151,16 +151,16 @@ def run_show_command(args: argparse.Namespace) -> None:
 
 
 def run_plan_command(args: argparse.Namespace) -> None:
-    from imagic_lib.memory import plan
+    from imagic_lib.training.memory import plan
 
     print(plan(args.model, args.gpu_gb))
 
 
 def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
     """Sample, write the sheet, the single pictures and the curves, print the distances."""
-    from imagic_lib.checkpoints import write_atomically
-    from imagic_lib.metrics import rmse
-    from imagic_lib.plots import edit_sheet, loss_curves
+    from imagic_lib.classroom.plots import edit_sheet, loss_curves
+    from imagic_lib.pictures import rmse
+    from imagic_lib.training.checkpoints import write_atomically
 
     began = time.monotonic()
     rows = edit.pictures(etas, seeds)

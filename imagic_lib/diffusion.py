@@ -1,7 +1,8 @@
-"""What all stages share: latents, noising, the prediction target, and a loss that can be compared."""
+"""What all stages share: latents, noising, the prediction target, the loss, and a probe that makes runs comparable."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -9,10 +10,15 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from imagic_lib.losses import Loss, mse
+Loss = Callable[[Tensor, Tensor], Tensor]  # loss(prediction, target), both (n, 4, h, w) -> a number
 
 PROBE_PAIRS = 8
 PROBE_SEED = 20221017  # any fixed number; the day of the Imagic preprint
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error, Imagic eq. 2 and every diffusion model's training loss. Both (n, 4, h, w)."""
+    return F.mse_loss(prediction, target)
 
 
 def cpu_generator(generator: torch.Generator | None) -> torch.Generator:

@@ -18,16 +18,16 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from imagic_lib.checkpoints import load_tensors, remove_tensors, save_tensors, write_atomically
 from imagic_lib.diffusion import decode_latents, encode_image
-from imagic_lib.embedding import optimize_embedding
-from imagic_lib.finetuning import fine_tune, with_unet
-from imagic_lib.images import load_image, to_picture
-from imagic_lib.inference import generate
-from imagic_lib.interpolation import interpolate
 from imagic_lib.models import encode_text, name_of
-from imagic_lib.optimization import History, Watch, hash_of
-from imagic_lib.strategies import Strategy, waiting
+from imagic_lib.pictures import load_image, to_picture
+from imagic_lib.stage1_embedding import optimize_embedding
+from imagic_lib.stage2_finetuning import fine_tune, with_unet
+from imagic_lib.stage3_interpolation import interpolate
+from imagic_lib.stage4_inference import generate
+from imagic_lib.training.checkpoints import load_tensors, remove_tensors, save_tensors, write_atomically
+from imagic_lib.training.loop import History, Watch, hash_of
+from imagic_lib.training.strategies import Strategy, waiting
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 DIFFERENCE_FILE = "unet-difference.safetensors"  # tuned minus loaded weights
@@ -161,11 +161,11 @@ def run_edit(
 ) -> ImagicEdit:
     """Stages 1 and 2 for one picture and one text.
 
-    image: from `load_image`. method: "full" or "lora"; strategy: from `memory.plan`, brings its own. seed:
+    image: from `load_image`. method: "full" or "lora"; strategy: from `training.memory.plan`, brings its own. seed:
     of the training noise. folder: keep checkpoints and the finished edit there; called again after a stop
     or a kill, it goes on where it was, with the same result, and a finished edit is only loaded. The stop
     button ends the present stage early; with a folder it ends all, as KeyboardInterrupt, to be continued.
-    `watch` may end them, too (see `optimization.descend`). If the GPU runs out of memory, a MemoryError
+    `watch` may end them, too (see `training.loop.descend`). If the GPU runs out of memory, a MemoryError
     names the next smaller strategy.
     """
     method = strategy.method if strategy else method
@@ -227,13 +227,15 @@ def out_of_memory_explained(strategy: Strategy | None, method: str, folder: str 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        from imagic_lib.memory import next_smaller, strategies
+        from imagic_lib.training.memory import next_smaller, strategies
 
         now = strategy or next(s for s in strategies() if s.method == method)
         smaller = next_smaller(now)
         advice = f"try the strategy “{smaller.name}”" if smaller else "only a larger GPU will do"
         kept = f"; the checkpoint in {folder} is kept" if folder else ""
-        raise MemoryError(f"the GPU is out of memory: {advice} (imagic_lib.memory.plan shows all){kept}") from error
+        raise MemoryError(
+            f"the GPU is out of memory: {advice} (imagic_lib.training.memory.plan shows all){kept}"
+        ) from error
 
 
 def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:

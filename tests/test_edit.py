@@ -38,7 +38,7 @@ def test_a_loaded_edit_draws_the_same_pictures_without_training(saved, model_fol
     assert torch.equal(again.e_opt, edit.e_opt) and torch.equal(again.image, edit.image)
     assert again.text == TEXT and again.unet_history == edit.unet_history
     for a, b in zip(again.pictures([0, 1], [3], steps=3)[0], edit.pictures([0, 1], [3], steps=3)[0], strict=True):
-        assert abs(imagic.images.to_tensor(a) - imagic.images.to_tensor(b)).max() <= 1.01 / 127.5
+        assert abs(imagic.pictures.to_tensor(a) - imagic.pictures.to_tensor(b)).max() <= 1.01 / 127.5
 
 
 def test_the_folder_holds_what_it_promises_and_no_checkpoints(saved):
@@ -57,11 +57,11 @@ def test_the_lora_opens_in_plain_diffusers(pipe, image, model_folder, tmp_path):
     settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "height": 128, "width": 128}
     theirs = plain(prompt_embeds=edit.e_opt, generator=torch.Generator().manual_seed(2), **settings).images[0]
     ours = imagic.generate(edit.tuned, edit.e_opt, [2], steps=3, guidance_scale=3.0)[0]
-    assert abs(imagic.images.to_tensor(theirs) - imagic.images.to_tensor(ours)).max() <= 1.01 / 127.5
+    assert abs(imagic.pictures.to_tensor(theirs) - imagic.pictures.to_tensor(ours)).max() <= 1.01 / 127.5
 
 
 def test_the_wrong_base_model_is_refused_and_named(saved, pipe):
-    other = imagic.finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
+    other = imagic.stage2_finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
     with torch.no_grad():
         other.unet.conv_in.weight[0, 0, 0, 0] += 0.5
     assert fingerprint(other) != fingerprint(pipe)
@@ -82,14 +82,14 @@ def test_an_edit_that_was_killed_goes_on_with_the_same_result(pipe, image, tmp_p
     class Killed(BaseException):
         pass
 
-    save = imagic.optimization.Progress.save
+    save = imagic.training.loop.Progress.save
 
     def save_and_die(progress):
         save(progress)
         if progress.name.startswith(stage):
             raise Killed
 
-    monkeypatch.setattr(imagic.optimization.Progress, "save", save_and_die)
+    monkeypatch.setattr(imagic.training.loop.Progress, "save", save_and_die)
     with pytest.raises(Killed):
         imagic.run_edit(pipe, image, TEXT, **settings, folder=tmp_path)
     assert not (tmp_path / "edit.json").exists()
@@ -101,14 +101,14 @@ def test_an_edit_that_was_killed_goes_on_with_the_same_result(pipe, image, tmp_p
 
 
 def press_stop_at_every_step(monkeypatch):
-    look = imagic.optimization.plain_step
+    look = imagic.training.loop.plain_step
 
     def step(loss, progress):
         signal.raise_signal(signal.SIGINT)
         return look(loss, progress)
 
-    monkeypatch.setattr(imagic.optimization, "plain_step", step)
-    monkeypatch.setattr(imagic.strategies, "plain_step", step)
+    monkeypatch.setattr(imagic.training.loop, "plain_step", step)
+    monkeypatch.setattr(imagic.training.strategies, "plain_step", step)
 
 
 def test_without_a_folder_the_stop_button_ends_each_stage_early(pipe, image, monkeypatch):

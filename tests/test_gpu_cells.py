@@ -1,6 +1,7 @@
 """The cells of notebooks 07 and 10 for a GPU or Colab alone: their code runs here, with stand-ins for Colab and GPU."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -9,10 +10,11 @@ import pytest
 from PIL import Image
 
 import imagic_lib as imagic
-from imagic_lib import memory, personalization, plots
+from imagic_lib.classroom import plots
 from imagic_lib.edit import LORA_FILE, save_lora
-from imagic_lib.inference import sample_text
+from imagic_lib.experiments import personalization
 from imagic_lib.toyworld import Scene
+from imagic_lib.training import memory
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -88,7 +90,8 @@ def test_a_new_word_is_learned_from_photos_and_kept_as_a_lora_file(pipe, tmp_pat
     monkeypatch.setattr(personalization, "class_pictures", _few(personalization.class_pictures, seen))
     monkeypatch.setattr(plots, "show", lambda figure, alt: seen.append(alt))
     names = {"on_gpu": True, "imagic": imagic, "memory": memory, "personalization": personalization, "plots": plots}
-    names |= {"save_lora": save_lora, "sample_text": lambda p, text, seeds: sample_text(p, text, seeds, steps=2)}
+    names |= {"save_lora": save_lora}
+    monkeypatch.setattr(imagic, "sample_text", partial(imagic.sample_text, steps=2))
     names |= {"my_photos": photos, "folder": tmp_path / "out", "own": "a photo of sks car"}
     names |= {"its_class": "a photo of a car", "wanted": "a photo of sks car on the beach", "layers": ["to_q", "conv1"]}
     exec(source, result := dict(names))

@@ -3,13 +3,14 @@
 import copy
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 import imagic_lib as imagic
 from imagic_lib import models
-from imagic_lib.toyworld import Scene
+from imagic_lib.toyworld import Scene, captions
 
 
 def test_a_folder_loads_by_path_in_float32(model_folder, pipe):
@@ -91,6 +92,10 @@ def test_tiny_stays_on_the_cpu_beside_a_gpu(monkeypatch):
     assert imagic.load_pipeline("tiny").device.type == "cpu"
 
 
+def test_the_models_list_of_words_is_what_its_captions_are_made_of():
+    assert models.vocabulary() == captions.vocabulary()
+
+
 def test_tiny_is_small_and_half_precision_safetensors():
     files = [p for p in models.TINY.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 40e6
@@ -101,7 +106,7 @@ def test_tiny_is_small_and_half_precision_safetensors():
 
 def test_tiny_has_the_shape_and_schedule_of_stable_diffusion(tiny):
     assert tiny.vae_scale_factor == 8 and tiny.vae.config.latent_channels == 4
-    assert tiny.vae.config.scaling_factor == 0.18215 and imagic.images.picture_size(tiny) == 128
+    assert tiny.vae.config.scaling_factor == 0.18215 and imagic.pictures.picture_size(tiny) == 128
     schedule = tiny.scheduler.config
     assert (schedule.beta_schedule, schedule.beta_start, schedule.beta_end) == ("scaled_linear", 0.00085, 0.012)
     assert schedule.num_train_timesteps == 1000 and schedule.prediction_type == "epsilon"
@@ -155,7 +160,7 @@ def test_other_shapes_of_stable_diffusion_run_all_stages(pipe, name, tmp_path):
     changes, prediction = SHAPES[name]
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config({**pipe.unet.config, **changes}).eval()
-    other = imagic.finetuning.with_unet(pipe, unet)
+    other = imagic.stage2_finetuning.with_unet(pipe, unet)
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
     other.save_pretrained(tmp_path)
     loaded = imagic.load_pipeline(tmp_path, device="cpu")
@@ -168,8 +173,60 @@ def test_other_shapes_of_stable_diffusion_run_all_stages(pipe, name, tmp_path):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_pipeline_of_another_prediction_type_runs_all_stages(pipe, prediction):
     """The configurations of SD 1.x and of SD 2: nothing is hard-coded."""
-    other = imagic.finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
+    other = imagic.stage2_finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
     image = imagic.load_image(Scene.sample(3).render(), other)
     edit = imagic.run_edit(other, image, "a cat", embedding_steps=2, unet_steps=2)
     assert len(edit.pictures([0.0, 1.5], [0], steps=2)[0]) == 2
+
+
+# ------------------------------------------------------------------------------------ texts and settings
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "the text is empty"),
+        (" \n", "the text is empty"),
+        (None, "the text is empty"),
+        ("a" * 1_000_000, "the text has 1000000 characters"),  # the tokenizer would take 83 s
+        ("a \udcff dog", "no letters"),  # what Python makes of a byte that is no UTF-8
+    ],
+)
+def test_a_text_that_says_nothing_is_one_sentence(pipe, monkeypatch, text, sentence):
+    other = imagic.stage2_finetuning.with_unet(pipe, pipe.unet)
+    other.tokenizer = None  # not even asked
+    with pytest.raises(ValueError, match=sentence) as error:
+        imagic.encode_text(other, text)
+    assert len(str(error.value)) < 200
+
+
+def test_warnings_of_a_text_point_at_the_line_that_called(pipe):
+    with pytest.warns(UserWarning) as caught:
+        imagic.encode_text(pipe, "a zebra " + "and a dog " * 40)
+    assert len(caught) == 2 and {warning.filename for warning in caught} == {__file__}
+
+
+DEFAULTS = {"tiny": {"steps": 40, "lr": 0.1, "decay": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"steps": value} for value in (-1, 2.5, "2")),
+        *({"lr": value} for value in (0.0, float("nan"), float("inf"))),
+        {"batch": 0},
+        {"decay": 1.5},
+        {"steps": 0, "guidance_scale": 3.0},  # a training may have no steps, a picture not
+        {"guidance_scale": -1.0},
+    ],
+)
+def test_a_setting_that_can_t_be_is_refused_by_its_name(pipe, given):
+    with pytest.raises(ValueError, match=f"^{next(iter(given))} is "):
+        models.settings_for(pipe, DEFAULTS, **given)
+
+
+def test_settings_are_the_defaults_but_for_what_is_given(pipe):
+    assert models.settings_for(pipe, DEFAULTS, steps=None, lr=None) == DEFAULTS["tiny"]
+    found = models.settings_for(pipe, DEFAULTS, steps=np.int64(0), lr=2, decay=None)
+    assert found == {"steps": 0, "lr": 2, "decay": 0.5} and type(found["steps"]) is int

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
 import imagic_lib as imagic
-from imagic_lib import embedding, finetuning, strategies
+from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import (
     Probe,
     decode_latents,
@@ -18,12 +18,13 @@ from imagic_lib.diffusion import (
     stratified_timesteps,
     training_noise,
 )
-from imagic_lib.finetuning import with_unet
-from imagic_lib.inference import predicted_original
-from imagic_lib.memory import LiveBytes
-from imagic_lib.optimization import plain_step
-from imagic_lib.strategies import Strategy, unet_copy, waiting
+from imagic_lib.stage2_finetuning import with_unet
+from imagic_lib.stage4_inference import predicted_original
 from imagic_lib.toyworld import Scene
+from imagic_lib.training import strategies
+from imagic_lib.training.loop import plain_step
+from imagic_lib.training.memory import LiveBytes
+from imagic_lib.training.strategies import Strategy, unet_copy, waiting
 
 
 def seeded(seed=0):
@@ -173,8 +174,13 @@ def test_probe_loss_falls_and_is_no_running_mean(pipe, image, e_tgt):
 
 
 def test_defaults_of_stable_diffusion_are_the_paper_s():
-    assert embedding.DEFAULTS["stable-diffusion"] == {"steps": 1000, "lr": 2e-3, "batch": 1}
-    assert finetuning.DEFAULTS["full"]["stable-diffusion"] == {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0.0}
+    assert stage1_embedding.DEFAULTS["stable-diffusion"] == {"steps": 1000, "lr": 2e-3, "batch": 1}
+    assert stage2_finetuning.DEFAULTS["full"]["stable-diffusion"] == {
+        "steps": 1500,
+        "lr": 5e-7,
+        "batch": 1,
+        "decay": 0.0,
+    }
 
 
 # ------------------------------------------------------------------------------------------ stage 2
@@ -261,7 +267,7 @@ def test_pictures_come_embedding_by_embedding_with_the_same_noise_for_a_seed(pip
     z = torch.cat(starts)
     assert torch.equal(z[0], z[2]) and torch.equal(z[1], z[3]) and not torch.equal(z[0], z[1])
     alone = imagic.generate(pipe, other, [2], steps=2)
-    difference = abs(imagic.images.to_tensor(alone[0]) - imagic.images.to_tensor(both[3])).max()
+    difference = abs(imagic.pictures.to_tensor(alone[0]) - imagic.pictures.to_tensor(both[3])).max()
     assert difference <= 2 / 127.5  # another batch size rounds otherwise
 
 
@@ -444,7 +450,7 @@ def test_running_out_of_memory_names_the_next_smaller_strategy(pipe, image, monk
     with pytest.raises(MemoryError, match=r"“full, float32, Adam, checkpointing” .*; the checkpoint in .* is kept"):
         imagic.run_edit(pipe, image, "a cat", embedding_steps=1, unet_steps=1, folder=tmp_path)
     assert (tmp_path / "checkpoint-embedding.safetensors").exists()
-    with pytest.raises(MemoryError, match=r"“LoRA, .*checkpointing” \(imagic_lib.memory.plan shows all\)$"):
+    with pytest.raises(MemoryError, match=r"“LoRA, .*checkpointing” \(imagic_lib.training.memory.plan shows all\)$"):
         imagic.run_edit(pipe, image, "a cat", embedding_steps=1, method="lora")
     last = strategy(method="lora", dtype=torch.float16, checkpointing=True)
     with pytest.raises(MemoryError, match="only a larger GPU will do"):
@@ -475,11 +481,11 @@ def test_settings_that_can_t_be_are_one_clear_sentence(pipe, image, e_tgt):
 def test_samplers_by_name_share_the_models_noise_process(pipe, e_tgt):
     pictures = set()
     for name in ("ddim", "pndm", "dpm++"):
-        scheduler = imagic.inference.sampler(pipe, name)
+        scheduler = imagic.stage4_inference.sampler(pipe, name)
         assert torch.equal(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
         pictures.add(imagic.generate(pipe, e_tgt, [0], steps=4, scheduler=name)[0].tobytes())
     assert len(pictures) == 3
-    pndm = imagic.inference.sampler(pipe, "pndm")
+    pndm = imagic.stage4_inference.sampler(pipe, "pndm")
     pndm.set_timesteps(4)
     assert len(pndm.timesteps) == 5  # one call more than steps; with its Runge-Kutta start it would be 13
     with pytest.raises(ValueError, match="'euler' is unknown: choose one of ddim, pndm"):

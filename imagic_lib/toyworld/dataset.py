@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from imagic_lib.checkpoints import write_atomically
 from imagic_lib.toyworld.scene import TEST_SEEDS, Scene
+from imagic_lib.training.checkpoints import write_atomically
 
 PART = 1000
 

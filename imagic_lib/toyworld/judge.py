@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagic_lib.checkpoints import load_tensors
 from imagic_lib.models import DATA
 from imagic_lib.toyworld.scene import ATTRIBUTES, Scene
 from imagic_lib.toyworld.training import train
 from imagic_lib.toyworld.vae import to_tensor
+from imagic_lib.training.checkpoints import load_tensors
 
 STEPS, LR, BATCH = 2000, 2e-3, 64
 

@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from imagic_lib.checkpoints import load_tensors, save_tensors, write_atomically
-from imagic_lib.inference import sample_text
+from imagic_lib.stage4_inference import sample_text
 from imagic_lib.toyworld import clip, dataset, judge, unet, vae
+from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 
 SCENES, JUDGE_SCENES, HELD_BACK = 24_000, 12_000, 512
 PREVIEW_TEXTS = (

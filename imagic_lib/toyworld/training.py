@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from imagic_lib.training.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
 
 CHECKPOINT_SECONDS = 30.0  # then at the next 50th step: a kill loses at most a minute
 

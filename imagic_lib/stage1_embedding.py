@@ -8,11 +8,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from imagic_lib.diffusion import Probe, cpu_generator, denoising_loss, encode_image, frozen, training_noise
-from imagic_lib.losses import Loss, mse
+from imagic_lib.diffusion import Loss, Probe, cpu_generator, denoising_loss, encode_image, frozen, mse, training_noise
 from imagic_lib.models import settings_for
-from imagic_lib.optimization import History, Progress, Watch, descend, identity_of
-from imagic_lib.strategies import Strategy, networks, scaler_for, unet_copy, waiting
+from imagic_lib.training.loop import History, Progress, Watch, descend, identity_of
+from imagic_lib.training.strategies import Strategy, networks, scaler_for, unet_copy, waiting
 
 DEFAULTS = {
     "tiny": {"steps": 40, "lr": 5e-2, "batch": 8},  # what it gives: data/tiny-sd/README.md
@@ -40,8 +39,8 @@ def optimize_embedding(
 
     image: (1, 3, size, size) in [-1, 1] (`load_image`). e_tgt: (1, tokens, width) (`encode_text`).
     batch: timesteps per step, stratified; 1 is the paper's way. Left out, steps, lr and batch are the
-    model's own (`embedding.DEFAULTS`). strategy: from `memory.plan`, for a GPU that is short of memory.
-    generator: makes it repeatable. patience, checkpoint, watch: see `optimization.descend`. Returns e_opt, shaped
+    model's own (`stage1_embedding.DEFAULTS`). strategy: from `training.memory.plan`, for a GPU that is short of memory.
+    generator: makes it repeatable. patience, checkpoint, watch: see `training.loop.descend`. Returns e_opt, shaped
     like e_tgt, and the history. The pipeline stays as it was. Taught in notebooks/02_embedding.ipynb.
     """
     given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch)

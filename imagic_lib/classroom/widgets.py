@@ -19,12 +19,12 @@ import ipywidgets as widgets
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from imagic_lib import embedding, finetuning
+from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.edit import ETAS, ImagicEdit, run_edit
-from imagic_lib.images import load_image, open_image
 from imagic_lib.models import DATA, encode_text, settings_for
-from imagic_lib.optimization import History
+from imagic_lib.pictures import load_image, open_image
 from imagic_lib.toyworld import TEST_SEEDS, Scene, load_scene
+from imagic_lib.training.loop import History
 
 SIDE = 256  # pixels on the screen, about
 ANOTHER = "another scene"  # in the app's list of drawings: the one of a seed
@@ -355,7 +355,7 @@ class EditApp(widgets.VBox):
     def watch(self, stage: str, history: History) -> bool:
         """Called by the trainings after each step; True ends the stage."""
         first = "embedding" in stage
-        defaults = embedding.DEFAULTS if first else finetuning.DEFAULTS["full"]
+        defaults = stage1_embedding.DEFAULTS if first else stage2_finetuning.DEFAULTS["full"]
         given = self.settings["embedding_steps" if first else "unet_steps"]
         self.progress.max = max(1, settings_for(self.pipe, defaults, steps=given)["steps"])
         self.progress.value = len(history.loss)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from imagic_lib.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from imagic_lib.training.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
 
 SMALL = 50_000_000  # numbers; up to here a copy of the last good state is kept in memory
 SAVING_SHARE = 0.05  # of the time, at most: a large model's checkpoint takes a minute to write

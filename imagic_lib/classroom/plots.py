@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from imagic_lib.optimization import History
+from imagic_lib.training.loop import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

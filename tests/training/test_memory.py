@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from imagic_lib import finetuning, inference, memory
+from imagic_lib import stage2_finetuning, stage4_inference
 from imagic_lib.diffusion import denoising_loss
-from imagic_lib.memory import GIB, STATE_BYTES, LiveBytes, next_smaller, plan
-from imagic_lib.strategies import Strategy, optimizer_in_backward
 from imagic_lib.toyworld import unet as toy_unet
+from imagic_lib.training import memory
+from imagic_lib.training.memory import GIB, STATE_BYTES, LiveBytes, next_smaller, plan
+from imagic_lib.training.strategies import Strategy, optimizer_in_backward
 
 SD = "CompVis/stable-diffusion-v1-4"
 FULL, HALF = torch.float32, torch.float16
@@ -147,7 +148,7 @@ def counted(stage, strategy, batch=2, side=16, tokens=8):
     """The peak of the second of two real steps on this CPU, in bytes."""
     unet = toy_unet.build().train().requires_grad_(stage == 2)
     if stage == 2 and strategy.method == "lora":
-        finetuning.add_lora(unet, finetuning.RANK, finetuning.TARGETS)
+        stage2_finetuning.add_lora(unet, stage2_finetuning.RANK, stage2_finetuning.TARGETS)
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     e = torch.zeros(1, tokens, unet.config.cross_attention_dim).requires_grad_(stage == 1)
@@ -197,7 +198,7 @@ def test_sampling_against_a_real_one(pipe):
     e = torch.zeros(2, pipe.text_encoder.config.max_position_embeddings, pipe.unet.config.cross_attention_dim)
     with LiveBytes() as live:
         live.watch(*(p for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()))
-        inference.generate(pipe, e, steps=2)
+        stage4_inference.generate(pipe, e, steps=2)
     assert live.peak == pytest.approx(predicted, rel=0.15)
 
 

@@ -9,9 +9,9 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 import imagic_lib as imagic
-from imagic_lib.checkpoints import load_tensors
 from imagic_lib.toyworld import Scene, clip, dataset, recipe, training, unet, vae
 from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.training.checkpoints import load_tensors
 
 
 class Killed(BaseException):

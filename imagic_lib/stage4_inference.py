@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from imagic_lib.diffusion import decode_latents, training_noise
-from imagic_lib.images import to_picture
 from imagic_lib.models import encode_text, family, settings_for
+from imagic_lib.pictures import to_picture
 
 DEFAULTS = {
     "tiny": {"steps": 30, "guidance_scale": 3.0},

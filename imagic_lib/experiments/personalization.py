@@ -9,14 +9,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from imagic_lib.diffusion import Probe, cpu_generator, denoising_loss, encode_image, training_noise
-from imagic_lib.finetuning import RANK, TARGETS, add_lora, with_unet
-from imagic_lib.images import load_image
-from imagic_lib.inference import sample_text
-from imagic_lib.losses import Loss, mse
+from imagic_lib.diffusion import Loss, Probe, cpu_generator, denoising_loss, encode_image, mse, training_noise
 from imagic_lib.models import encode_text, settings_for
-from imagic_lib.optimization import History, Progress, Watch, descend, hash_of, identity_of
-from imagic_lib.strategies import Strategy, networks, scaler_for, stepping, unet_copy, waiting
+from imagic_lib.pictures import load_image
+from imagic_lib.stage2_finetuning import RANK, TARGETS, add_lora, with_unet
+from imagic_lib.stage4_inference import sample_text
+from imagic_lib.training.loop import History, Progress, Watch, descend, hash_of, identity_of
+from imagic_lib.training.strategies import Strategy, networks, scaler_for, stepping, unet_copy, waiting
 
 DEFAULTS = {
     "tiny": {"steps": 200, "lr": 5e-3, "batch": 2, "decay": 0.5},  # measured: benchmarks/new_word.py

@@ -5,20 +5,23 @@ prediction and target are (n, 4, h, w), of standard deviation about 1; all means
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+from imagic_lib.diffusion import mse
+
+__all__ = [
+    "discretised_gaussian",
+    "hl_gauss",
+    "mse",
+    "naive_cross_entropy",
+    "spatial_kl",
+    "spatial_kl_with_mean",
+]
+
 WIDTH, REACH, SIGMA = 0.25, 6.0, 0.25  # of the bins, of all bins to either side, of the Gaussian on them
 VARIANCE = SIGMA**2 + WIDTH**2 / 12  # of that Gaussian, blurred by the bins: Sheppard's correction
-
-
-def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, Imagic eq. 2 and every diffusion model's training loss. Both (n, 4, h, w)."""
-    return F.mse_loss(prediction, target)
 
 
 def naive_cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ def hl_gauss(prediction: Tensor, target: Tensor) -> Tensor:
     if logits is None:
         raise ValueError(
             "hl_gauss needs a model that predicts distributions, and this prediction has no logits: give the "
-            "pipeline that imagic_lib.distribution.with_distribution(pipe) returns, in float32"
+            "pipeline that imagic_lib.experiments.distribution.with_distribution(pipe) returns, in float32"
         )
     log_p, log_q = log_mass(target, bin_edges(target), SIGMA), logits.log_softmax(dim=-1)
     return 2 * VARIANCE * (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()

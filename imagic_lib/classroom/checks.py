@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagic_lib.metrics import rmse
+from imagic_lib.pictures import rmse
 
 
 def attempted(answer) -> bool:

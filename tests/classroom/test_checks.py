@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imagic_lib import checks
-from imagic_lib.metrics import rmse
+from imagic_lib.classroom import checks
+from imagic_lib.pictures import rmse
 
 ALPHAS = torch.linspace(0.999, 0.005, 1000)
 RAW = 5 * torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -9,11 +9,10 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from imagic_lib.diffusion import Probe, cpu_generator, denoising_loss, encode_image, training_noise
-from imagic_lib.losses import Loss, mse
+from imagic_lib.diffusion import Loss, Probe, cpu_generator, denoising_loss, encode_image, mse, training_noise
 from imagic_lib.models import settings_for
-from imagic_lib.optimization import History, Progress, Watch, descend, identity_of
-from imagic_lib.strategies import Strategy, networks, scaler_for, stepping, unet_copy, waiting
+from imagic_lib.training.loop import History, Progress, Watch, descend, identity_of
+from imagic_lib.training.strategies import Strategy, networks, scaler_for, stepping, unet_copy, waiting
 
 DEFAULTS = {
     "full": {
@@ -52,9 +51,9 @@ def fine_tune(
     """θ* = argmin_θ E_{t,ε} ‖ε - f_θ(z_t, t, e_opt)‖², e_opt held fixed.
 
     method: "full" (all weights of the UNet) or "lora" (low-rank adapters of this rank on these layers,
-    Hu et al. 2021). decay: the last part of the steps, over which the rate falls to 0 (`optimization.rate_at`).
-    strategy: from `memory.plan`, for a GPU that is short of memory; it brings its own method. Everything else
-    as in `optimize_embedding`; defaults in `finetuning.DEFAULTS`. Returns a new pipeline with the tuned UNet
+    Hu et al. 2021). decay: the last part of the steps, over which the rate falls to 0 (`training.loop.rate_at`).
+    strategy: from `training.memory.plan`, for a GPU that is short of memory; it brings its own method. Everything else
+    as in `optimize_embedding`; defaults in `stage2_finetuning.DEFAULTS`. Returns a new pipeline with the tuned UNet
     (its other parts are shared) and the history; the UNet of `pipe` stays as it was, so a second fit starts
     clean. Taught in notebooks/03_finetuning.ipynb.
     """

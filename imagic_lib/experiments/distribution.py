@@ -9,11 +9,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from imagic_lib.checkpoints import load_tensors, save_tensors
-from imagic_lib.finetuning import with_unet
-from imagic_lib.losses import bin_centres, expectation, gaussian_logits
+from imagic_lib.experiments.losses import bin_centres, expectation, gaussian_logits
 from imagic_lib.models import DATA
-from imagic_lib.optimization import hash_of
+from imagic_lib.stage2_finetuning import with_unet
+from imagic_lib.training.checkpoints import load_tensors, save_tensors
+from imagic_lib.training.loop import hash_of
 
 HEAD = DATA / "hl-gauss" / "head.safetensors"  # trained for tiny-sd: benchmarks/hl_gauss_head.py
 

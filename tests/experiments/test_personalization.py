@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 
 import imagic_lib as imagic
-from imagic_lib import finetuning, personalization
+from imagic_lib import stage2_finetuning
 from imagic_lib.diffusion import Probe, training_noise
 from imagic_lib.edit import LORA_FILE, save_lora
+from imagic_lib.experiments import personalization
+from imagic_lib.experiments.personalization import class_pictures, personalize
 from imagic_lib.models import encode_text
-from imagic_lib.personalization import class_pictures, personalize
-from imagic_lib.strategies import Strategy
 from imagic_lib.toyworld import Scene
+from imagic_lib.training.strategies import Strategy
 
 pytestmark = pytest.mark.filterwarnings("ignore:the embedded model never saw 'sks'")
 TEXT = "a photo of sks car"
@@ -64,7 +65,7 @@ def test_it_is_plain_adam_on_the_sum_of_both_losses(pipe, images, prior):
     weight = 0.5
     tuned, history = personalize(pipe, images, TEXT, prior=prior, prior_weight=weight, generator=seeded(), **QUICK)
     unet, generator, process = copy.deepcopy(pipe.unet).requires_grad_(False), seeded(), training_noise(pipe)
-    finetuning.add_lora(unet, finetuning.RANK, finetuning.TARGETS, seed=0)
+    stage2_finetuning.add_lora(unet, stage2_finetuning.RANK, stage2_finetuning.TARGETS, seed=0)
     learning = {n: p for n, p in unet.named_parameters() if p.requires_grad}
     adam = torch.optim.Adam(learning.values(), lr=QUICK["lr"])
 

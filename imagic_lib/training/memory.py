@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from imagic_lib import embedding, finetuning
+from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import decode_latents, denoising_loss
-from imagic_lib.inference import AT_ONCE, guided
 from imagic_lib.models import TINY, family
-from imagic_lib.strategies import Strategy
+from imagic_lib.stage4_inference import AT_ONCE, guided
+from imagic_lib.training.strategies import Strategy
 
 GIB = 2**30
 MARGIN = 3.0  # GiB: real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
@@ -185,7 +185,7 @@ def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def training_peak(
     unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, side=64, tokens=77,
-    rank=finetuning.RANK, targets=finetuning.TARGETS,
+    rank=stage2_finetuning.RANK, targets=stage2_finetuning.TARGETS,
 ) -> tuple[int, int]:  # fmt: skip
     """One step of stage 1 or 2: (bytes at its peak, without the optimizer's moments; numbers that learn).
 
@@ -194,7 +194,7 @@ def training_peak(
     """
     unet = copy.deepcopy(unet).train().requires_grad_(stage == 2)  # in eval mode checkpointing may be off
     if stage == 2 and strategy.method == "lora":
-        finetuning.add_lora(unet, rank, targets)
+        stage2_finetuning.add_lora(unet, rank, targets)
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
@@ -272,7 +272,7 @@ def plan(
 
     @cache
     def trained(stage: int, s: Strategy) -> tuple[int, int]:
-        default = embedding.DEFAULTS if stage == 1 else finetuning.DEFAULTS[s.method]
+        default = stage1_embedding.DEFAULTS if stage == 1 else stage2_finetuning.DEFAULTS[s.method]
         n = batch or default[kind]["batch"]
         return training_peak(unet, stage, s, batch=n, side=size // factor, tokens=tokens)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import imagic_lib as imagic
-from imagic_lib import widgets
+from imagic_lib.classroom import widgets
 from imagic_lib.toyworld import Scene
 
 ETAS, SEEDS = (0.0, 0.5, 1.0), (3, 7)
@@ -41,7 +41,7 @@ def forbid(monkeypatch, *names):
     def fail(*args, **kwargs):
         raise AssertionError("something was computed on a move")
 
-    for module in (imagic.inference, imagic.edit, imagic.diffusion, widgets):
+    for module in (imagic.stage4_inference, imagic.edit, imagic.diffusion, widgets):
         for name in names:
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, fail)

@@ -23,7 +23,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
             "--disable-component-update", "--disable-dev-shm-usage"]  # fmt: skip
@@ -32,7 +32,7 @@ SMALL = "small.ipynb"
 RUN_STOP = ("Run", "Stop")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 SMALL_CELLS = (
-    "from PIL import Image\nimport imagic_lib as imagic\nfrom imagic_lib import widgets",
+    "from PIL import Image\nimport imagic_lib as imagic\nfrom imagic_lib.classroom import widgets",
     'rows = [[Image.new("RGB", (16, 16), c) for c in ("red", "green", "blue", "black")]]',
     "widgets.eta_explorer(rows, [0.0, 0.3, 0.6, 1.0])",
     'widgets.edit_app(imagic.load_pipeline("tiny"), etas=(0.0, 1.0), seeds=(0,), sampling_steps=2)',
@@ -40,9 +40,9 @@ SMALL_CELLS = (
 )
 LOAD = 'pipe = imagic.load_pipeline("tiny")'
 HASTE = """
-from imagic_lib import embedding, finetuning, inference
-embedding.DEFAULTS["tiny"]["steps"] = finetuning.DEFAULTS["full"]["tiny"]["steps"] = 30
-inference.DEFAULTS["tiny"]["steps"] = 10
+from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
+stage1_embedding.DEFAULTS["tiny"]["steps"] = stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = 30
+stage4_inference.DEFAULTS["tiny"]["steps"] = 10
 """  # nbval runs the notebooks as they are; here the page is tested, and fewer steps make its pictures, too
 SETTINGS = {  # all cells are in the page, also those out of sight; no news from the network
     "notebook-extension/tracker": {"windowingMode": "none"},

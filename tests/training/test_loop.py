@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagic_lib import optimization
-from imagic_lib.optimization import History, Progress, descend, hash_of, identity_of, rate_at
+from imagic_lib.training import loop
+from imagic_lib.training.loop import History, Progress, descend, hash_of, identity_of, rate_at
 
-TESTS = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
-from test_optimization import fit
+from test_loop import fit
 result, history = fit(Path(sys.argv[1]), steps=40, pause=float(sys.argv[2]))
 print(result.tolist(), history.loss, history.probe_loss)
 """
@@ -56,7 +56,7 @@ def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=No
 
 def test_killed_at_random_steps_and_resumed_gives_the_same_bits(tmp_path):
     script = tmp_path / "fit.py"
-    script.write_text(SCRIPT.format(tests=str(TESTS), root=str(TESTS.parent)))
+    script.write_text(SCRIPT.format(tests=str(HERE), root=str(HERE.parents[1])))
     whole = subprocess.run([sys.executable, script, tmp_path / "a", "0"], capture_output=True, text=True, check=True)
     kills, choose = 0, random.Random(4)
     while kills < 3:
@@ -182,7 +182,7 @@ def test_a_fit_that_settled_and_is_started_again_stays_settled(tmp_path):
 
 
 def test_a_probe_that_is_no_number_is_a_divergence_and_never_reaches_the_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(optimization, "SAVING_SHARE", 1e9)  # save whenever it is due
+    monkeypatch.setattr(loop, "SAVING_SHARE", 1e9)  # save whenever it is due
     x = torch.zeros(3, requires_grad=True)
     progress = progress_of(x, tmp_path / "c")
 

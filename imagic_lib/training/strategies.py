@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from imagic_lib.optimization import Progress, plain_step
+from imagic_lib.training.loop import Progress, plain_step
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imagic_lib as imagic
-from imagic_lib import distribution, losses
-from imagic_lib.checkpoints import load_tensors
 from imagic_lib.diffusion import Probe, training_noise
+from imagic_lib.experiments import distribution, losses
 from imagic_lib.toyworld import dataset
+from imagic_lib.training.checkpoints import load_tensors
 
 PROPER = (losses.mse, losses.discretised_gaussian, losses.spatial_kl_with_mean)
 EVERY = (*PROPER, losses.spatial_kl, losses.naive_cross_entropy)

@@ -1,0 +1,1 @@
+"""What the notebooks are furnished with: figures, widgets, and checks of exercises."""
