@@ -14,23 +14,22 @@ from transformers import CLIPModel
 import imagic_lib as imagic
 from imagic_lib.classroom.plots import PROBE
 from imagic_lib.models import DATA, TINY
-from imagic_lib.toyworld import clip, judge, recipe, unet, vae
+from imagic_lib.toyworld import clip, reader, recipe, unet, vae
 
-NAMES = {"vae": "VAE", "clip": "mini-CLIP", "unet": "UNet", "unet-2": "UNet, second cycle", "judge": "judge"}
+NAMES = {"vae": "VAE", "clip": "mini-CLIP", "unet": "UNet", "reader": "reader"}
 BATCHES = {
-    "vae": f"{vae.BATCH} crops of {vae.CROP}×{vae.CROP}, the last 15 % on whole pictures",
+    "vae": f"{vae.BATCH} crops of {vae.CROP}×{vae.CROP}",
     "clip": f"{clip.BATCH} pictures with captions",
     "unet": f"{unet.BATCH} latents, min-SNR weights (γ = {unet.MIN_SNR:g}), average of the weights",
-    "unet-2": f"{unet.BATCH} latents, from where the first cycle ended",
-    "judge": f"{judge.BATCH} drawings of all combinations",
+    "reader": f"{reader.BATCH} drawings of all combinations, a third of them through the VAE",
 }
-RATES = {"vae": vae.LR, "clip": clip.LR, "unet": unet.LR, "unet-2": unet.MORE_LR, "judge": judge.LR}
+RATES = {"vae": vae.LR, "clip": clip.LR, "unet": unet.LR, "reader": reader.LR}
 
 
 def main() -> None:
     history = json.loads((TINY / "training.json").read_text())
     pipe = imagic.load_pipeline("tiny")
-    parts = {"vae": pipe.vae, "unet": pipe.unet, "unet-2": pipe.unet, "judge": judge.load_judge()}
+    parts = {"vae": pipe.vae, "unet": pipe.unet, "reader": reader.load_reader().net}
     parts["clip"] = CLIPModel.from_pretrained(DATA / "tiny-clip")
     count = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
     rows = [
@@ -46,7 +45,7 @@ def main() -> None:
     ]
     hours = sum(h["seconds"] for h in history.values()) / 3600
     header = ["network", "parameters", "steps", "peak learning rate", "batch", "time"]
-    text = f"{recipe.SCENES:,} drawings, AdamW, cosine; **{hours:.1f} hours** in all.\n\n"
+    text = f"{recipe.SCENES:,} drawings, AdamW, the rate level and then straight down to 0; **{hours:.1f} hours** in all.\n\n"
     put(CARD, "recipe", text + table(header, rows))
 
     figure = Figure(figsize=(15, 3.2), layout="constrained")

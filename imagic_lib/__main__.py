@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="make the embedded model from nothing", description=TRAIN)
     train.add_argument("--runs", type=Path, default=Path("runs"), help="work folder: drawings, checkpoints, previews")
     train.add_argument("--out", type=Path, default=Path("runs/data"), help="where the finished models go")
+    train.add_argument("--start", type=Path, help="folder like data/, whose model is trained on (default: nothing)")
+    train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     train.add_argument("--scale", type=number, default=1.0, help="share of the full steps and scenes (0.01: a trial)")
     train.add_argument("--seed", type=whole, default=0)
     train.add_argument("--bf16", action="store_true", help="faster with AVX512-BF16, slower without")
@@ -207,7 +209,8 @@ def run_demo_command(args: argparse.Namespace) -> None:
 def run_train_command(args: argparse.Namespace) -> None:
     from imagic_lib.toyworld.recipe import make
 
-    make(writable(args.runs), writable(args.out), scale=args.scale, seed=args.seed, bf16=args.bf16)
+    how = {"scale": args.scale, "seed": args.seed, "bf16": args.bf16, "device": args.device}
+    make(writable(args.runs), writable(args.out), start=args.start, **how)
 
 
 def main(argv: list[str] | None = None) -> int:

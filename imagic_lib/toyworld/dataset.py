@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
+from imagic_lib.toyworld.drawing import FINE, Strokes, draw
 from imagic_lib.toyworld.scene import TEST_SEEDS, Scene
+from imagic_lib.toyworld.vae import reconstruct, to_tensor
 from imagic_lib.training.checkpoints import write_atomically
 
 PART = 1000
@@ -28,26 +32,35 @@ def test_scenes(count: int, held_out: bool | None = None) -> list[Scene]:
 
 
 def any_scenes(count: int) -> list[Scene]:
-    """`count` training scenes of all combinations, the held-out ones too: for the judge."""
+    """`count` training scenes of all combinations, the held-out ones too: for the reader."""
     return [Scene.sample(seed) for seed in range(TEST_SEEDS // 2, TEST_SEEDS // 2 + count)]
 
 
-def pixels(scene: Scene) -> np.ndarray:
+def pixels(scene: Scene, strokes: Strokes = FINE) -> np.ndarray:
     """(128, 128, 3) uint8."""
-    return np.asarray(scene.render())
+    return np.asarray(draw(scene, strokes))
 
 
-def render(scenes: list[Scene], folder: Path) -> np.ndarray:
+def render(scenes: list[Scene], folder: Path, strokes: Strokes = FINE) -> np.ndarray:
     """All scenes as (count, 128, 128, 3) uint8, rendered on all cores and kept in `folder`."""
     parts = []
     with multiprocessing.get_context("spawn").Pool() as pool:
         for start in tqdm(range(0, len(scenes), PART), desc="drawing scenes", unit="k"):
             file = folder / f"{start:06d}-{len(scenes[start : start + PART])}.npy"
             if not file.exists():
-                drawn = np.stack(pool.map(pixels, scenes[start : start + PART], chunksize=50))
+                drawn = np.stack(pool.map(partial(pixels, strokes=strokes), scenes[start : start + PART], chunksize=50))
                 write_atomically(file, lambda tmp, drawn=drawn: _save_array(tmp, drawn))
             parts.append(np.load(file))
     return np.concatenate(parts)
+
+
+def through(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 32) -> np.ndarray:
+    """What the VAE keeps of pictures, (n, 128, 128, 3) uint8 like themselves."""
+    kept = []
+    for start in range(0, len(pictures), batch):
+        rebuilt = reconstruct(vae, to_tensor(pictures[start : start + batch]))
+        kept.append(((rebuilt + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(kept)
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagic_lib.models import DATA
 from imagic_lib.toyworld.scene import ATTRIBUTES, Scene
-from imagic_lib.toyworld.training import train
-from imagic_lib.toyworld.vae import to_tensor
 from imagic_lib.training.checkpoints import load_tensors
-
-STEPS, LR, BATCH = 2000, 2e-3, 64
 
 
 class Judge(nn.Module):
@@ -46,32 +40,6 @@ class Judge(nn.Module):
         self.eval()
         best = {name: logits.argmax(dim=1).tolist() for name, logits in self(pictures).items()}
         return [{k: ATTRIBUTES[k][best[k][i]] for k in ATTRIBUTES} for i in range(len(pictures))]
-
-
-def roughen(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Blur, noise and a shift of brightness, so that the judge reads soft pictures as well as crisp ones."""
-    n = len(x)
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    amount = torch.rand(n, 1, 1, 1, generator=generator)
-    x = torch.lerp(x, soft, amount)
-    light = 0.06 * torch.randn(n, 1, 1, 1, generator=generator)
-    noise = torch.randn(x.shape, generator=generator) * 0.08 * torch.rand(n, 1, 1, 1, generator=generator)
-    return x + light + noise
-
-
-def train_judge(pictures: np.ndarray, scenes: list[Scene], folder: Path, *, steps=STEPS, seed=0, bf16=False):
-    """Learn to read drawings of *all* combinations, the held-out ones too: it must judge those."""
-    torch.manual_seed(seed)
-    judge = Judge()
-    labels = {k: torch.tensor([v.index(getattr(s, k)) for s in scenes]) for k, v in ATTRIBUTES.items()}
-
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        which = torch.randint(len(scenes), (BATCH,), generator=generator)
-        logits = judge(roughen(to_tensor(pictures[which.numpy()]), generator))
-        return sum(F.cross_entropy(logits[k], labels[k][which]) for k in ATTRIBUTES)
-
-    history = train("judge", judge, loss_of, folder, steps=steps, lr=LR, ema=0.99, seed=seed, bf16=bf16)
-    return judge.eval(), history
 
 
 def accuracy(judge: Judge, pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:

@@ -12,11 +12,13 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from imagic_lib.stage4_inference import sample_text
-from imagic_lib.toyworld import clip, dataset, judge, unet, vae
+from imagic_lib.models import encode_text, load_pipeline
+from imagic_lib.stage4_inference import generate
+from imagic_lib.toyworld import clip, dataset, reader, unet, vae
+from imagic_lib.toyworld.drawing import BOLD
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 
-SCENES, JUDGE_SCENES, HELD_BACK = 24_000, 12_000, 512
+SCENES, READER_SCENES, SOFTENED, HELD_BACK = 48_000, 24_000, 6_000, 512
 PREVIEW_TEXTS = (
     "a brown dog jumping on the grass", "a photo of an orange cat sitting on the beach",
     "a white rabbit in the snow", "a yellow bird flying at night", "a red car parked on the beach",
@@ -24,55 +26,79 @@ PREVIEW_TEXTS = (
 )  # fmt: skip
 
 
-def make(runs: Path, out: Path, *, scale: float = 1.0, seed: int = 0, bf16: bool = False) -> None:
-    """Drawings -> VAE -> mini-CLIP -> UNet -> judge, then everything into `out`, laid out like data/.
+def make(
+    runs: Path, out: Path, *, start: Path | None = None, scale: float = 1.0, seed: int = 0, bf16=False, device="cpu"
+) -> None:
+    """Drawings -> VAE -> mini-CLIP -> UNet -> reader, then everything into `out`, laid out like data/.
 
-    Every stage goes on from its checkpoint in `runs`, or is skipped if it is finished. scale: share of
-    the full number of scenes and steps, for trials.
+    start: a folder like data/ whose VAE and UNet are trained on, and whose mini-CLIP is kept; None begins with
+    nothing. Every network goes on from its checkpoint in `runs`, or is skipped if it is finished. scale: share of
+    the full number of scenes and steps, for trials. device: "cpu", or "cuda" for an hour in place of a day.
     """
 
-    def part(full: int, least: int) -> int:
+    def part(full: int, least: int = 10) -> int:
         return max(least, round(full * scale))
 
+    how = {"seed": seed, "bf16": bf16, "device": device}
     scenes = dataset.training_scenes(part(SCENES, 64))
-    drawings = dataset.render(scenes, runs / "scenes" / "train")
-    held_back = dataset.render(dataset.test_scenes(HELD_BACK), runs / "scenes" / "test")
-    history = {}
+    drawings = dataset.render(scenes, runs / "scenes" / "train", BOLD)
+    held_back = dataset.render(dataset.test_scenes(HELD_BACK), runs / "scenes" / "test", BOLD)
+    before, history = opened(start), {}
 
-    the_vae, history["vae"] = vae.train_vae(drawings, held_back, runs, steps=part(vae.STEPS, 10), seed=seed, bf16=bf16)
-    tokenizer = clip.train_tokenizer(scenes, runs / "tokenizer")
-    the_clip, history["clip"] = clip.train_clip(
-        drawings, scenes, tokenizer, runs, steps=part(clip.STEPS, 10), seed=seed, bf16=bf16
+    the_vae, history["vae"] = vae.train_vae(
+        drawings, held_back, runs, start_from=before and before.vae, steps=part(vae.STEPS), **how
     )
-    text_encoder = text_tower(the_clip)
+    if start:
+        tokenizer, the_clip = before.tokenizer, CLIPModel.from_pretrained(start / "tiny-clip", dtype=torch.float32)
+        text_encoder = before.text_encoder
+    else:
+        tokenizer = clip.train_tokenizer(scenes, runs / "tokenizer")
+        the_clip, history["clip"] = clip.train_clip(
+            drawings, scenes, tokenizer, runs, steps=part(clip.STEPS), seed=seed, bf16=bf16
+        )
+        text_encoder = text_tower(the_clip)
 
     def preview(model: UNet2DConditionModel, path: Path) -> None:
-        pipe = assemble(the_vae, text_encoder, tokenizer, model.eval())
-        rows = [[sample_text(pipe, text, [s], steps=20)[0] for text in PREVIEW_TEXTS] for s in (0, 1)]
-        vae.save_rows(path, [vae.to_tensor(np.stack([np.asarray(p) for p in row])) for row in rows])
+        draw_previews(assemble(the_vae, text_encoder, tokenizer, model.eval()), path)
 
     latents = encoded(the_vae, drawings, runs / "latents.safetensors")
-    the_unet = None
-    for name, steps, lr in (("unet", unet.STEPS, unet.LR), ("unet-2", unet.MORE_STEPS, unet.MORE_LR)):
-        the_unet, history[name] = unet.train_unet(
-            latents,
-            scenes,
-            tokenizer,
-            text_encoder,
-            runs,
-            name=name,
-            steps=part(steps, 10),
-            lr=lr,
-            start_from=the_unet,
-            seed=seed + (name == "unet-2"),  # other noises and captions than the first time
-            bf16=bf16,
-            preview=preview,
-        )
-    every = dataset.any_scenes(part(JUDGE_SCENES, 64))
-    the_judge, history["judge"] = judge.train_judge(
-        dataset.render(every, runs / "scenes" / "judge"), every, runs, steps=part(judge.STEPS, 10), seed=seed, bf16=bf16
+    the_unet, history["unet"] = unet.train_unet(
+        latents,
+        scenes,
+        tokenizer,
+        text_encoder,
+        runs,
+        start_from=before and before.unet,
+        steps=part(unet.STEPS),
+        preview=preview,
+        **how,
     )
-    export(out, assemble(the_vae, text_encoder, tokenizer, the_unet), the_clip, the_judge, history)
+    every = dataset.any_scenes(part(READER_SCENES, 64))
+    read = dataset.render(every, runs / "scenes" / "reader", BOLD)
+    soft = dataset.through(the_vae, read[: part(SOFTENED, 64)])
+    net, history["reader"] = reader.train_reader(
+        read, soft, every, runs, steps=part(reader.STEPS), seed=seed, bf16=bf16
+    )
+    the_reader = reader.with_bound(net, dataset.test_scenes(HELD_BACK), dataset.through(the_vae, held_back), BOLD)
+    export(out, assemble(the_vae, text_encoder, tokenizer, the_unet), the_clip, the_reader, history)
+
+
+def opened(start: Path | None) -> StableDiffusionPipeline | None:
+    """The model to train on, all its weights free to move."""
+    if start is None:
+        return None
+    pipe = load_pipeline(start / "tiny-sd", device="cpu")
+    for network in (pipe.vae, pipe.unet):
+        network.requires_grad_(True)
+    return pipe
+
+
+def draw_previews(pipe: StableDiffusionPipeline, path: Path) -> None:
+    """The same texts and noises every time: how training goes, to look at."""
+    e = torch.cat([encode_text(pipe, text) for text in PREVIEW_TEXTS])
+    flat = generate(pipe, e, [0, 1], steps=20)
+    rows = [vae.to_tensor(np.stack([np.asarray(p) for p in flat[k::2]])) for k in (0, 1)]
+    vae.save_rows(path, rows)
 
 
 def encoded(the_vae: AutoencoderKL, drawings: np.ndarray, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,9 +137,9 @@ def assemble(
 
 
 def export(
-    out: Path, pipe: StableDiffusionPipeline, the_clip: CLIPModel, the_judge: judge.Judge, history: dict
+    out: Path, pipe: StableDiffusionPipeline, the_clip: CLIPModel, the_reader: reader.Reader, history: dict
 ) -> None:
-    """tiny-sd/, tiny-clip/ and judge/ in half precision, and the training curves beside tiny-sd."""
+    """tiny-sd/, tiny-clip/ and reader/ in half precision, and the training curves beside tiny-sd."""
     fresh = out / f".{out.name}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     quiet = diffusers_logging.get_verbosity()
@@ -126,11 +152,10 @@ def export(
     for config in (fresh / "tiny-sd" / "text_encoder" / "config.json", fresh / "tiny-clip" / "config.json"):
         # stored in half, to be opened in float32 as the UNet and the VAE are: transformers obeys this entry
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
-    half = {name: weights.half() for name, weights in the_judge.state_dict().items()}
-    save_tensors(fresh / "judge" / "judge.safetensors", half, {})
+    the_reader.save(fresh / "reader" / "reader.safetensors")
     text = json.dumps(history)
     write_atomically(fresh / "tiny-sd" / "training.json", lambda tmp: tmp.write_text(text))
-    for folder in ("tiny-sd", "tiny-clip", "judge"):
+    for folder in ("tiny-sd", "tiny-clip", "reader"):
         (out / folder).mkdir(exist_ok=True)
         for path in (fresh / folder).rglob("*"):
             if path.is_file():

@@ -17,8 +17,7 @@ from imagic_lib.toyworld.scene import Scene
 from imagic_lib.toyworld.training import train
 from imagic_lib.toyworld.vae import SCALING_FACTOR, to_tensor
 
-STEPS, LR, BATCH = 6500, 1e-3, 32
-MORE_STEPS, MORE_LR = 2200, 5e-4  # a second cosine after the first: details came late and were still coming
+STEPS, LR, BATCH = 40_000, 7e-4, 32
 EMPTY_CAPTIONS = 0.1  # share of training without text: what classifier-free guidance leans on
 MIN_SNR = 5.0  # Hang et al. 2023, arXiv 2303.09556: clip the weight of the nearly noiseless steps
 
@@ -68,9 +67,7 @@ def train_unet(
     text_encoder: CLIPTextModel,
     folder: Path,
     *,
-    name="unet",
     steps=STEPS,
-    lr=LR,
     start_from: UNet2DConditionModel | None = None,
     seed=0,
     bf16=False,
@@ -105,6 +102,6 @@ def train_unet(
         snr = alphas[t] / (1 - alphas[t])
         return (error * (MIN_SNR / snr).clamp(max=1.0)).mean()
 
-    history = train(name, unet, loss_of, folder, steps=steps, lr=lr, ema=0.999, seed=seed, bf16=bf16, preview=preview)
+    history = train("unet", unet, loss_of, folder, steps=steps, lr=LR, ema=0.999, seed=seed, bf16=bf16, preview=preview)
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.eval().to("cpu", memory_format=torch.contiguous_format), history

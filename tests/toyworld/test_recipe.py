@@ -10,7 +10,8 @@ from transformers import CLIPModel, CLIPTokenizer
 
 import imagic_lib as imagic
 from imagic_lib.toyworld import Scene, clip, dataset, recipe, training, unet, vae
-from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.toyworld.drawing import BOLD
+from imagic_lib.toyworld.reader import load_reader
 from imagic_lib.training.checkpoints import load_tensors
 
 
@@ -44,6 +45,15 @@ def test_a_killed_training_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     resumed, again = fit(tmp_path / "b")
     assert all(torch.equal(whole[k], resumed[k]) for k in whole) and history["loss"] == again["loss"]
     assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
+def test_a_run_may_be_made_longer_as_long_as_its_rate_is_level(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    whole, history = fit(tmp_path / "a", steps=200)
+    with pytest.raises(Killed):
+        fit(tmp_path / "b", steps=120, die_at=70)  # the rate of 120 steps begins to fall at 84
+    longer, again = fit(tmp_path / "b", steps=200)
+    assert all(torch.equal(whole[k], longer[k]) for k in whole) and history["loss"] == again["loss"]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
@@ -146,12 +156,29 @@ def test_the_text_encoder_is_the_text_tower_of_the_mini_clip(made):
     torch.testing.assert_close(ours, model.text_model(ids).last_hidden_state, rtol=1e-3, atol=1e-3)
 
 
-def test_the_recipe_writes_curves_previews_and_a_judge(made):
+def test_the_recipe_writes_curves_previews_and_a_reader(made):
     runs, out = made
     history = json.loads((out / "tiny-sd" / "training.json").read_text())
-    assert list(history) == ["vae", "clip", "unet", "unet-2", "judge"]
+    assert list(history) == ["vae", "clip", "unet", "reader"]
     assert all(h["step"] == [10] and h["loss"][0] > 0 for h in history.values())
     assert (runs / "vae-000010.png").exists() and (runs / "unet-000010.png").exists()
-    judge = load_judge(out / "judge" / "judge.safetensors")
-    read = judge.read(vae.to_tensor(dataset.pixels(Scene.sample(0))[None]))
-    assert list(read[0]) == ["subject", "colour", "pose", "place"]
+    reader = load_reader(out / "reader" / "reader.safetensors")
+    assert reader.strokes == BOLD and 0 < reader.bound < 1
+    assert list(reader.scene(Scene.sample(0).render()).attributes) == ["subject", "colour", "pose", "place"]
+
+
+def test_a_model_can_be_trained_on(made, tmp_path, monkeypatch):
+    """Its VAE and UNet go on from their weights, its mini-CLIP and tokenizer stay."""
+    monkeypatch.setattr(recipe, "HELD_BACK", 16)
+    monkeypatch.setattr(unet, "BATCH", 4)
+    runs, start = made
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "scenes").symlink_to(runs / "scenes")
+    recipe.make(tmp_path / "runs", tmp_path / "out", start=start, scale=0.0)
+    old, new = (imagic.load_pipeline(folder / "tiny-sd", device="cpu") for folder in (start, tmp_path / "out"))
+    for part, moved in (("unet", True), ("vae", True), ("text_encoder", False)):
+        before, after = getattr(old, part).state_dict(), getattr(new, part).state_dict()
+        far = max((after[k] - before[k]).abs().max().item() for k in before)
+        near = {"unet": 0.05, "vae": 2.0}.get(part, 0.0)  # the VAE's latents are stretched anew
+        assert (far > 0) == moved and far <= near, (part, far)
+    assert "clip" not in json.loads((tmp_path / "out" / "tiny-sd" / "training.json").read_text())
