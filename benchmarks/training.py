@@ -45,7 +45,9 @@ def main() -> None:
     ]
     hours = sum(h["seconds"] for h in history.values()) / 3600
     header = ["network", "parameters", "steps", "peak learning rate", "batch", "time"]
-    text = f"{recipe.SCENES:,} drawings, AdamW, the rate level and then straight down to 0; **{hours:.1f} hours** in all.\n\n"
+    text = (
+        f"{recipe.SCENES:,} drawings, AdamW, the rate level, then straight down to 0; **{hours:.1f} hours** in all.\n\n"
+    )
     put(CARD, "recipe", text + table(header, rows))
 
     figure = Figure(figsize=(15, 3.2), layout="constrained")

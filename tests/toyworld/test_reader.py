@@ -1,0 +1,164 @@
+"""The yardstick: what a scene shows as numbers, what a drawing explains, and which details were kept."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from imagic_lib.toyworld import Scene, dataset, vae
+from imagic_lib.toyworld.details import DETAILS, canonical, from_numbers, share_kept, to_numbers, visible
+from imagic_lib.toyworld.drawing import BOLD, FINE, draw
+from imagic_lib.toyworld.monsters import KINDS, monsters
+from imagic_lib.toyworld.reader import Reader, ReaderNet, as_stack, reading_loss, targets, unexplained
+from imagic_lib.toyworld.toyedit import KINDS as EDIT_KINDS
+from imagic_lib.toyworld.toyedit import SIZES, toyedit
+
+
+def pictures(scenes, strokes=FINE):
+    return vae.to_tensor(np.stack([dataset.pixels(s, strokes) for s in scenes]))
+
+
+# ------------------------------------------------------------------------------------- scenes as numbers
+
+
+@pytest.mark.parametrize("strokes", [FINE, BOLD])
+def test_a_scene_written_as_numbers_and_back_draws_the_same_picture(strokes):
+    """But for stars and snowflakes, which are not read, and a bird's spots, whose size is not."""
+    for scene in dataset.test_scenes(60):
+        plain = replace(scene, identity=replace(scene.identity, sparks=(-1.0,) * 16))
+        if scene.subject == "bird":
+            plain = replace(plain, identity=replace(plain.identity, spots=(0.0,) * 9))
+        again = from_numbers(plain.attributes, to_numbers(plain))
+        worst = (pictures([plain], strokes) - pictures([again], strokes)).abs().mean()
+        assert worst < 0.004, (scene.caption(), worst)
+
+
+def test_two_clouds_have_no_order():
+    scene = next(s for s in dataset.test_scenes(100) if to_numbers(s)["second cloud"])
+    first, second = scene.identity.clouds[:3], scene.identity.clouds[3:]
+    swapped = replace(scene, identity=replace(scene.identity, clouds=(*second, *first)))
+    assert canonical(swapped) == canonical(scene) and to_numbers(swapped) == to_numbers(scene)
+
+
+def test_what_a_picture_shows():
+    car = Scene.sample(1, subject="car", place="night")
+    assert not visible(car) & {"socks", "eye patch", "tail", "first cloud", "spot 1 along"}
+    beach = Scene.sample(1, subject="dog", place="beach")
+    assert "tail" in visible(beach) and not any("hill" in name for name in visible(beach))
+    for scene in dataset.test_scenes(50):
+        assert ("collar colour" in visible(scene)) == bool(to_numbers(scene)["collar"])
+
+
+def test_every_detail_that_is_called_visible_changes_the_picture():
+    """Moved from one end to the other, each switch and amount shows: it is asked for with right."""
+    seen = set()
+    for scene in dataset.test_scenes(120):
+        numbers = to_numbers(scene)
+        for name in visible(scene) - seen:
+            far = 1 - numbers[name] if name != "collar colour" else (numbers[name] + 2) % 5
+            far = round(far) if name in DETAILS and 0 in DETAILS[name].values() else far
+            other = from_numbers(scene.attributes, numbers | {name: far})
+            base = from_numbers(scene.attributes, numbers)
+            if (pictures([base]) - pictures([other])).abs().max() > 0.02:
+                seen.add(name)
+    everything = set().union(*(visible(s) for s in dataset.test_scenes(120)))
+    assert seen == everything
+
+
+def test_targets_ask_only_for_what_is_shown():
+    scenes = dataset.test_scenes(8)
+    torch.manual_seed(0)
+    found = {k: v.detach().requires_grad_(True) for k, v in ReaderNet()(pictures(scenes)).items()}
+    wanted = targets(scenes)
+    reading_loss(found, wanted).backward()
+    assert torch.equal(found["amounts"].grad != 0, wanted["amounts?"] > 0)
+    assert torch.equal(found["collar colour"].grad.abs().sum(1) > 0, wanted["collar colour?"] > 0)
+
+
+# ---------------------------------------------------------------------------------- what a drawing explains
+
+
+def test_a_drawing_explains_itself_also_soft_and_a_pixel_off():
+    for picture in pictures(dataset.test_scenes(12)):
+        assert unexplained(picture, picture).max() == 0
+        moved = picture.roll((1, -1), (1, 2))
+        soft = vae.smaller(vae.smaller(picture[None], 96), 128)[0]
+        assert unexplained(moved, picture)[9:-9, 9:-9].max() < 0.02 and unexplained(soft, picture).max() < 0.1
+
+
+def test_what_is_missing_or_too_much_stays_unexplained():
+    """Of every kind of monster; and the measure is the same both ways: a leg too many is as bad as one too few."""
+    left = {kind: [] for kind in KINDS}
+    for kind, scene, picture in monsters(4):
+        spoiled, drawing = as_stack(picture)[0], pictures([scene])[0]
+        assert torch.allclose(unexplained(spoiled, drawing), unexplained(drawing, spoiled))
+        left[kind].append(unexplained(spoiled, drawing).max().item())
+    assert all(np.median(values) > 0.12 for values in left.values()), left
+
+
+class Perfect(Reader):
+    """A reader that knows the answer: for the rules that follow from what is read."""
+
+    def __init__(self, scene, bound=0.1):
+        self.scene_read, self.bound, self.strokes = scene, bound, FINE
+
+    def scenes(self, pictures):
+        return [self.scene_read] * len(pictures)
+
+
+def test_success_wants_the_right_attributes_and_a_good_drawing():
+    scene = Scene.sample(3, subject="dog", pose="standing")
+    reader, picture = Perfect(canonical(scene)), scene.render()
+    assert reader.success(picture, scene) and not reader.success(picture, scene.edit(pose="sitting"))
+    legless = next(p for kind, s, p in monsters(1) if kind == "no legs")
+    spoiled = next(s for kind, s, p in monsters(1) if kind == "no legs")
+    assert not Perfect(spoiled).drawn_well(legless) and Perfect(spoiled).drawn_well(spoiled.render())
+
+
+def test_kept_counts_the_details_that_agree():
+    dog = Scene.sample(5, subject="dog", place="grass")
+    assert share_kept(dog, dog) == 1
+    turned = replace(dog, identity=replace(dog.identity, flip=(dog.identity.flip + 0.5) % 1))
+    asked = sum(any(name in visible(dog) for name in parts) for parts in DETAILS.values())
+    assert share_kept(turned, dog) == pytest.approx(1 - 1 / asked)
+    other = Scene.sample(6, **dog.attributes)
+    assert share_kept(other, dog) < 0.7
+
+
+def test_details_that_the_input_did_not_show_are_not_asked_for():
+    bird = Scene.sample(8, subject="bird", pose="standing")
+    cat = bird.edit(subject="cat")
+    socks = replace(cat, identity=replace(cat.identity, socks=(cat.identity.socks + 0.6) % 1.0, ears=0.0, tail=0.5))
+    before = replace(cat, identity=replace(cat.identity, ears=0.99, tail=0.5))
+    assert share_kept(socks, before) < 1 == share_kept(socks, before, bird)
+
+
+def test_a_good_dog_one_step_to_the_left_is_near_to_the_truth():
+    scene = Scene.sample(11, subject="dog", pose="jumping", place="grass")
+    moved = replace(scene, identity=replace(scene.identity, x=(scene.identity.x + 0.4) % 1))
+    assert Perfect(moved).distance(moved.render(), scene) < 0.02
+    assert Perfect(scene).distance(moved.render(), scene) > 0.05
+
+
+def test_pictures_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="pictures of 128x128"):
+        as_stack(torch.zeros(3, 64, 64))
+
+
+# --------------------------------------------------------------------------------------------- ToyEdit
+
+
+def test_toyedit_has_forty_and_sixty_edits_of_four_kinds_alike():
+    for split, size in SIZES.items():
+        edits = toyedit(split)
+        assert len(edits) == size and edits == toyedit(split)
+        kinds = [next(iter(change)) for _, change in edits]
+        assert all(kinds.count(kind) == size / 4 for kind in EDIT_KINDS)
+        for scene, change in edits:
+            (kind, value), truth = *change.items(), scene.edit(**change)
+            assert getattr(scene, kind) != value == getattr(truth, kind)
+            assert draw(truth).size == (128, 128)
+    assert not {s for s, _ in toyedit("dev")} & {s for s, _ in toyedit("test")}
+    with pytest.raises(ValueError, match="choose 'dev' or 'test'"):
+        toyedit("train")
