@@ -9,6 +9,8 @@ import time
 import warnings
 from pathlib import Path
 
+NETWORKS = ("vae", "clip", "unet", "reader")  # what `train` trains
+
 
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
@@ -45,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--runs", type=Path, default=Path("runs"), help="work folder: drawings, checkpoints, previews")
     train.add_argument("--out", type=Path, default=Path("runs/data"), help="where the finished models go")
     train.add_argument("--start", type=Path, help="folder like data/, whose model is trained on (default: nothing)")
+    train.add_argument(
+        "--only", nargs="+", choices=NETWORKS, default=NETWORKS, help="train these, the others are those of --start"
+    )
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     train.add_argument("--scale", type=number, default=1.0, help="share of the full steps and scenes (0.01: a trial)")
     train.add_argument("--seed", type=whole, default=0)
@@ -209,7 +214,7 @@ def run_demo_command(args: argparse.Namespace) -> None:
 def run_train_command(args: argparse.Namespace) -> None:
     from imagic_lib.toyworld.recipe import make
 
-    how = {"scale": args.scale, "seed": args.seed, "bf16": args.bf16, "device": args.device}
+    how = {"only": args.only, "scale": args.scale, "seed": args.seed, "bf16": args.bf16, "device": args.device}
     make(writable(args.runs), writable(args.out), start=args.start, **how)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from imagic_lib.__main__ import NETWORKS
 from imagic_lib.models import encode_text, load_pipeline
 from imagic_lib.stage4_inference import generate
 from imagic_lib.toyworld import clip, dataset, reader, unet, vae
@@ -27,14 +29,25 @@ PREVIEW_TEXTS = (
 
 
 def make(
-    runs: Path, out: Path, *, start: Path | None = None, scale: float = 1.0, seed: int = 0, bf16=False, device="cpu"
+    runs: Path,
+    out: Path,
+    *,
+    start: Path | None = None,
+    only: Sequence[str] = NETWORKS,
+    scale: float = 1.0,
+    seed: int = 0,
+    bf16: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Drawings -> VAE -> mini-CLIP -> UNet -> reader, then everything into `out`, laid out like data/.
 
-    start: a folder like data/ whose VAE and UNet are trained on, and whose mini-CLIP is kept; None begins with
-    nothing. Every network goes on from its checkpoint in `runs`, or is skipped if it is finished. scale: share of
-    the full number of scenes and steps, for trials. device: "cpu", or "cuda" for an hour in place of a day.
+    start: a folder like data/ whose networks are trained on; None begins with nothing. only: the networks to
+    train; the others are those of `start`. Every network goes on from its checkpoint in `runs`, or is skipped if
+    it is finished. scale: share of the full number of scenes and steps, for trials. device: "cpu", or "cuda" for
+    an hour in place of a day. Raises ValueError if a network is neither to be trained nor in `start`.
     """
+    if start is None and set(only) != set(NETWORKS):
+        raise ValueError("without a model to start from, all networks are trained: leave out --only, or give --start")
 
     def part(full: int, least: int = 10) -> int:
         return max(least, round(full * scale))
@@ -45,41 +58,46 @@ def make(
     held_back = dataset.render(dataset.test_scenes(HELD_BACK), runs / "scenes" / "test", BOLD)
     before, history = opened(start), {}
 
-    the_vae, history["vae"] = vae.train_vae(
-        drawings, held_back, runs, start_from=before and before.vae, steps=part(vae.STEPS), **how
-    )
-    if start:
-        tokenizer, the_clip = before.tokenizer, CLIPModel.from_pretrained(start / "tiny-clip", dtype=torch.float32)
-        text_encoder = before.text_encoder
-    else:
+    the_vae, the_unet = (before.vae, before.unet) if before else (None, None)
+    if "vae" in only:
+        the_vae, history["vae"] = vae.train_vae(
+            drawings, held_back, runs, start_from=the_vae, steps=part(vae.STEPS), **how
+        )
+    if "clip" in only:
         tokenizer = clip.train_tokenizer(scenes, runs / "tokenizer")
         the_clip, history["clip"] = clip.train_clip(
             drawings, scenes, tokenizer, runs, steps=part(clip.STEPS), seed=seed, bf16=bf16
         )
         text_encoder = text_tower(the_clip)
+    else:
+        tokenizer, text_encoder = before.tokenizer, before.text_encoder
+        the_clip = CLIPModel.from_pretrained(start / "tiny-clip", dtype=torch.float32)
 
     def preview(model: UNet2DConditionModel, path: Path) -> None:
         draw_previews(assemble(the_vae, text_encoder, tokenizer, model.eval()), path)
 
-    latents = encoded(the_vae, drawings, runs / "latents.safetensors")
-    the_unet, history["unet"] = unet.train_unet(
-        latents,
-        scenes,
-        tokenizer,
-        text_encoder,
-        runs,
-        start_from=before and before.unet,
-        steps=part(unet.STEPS),
-        preview=preview,
-        **how,
-    )
-    every = dataset.any_scenes(part(READER_SCENES, 64))
-    read = dataset.render(every, runs / "scenes" / "reader", BOLD)
-    soft = dataset.through(the_vae, read[: part(SOFTENED, 64)])
-    net, history["reader"] = reader.train_reader(
-        read, soft, every, runs, steps=part(reader.STEPS), seed=seed, bf16=bf16
-    )
-    the_reader = reader.with_bound(net, dataset.test_scenes(HELD_BACK), dataset.through(the_vae, held_back), BOLD)
+    if "unet" in only:
+        the_unet, history["unet"] = unet.train_unet(
+            encoded(the_vae, drawings, runs / "latents.safetensors"),
+            scenes,
+            tokenizer,
+            text_encoder,
+            runs,
+            start_from=the_unet,
+            steps=part(unet.STEPS),
+            preview=preview,
+            **how,
+        )
+    if "reader" in only:
+        every = dataset.any_scenes(part(READER_SCENES, 64))
+        read = dataset.render(every, runs / "scenes" / "reader", BOLD)
+        soft = dataset.through(the_vae, read[: part(SOFTENED, 64)])
+        net, history["reader"] = reader.train_reader(
+            read, soft, every, runs, steps=part(reader.STEPS), seed=seed, bf16=bf16
+        )
+        the_reader = reader.with_bound(net, dataset.test_scenes(HELD_BACK), dataset.through(the_vae, held_back), BOLD)
+    else:
+        the_reader = reader.load_reader(start / "reader" / "reader.safetensors")
     export(out, assemble(the_vae, text_encoder, tokenizer, the_unet), the_clip, the_reader, history)
 
 

@@ -174,7 +174,8 @@ def test_a_model_can_be_trained_on(made, tmp_path, monkeypatch):
     runs, start = made
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "scenes").symlink_to(runs / "scenes")
-    recipe.make(tmp_path / "runs", tmp_path / "out", start=start, scale=0.0)
+    only = ("vae", "unet", "reader")
+    recipe.make(tmp_path / "runs", tmp_path / "out", start=start, only=only, scale=0.0)
     old, new = (imagic.load_pipeline(folder / "tiny-sd", device="cpu") for folder in (start, tmp_path / "out"))
     for part, moved in (("unet", True), ("vae", True), ("text_encoder", False)):
         before, after = getattr(old, part).state_dict(), getattr(new, part).state_dict()
@@ -182,3 +183,8 @@ def test_a_model_can_be_trained_on(made, tmp_path, monkeypatch):
         near = {"unet": 0.05, "vae": 2.0}.get(part, 0.0)  # the VAE's latents are stretched anew
         assert (far > 0) == moved and far <= near, (part, far)
     assert "clip" not in json.loads((tmp_path / "out" / "tiny-sd" / "training.json").read_text())
+
+
+def test_without_a_start_all_networks_are_trained(tmp_path):
+    with pytest.raises(ValueError, match="leave out --only, or give --start"):
+        recipe.make(tmp_path, tmp_path, only=("unet",))

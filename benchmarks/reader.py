@@ -1,0 +1,87 @@
+"""How well does the reader read, what does it call well drawn, and does it catch monsters?
+
+python benchmarks/reader.py        # about 3 minutes on 2 cores; writes the tables of data/reader/README.md
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from report import put, table
+
+import imagic_lib as imagic
+from imagic_lib.models import DATA
+from imagic_lib.toyworld import ATTRIBUTES, dataset, vae
+from imagic_lib.toyworld.details import DETAILS, NUMBERS, SWITCHES, share_kept, to_numbers, visible
+from imagic_lib.toyworld.monsters import KINDS, monsters
+from imagic_lib.toyworld.reader import Reader, load_reader
+
+COUNT, EACH = 512, 12
+CARD = DATA / "reader" / "README.md"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def accuracies(reader: Reader, scenes: list, pictures: torch.Tensor) -> dict[str, str]:
+    """By name: the share that is read rightly, or for amounts the error that 95 % of the readings stay below."""
+    found = [scene for part in pictures.split(64) for scene in reader.scenes(part)]
+    pairs = list(zip(found, scenes, strict=True))
+    result = {k: percent(np.mean([getattr(f, k) == getattr(s, k) for f, s in pairs])) for k in ATTRIBUTES}
+    numbers = [(to_numbers(f), to_numbers(s), visible(s)) for f, s in pairs]
+    for name in (*SWITCHES, "collar colour"):
+        result[name] = percent(np.mean([f[name] == s[name] for f, s, shown in numbers if name in shown]))
+    for name in NUMBERS:
+        errors = [abs(f[name] - s[name]) for f, s, shown in numbers if name in shown]
+        result[name] = f"± {np.quantile(errors, 0.95):.2f}"
+    result["all details kept, of 1"] = f"{np.mean([share_kept(f, s) for f, s in pairs]):.3f}"
+    return result
+
+
+def votes(reader: Reader, scenes: list, pictures: torch.Tensor) -> dict[str, str]:
+    """By detail: the share of pictures whose reading agrees with the scene, where the scene shows it."""
+    found = [scene for part in pictures.split(64) for scene in reader.scenes(part)]
+    result = {}
+    for detail, parts in DETAILS.items():
+        agree = []
+        for f, s in zip(found, scenes, strict=True):
+            asked = [name for name in parts if name in visible(s)]
+            if asked:
+                here, there = to_numbers(f), to_numbers(s)
+                agree.append(all(abs(here[name] - there[name]) <= parts[name] for name in asked))
+        result[detail] = percent(np.mean(agree))
+    return result
+
+
+def main() -> None:
+    reader, pipe = load_reader(), imagic.load_pipeline("tiny")
+    scenes = dataset.test_scenes(COUNT)
+    drawings = vae.to_tensor(np.stack([dataset.pixels(s, reader.strokes) for s in scenes]))
+    softened = torch.cat([vae.reconstruct(pipe.vae, part) for part in drawings.split(32)])
+    read = {"drawings": drawings, "through the VAE": softened}
+    columns = {name: accuracies(reader, scenes, pictures) for name, pictures in read.items()}
+    put(
+        CARD,
+        "accuracy",
+        table(["read", *columns], [[n, *(c[n] for c in columns.values())] for n in columns["drawings"]]),
+    )
+    agreed = {name: votes(reader, scenes, pictures) for name, pictures in read.items()}
+    put(CARD, "details", table(["detail", *agreed], [[n, *(c[n] for c in agreed.values())] for n in DETAILS]))
+
+    passed = np.mean([reader.drawn_well(picture) for picture in softened])
+    caught = {kind: [] for kind in KINDS}
+    shown = monsters(EACH, reader.strokes)
+    blurred = vae.reconstruct(pipe.vae, torch.cat([vae.to_tensor(np.asarray(p)[None]) for _, _, p in shown]))
+    for (kind, _, _), picture in zip(shown, blurred, strict=True):
+        caught[kind].append(not reader.drawn_well(picture))
+    everything = [c for kind in caught.values() for c in kind]
+    lines = [[kind, f"{sum(c)} of {len(c)}"] for kind, c in caught.items()]
+    vae.save_rows(DATA / "reader" / "monsters.jpg", [blurred[k::EACH][: len(KINDS)] for k in range(3)])
+    text = f"The bound is {reader.bound:.3f}: {percent(passed)} of {COUNT} held-back drawings pass after the VAE.\n"
+    text += f"Of {len(everything)} monsters **{percent(np.mean(everything))}** are caught.\n\n"
+    put(CARD, "monsters", text + table(["monster", "caught"], lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""ToyEdit: how many edits succeed, how much of the input they keep, with stage 2 and without?
+
+python benchmarks/toyedit.py dev      # 40 edits, about a minute each on 2 cores; goes on where it was
+python benchmarks/toyedit.py test     # 60 edits; one row an edit and variant in data/experiments/toyedit-test.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from report import table
+from tqdm.auto import tqdm
+
+import imagic_lib as imagic
+from imagic_lib.models import DATA
+from imagic_lib.pictures import psnr, to_tensor
+from imagic_lib.toyworld.reader import Reader, load_reader
+from imagic_lib.toyworld.toyedit import KINDS, VERSION, toyedit
+from imagic_lib.training.checkpoints import write_atomically
+
+ETAS, SEEDS, STEPS = (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0), tuple(range(8)), 20
+VARIANTS = {"Imagic": True, "without fine-tuning": False}
+GOOD_PSNR = 28.0  # dB: from here on a picture at η = 0 counts as the input
+
+
+def measure(edit: imagic.ImagicEdit, fine_tuned: bool, scene, change: dict, reader: Reader) -> dict:
+    """One variant of one edit: counts of the seeds, means of the rest, a column for each η."""
+    truth, found = scene.edit(**change), {}
+    rows = edit.pictures(ETAS, SEEDS, fine_tuned=fine_tuned, steps=STEPS)
+    rebuilt = [psnr(row[0], edit.reconstruction) for row in rows]
+    found["psnr"], found["rebuilt"] = round(float(np.mean(rebuilt)), 2), sum(p >= GOOD_PSNR for p in rebuilt)
+    for column, eta in enumerate(ETAS):
+        drawn = [row[column] for row in rows]
+        right = [reader.scene(p).attributes == truth.attributes for p in drawn]
+        well = [reader.drawn_well(p) for p in drawn]
+        found[f"right {eta:g}"], found[f"well {eta:g}"] = sum(right), sum(well)
+        found[f"success {eta:g}"] = sum(r and w for r, w in zip(right, well, strict=True))
+        found[f"kept {eta:g}"] = round(float(np.mean([reader.kept(p, truth, scene) for p in drawn])), 3)
+        found[f"distance {eta:g}"] = round(float(np.mean([reader.distance(p, truth) for p in drawn])), 4)
+    return found
+
+
+class Rows:
+    """A CSV file, one row an edit and variant, whole after every row; a run that was stopped goes on with it."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, []
+        if path.exists():
+            self.rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            if any(row.get("version") != VERSION for row in self.rows):
+                raise ValueError(f"{path} is of another version of ToyEdit than {VERSION}: move it away, and run again")
+
+    def has(self, index: int, variant: str) -> bool:
+        return any(int(row["edit"]) == index and row["variant"] == variant for row in self.rows)
+
+    def add(self, row: dict) -> None:
+        self.rows.append({name: str(value) for name, value in row.items()})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.path, lambda tmp: tmp.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def run(split: str, rows: Rows, pipe, reader: Reader) -> None:
+    for index, (scene, change) in enumerate(tqdm(toyedit(split), desc=f"ToyEdit, {split}", unit="edit")):
+        if all(rows.has(index, variant) for variant in VARIANTS):
+            continue
+        kind, truth = next(iter(change)), scene.edit(**change)
+        image = to_tensor(scene.render())
+        began = time.monotonic()
+        edit = imagic.run_edit(pipe, image, truth.caption())
+        seconds = round(time.monotonic() - began, 1)
+        for variant, tuned in VARIANTS.items():
+            if not rows.has(index, variant):
+                facts = {"version": VERSION, "edit": index, "kind": kind, "from": scene.caption()}
+                facts |= {"to": truth.caption(), "variant": variant, "seconds": seconds}
+                rows.add(facts | measure(edit, tuned, scene, change, reader))
+
+
+def interval(values: list[float], repeats: int = 2000) -> str:
+    """Mean and 95 % interval by a bootstrap over the pictures, as text in percent."""
+    rng = np.random.default_rng(0)
+    means = rng.choice(values, (repeats, len(values))).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return f"{100 * np.mean(values):.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def summary(rows: list[dict]) -> str:
+    """For each kind of edit and variant: at the one η that is best for the kind, and at the best η of each edit."""
+    lines = []
+    for kind in KINDS:
+        for variant in VARIANTS:
+            own = [row for row in rows if row["kind"] == kind and row["variant"] == variant]
+            if not own:
+                continue
+
+            def share(row: dict, what: str, eta: float) -> float:
+                return float(row[f"{what} {eta:g}"]) / (len(SEEDS) if what != "kept" else 1)
+
+            eta = max(ETAS, key=lambda e, own=own, share=share: np.mean([share(row, "success", e) for row in own]))
+            best: Callable = lambda row, share=share: max(share(row, "success", e) for e in ETAS)  # noqa: E731
+            lines.append(
+                [
+                    kind,
+                    variant,
+                    f"{np.mean([float(row['psnr']) for row in own]):.1f}",
+                    f"{eta:g}",
+                    interval([share(row, "success", eta) for row in own]),
+                    interval([share(row, "kept", eta) for row in own]),
+                    f"{100 * np.mean([best(row) for row in own]):.0f} %",
+                ]
+            )
+    header = ["kind", "variant", "PSNR at η = 0, dB", "η", "success", "details kept", "success, best η of each edit"]
+    return table(header, lines)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("split", choices=("dev", "test"))
+    options.add_argument("--out", type=Path, help="the CSV file (default: data/experiments/toyedit-SPLIT.csv)")
+    args = options.parse_args()
+    rows = Rows(args.out or DATA / "experiments" / f"toyedit-{args.split}.csv")
+    run(args.split, rows, imagic.load_pipeline("tiny"), load_reader())
+    print(summary(rows.rows))
+
+
+if __name__ == "__main__":
+    main()
