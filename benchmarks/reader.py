@@ -1,6 +1,6 @@
 """How well does the reader read, what does it call well drawn, and does it catch monsters?
 
-python benchmarks/reader.py        # about 3 minutes on 2 cores; writes the tables of data/reader/README.md
+python benchmarks/reader.py        # about 10 minutes on 2 cores; writes the tables of data/reader/README.md
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from report import put, table
 
 import imagic_lib as imagic
 from imagic_lib.models import DATA
-from imagic_lib.toyworld import ATTRIBUTES, dataset, vae
+from imagic_lib.toyworld import ATTRIBUTES, Scene, dataset, vae
 from imagic_lib.toyworld.details import DETAILS, NUMBERS, SWITCHES, share_kept, to_numbers, visible
 from imagic_lib.toyworld.monsters import KINDS, monsters
-from imagic_lib.toyworld.reader import Reader, load_reader
+from imagic_lib.toyworld.reader import load_reader
 
 COUNT, EACH = 512, 12
 CARD = DATA / "reader" / "README.md"
@@ -24,9 +24,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def accuracies(reader: Reader, scenes: list, pictures: torch.Tensor) -> dict[str, str]:
+def accuracies(found: list[Scene], scenes: list[Scene]) -> dict[str, str]:
     """By name: the share that is read rightly, or for amounts the error that 95 % of the readings stay below."""
-    found = [scene for part in pictures.split(64) for scene in reader.scenes(part)]
     pairs = list(zip(found, scenes, strict=True))
     result = {k: percent(np.mean([getattr(f, k) == getattr(s, k) for f, s in pairs])) for k in ATTRIBUTES}
     numbers = [(to_numbers(f), to_numbers(s), visible(s)) for f, s in pairs]
@@ -39,9 +38,8 @@ def accuracies(reader: Reader, scenes: list, pictures: torch.Tensor) -> dict[str
     return result
 
 
-def votes(reader: Reader, scenes: list, pictures: torch.Tensor) -> dict[str, str]:
+def votes(found: list[Scene], scenes: list[Scene]) -> dict[str, str]:
     """By detail: the share of pictures whose reading agrees with the scene, where the scene shows it."""
-    found = [scene for part in pictures.split(64) for scene in reader.scenes(part)]
     result = {}
     for detail, parts in DETAILS.items():
         agree = []
@@ -59,17 +57,20 @@ def main() -> None:
     scenes = dataset.test_scenes(COUNT)
     drawings = vae.to_tensor(np.stack([dataset.pixels(s, reader.strokes) for s in scenes]))
     softened = torch.cat([vae.reconstruct(pipe.vae, part) for part in drawings.split(32)])
-    read = {"drawings": drawings, "through the VAE": softened}
-    columns = {name: accuracies(reader, scenes, pictures) for name, pictures in read.items()}
-    put(
-        CARD,
-        "accuracy",
-        table(["read", *columns], [[n, *(c[n] for c in columns.values())] for n in columns["drawings"]]),
-    )
-    agreed = {name: votes(reader, scenes, pictures) for name, pictures in read.items()}
+    read = {
+        "drawings, at a glance": [scene for part in drawings.split(64) for scene in reader.glance(part)],
+        "drawings": [reader.scene(picture) for picture in drawings],
+        "through the VAE": [reader.scene(picture) for picture in softened],
+    }
+    columns = {name: accuracies(found, scenes) for name, found in read.items()}
+    rows = [[name, *(column[name] for column in columns.values())] for name in columns["drawings"]]
+    put(CARD, "accuracy", table(["read", *columns], rows))
+    agreed = {name: votes(found, scenes) for name, found in read.items()}
     put(CARD, "details", table(["detail", *agreed], [[n, *(c[n] for c in agreed.values())] for n in DETAILS]))
 
-    passed = np.mean([reader.drawn_well(picture) for picture in softened])
+    passed = np.mean(
+        [reader.left(p, s) <= reader.bound for p, s in zip(softened, read["through the VAE"], strict=True)]
+    )
     caught = {kind: [] for kind in KINDS}
     shown = monsters(EACH, reader.strokes)
     blurred = vae.reconstruct(pipe.vae, torch.cat([vae.to_tensor(np.asarray(p)[None]) for _, _, p in shown]))

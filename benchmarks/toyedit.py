@@ -37,12 +37,11 @@ def measure(edit: imagic.ImagicEdit, fine_tuned: bool, scene, change: dict, read
     found["psnr"], found["rebuilt"] = round(float(np.mean(rebuilt)), 2), sum(p >= GOOD_PSNR for p in rebuilt)
     for column, eta in enumerate(ETAS):
         drawn = [row[column] for row in rows]
-        right = [reader.scene(p).attributes == truth.attributes for p in drawn]
-        well = [reader.drawn_well(p) for p in drawn]
-        found[f"right {eta:g}"], found[f"well {eta:g}"] = sum(right), sum(well)
-        found[f"success {eta:g}"] = sum(r and w for r, w in zip(right, well, strict=True))
-        found[f"kept {eta:g}"] = round(float(np.mean([reader.kept(p, truth, scene) for p in drawn])), 3)
-        found[f"distance {eta:g}"] = round(float(np.mean([reader.distance(p, truth) for p in drawn])), 4)
+        reports = [reader.report(p, truth, scene) for p in drawn]
+        found[f"right {eta:g}"], found[f"well {eta:g}"] = sum(r.right for r in reports), sum(r.well for r in reports)
+        found[f"success {eta:g}"] = sum(r.success for r in reports)
+        found[f"kept {eta:g}"] = round(float(np.mean([r.kept for r in reports])), 3)
+        found[f"distance {eta:g}"] = round(float(np.mean([r.distance for r in reports])), 4)
     return found
 
 

@@ -1,16 +1,17 @@
 """The reader: which scene does a picture show?
 
 A convolutional network reads from a picture every parameter of its scene: the four attributes that a caption
-names, and the details that none names. It has no part in making pictures; it measures them. Three questions
-follow from what it reads. Is the picture right (`Reader.attributes`)? Is it drawn well, that is: does the scene
-that was read, drawn again, look like this picture (`Reader.drawn_well`)? Is it still the same dog and the same
-hills (`Reader.kept`)?
+names, and the details that none names; `fitting` makes the details exact. The reader has no part in making
+pictures, it measures them. Three questions follow from what it reads. Is the picture right? Is it drawn well, that
+is: does the scene that was read, drawn again, look like this picture (`Reader.drawn_well`)? Is it still the same dog
+before the same hills (`Reader.kept`)?
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from imagic_lib.toyworld.details import (
     visible,
 )
 from imagic_lib.toyworld.drawing import FINE, Strokes, draw
+from imagic_lib.toyworld.fitting import fit
 from imagic_lib.toyworld.scene import ATTRIBUTES, POSES_OF, Scene
 from imagic_lib.toyworld.training import train
 from imagic_lib.toyworld.vae import to_tensor
@@ -136,6 +138,19 @@ def unexplained(picture: Tensor, drawing: Tensor) -> Tensor:
     return F.avg_pool2d(worse[None, None], WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)[0, 0]
 
 
+class Report(NamedTuple):
+    """One picture of an edit, measured against the ground truth."""
+
+    right: bool  # in all four attributes
+    well: bool  # drawn well
+    kept: float  # share of the unnamed details that agree with the truth
+    distance: float  # root mean square, to the truth drawn where this picture has its subject; in [0, 1]
+
+    @property
+    def success(self) -> bool:
+        return self.right and self.well
+
+
 class Reader:
     """The trained network and the bound of what counts as drawn well, in one.
 
@@ -154,13 +169,16 @@ class Reader:
         return as_stack(draw(scene, self.strokes))[0]
 
     @torch.no_grad()
-    def scenes(self, pictures: Tensor) -> list[Scene]:
-        """The scene that each picture shows. Stars and snowflakes are not read, all else is."""
+    def glance(self, pictures: Tensor) -> list[Scene]:
+        """The scene that each picture shows as the network reads it, all at once: the attributes are right, the
+        details are a first guess. Stars and snowflakes are not read."""
         found = {name: values.float() for name, values in self.net(as_stack(pictures)).items()}
         return [from_numbers(best_attributes(found, k), best_numbers(found, k)) for k in range(len(pictures))]
 
     def scene(self, picture: Image.Image | Tensor) -> Scene:
-        return self.scenes(as_stack(picture))[0]
+        """The scene that a picture shows: a glance, then fitted by drawing it (half a second)."""
+        stack = as_stack(picture)
+        return fit(stack[0], self.glance(stack)[0], self.strokes)
 
     def drawn_well(self, picture: Image.Image | Tensor) -> bool:
         """Can a drawing explain the picture? The scene that was read is drawn again and compared with it.
@@ -168,36 +186,28 @@ class Reader:
         What no drawing explains fails: two heads, missing legs, a smear, half a cat. The bound is such that 95 % of
         held-back drawings pass after they went through the VAE (data/reader/README.md).
         """
-        return self.unexplained(picture) <= self.bound
+        return self.left(picture, self.scene(picture)) <= self.bound
 
-    def unexplained(self, picture: Image.Image | Tensor, scene: Scene | None = None) -> float:
-        """How much of the picture its own scene leaves unexplained: the worst window of `unexplained`, in [0, 1]."""
-        stack = as_stack(picture)
-        scene = scene or self.scenes(stack)[0]
-        return unexplained(stack[0], self.drawn(scene)).max().item()
+    def left(self, picture: Image.Image | Tensor, scene: Scene) -> float:
+        """How much of the picture this scene, drawn, leaves unexplained: the worst window, in [0, 1]."""
+        return unexplained(as_stack(picture)[0], self.drawn(scene)).max().item()
 
     def kept(self, picture: Image.Image | Tensor, truth: Scene, before: Scene | None = None) -> float:
         """The share of details that no text names on which the picture agrees with the ground truth, in [0, 1].
 
-        before: the scene of the input. Details that it did not show (the socks of a car that becomes a cat) are
+        before: the scene of the input. Details that it did not show (the socks of a bird that becomes a cat) are
         not asked for.
         """
         return share_kept(self.scene(picture), truth, before)
 
-    def distance(self, picture: Image.Image | Tensor, truth: Scene) -> float:
-        """Root mean square difference to the ground truth, drawn where this picture has its subject; in [0, 1].
-
-        A good dog one step to the left is no failure, so the truth is moved to where the dog was read.
-        """
-        stack = as_stack(picture)
-        at = self.scenes(stack)[0].identity
-        moved = replace(truth, identity=replace(truth.identity, x=at.x, depth=at.depth))
-        return ((stack[0] - self.drawn(moved)) / 2).square().mean().sqrt().item()
-
-    def success(self, picture: Image.Image | Tensor, truth: Scene) -> bool:
-        """Right in all four attributes, and drawn well."""
+    def report(self, picture: Image.Image | Tensor, truth: Scene, before: Scene | None = None) -> Report:
+        """Everything about one picture of an edit, from one reading."""
         scene = self.scene(picture)
-        return scene.attributes == truth.attributes and self.unexplained(picture, scene) <= self.bound
+        right = scene.attributes == truth.attributes
+        moved = replace(truth, identity=replace(truth.identity, x=scene.identity.x, depth=scene.identity.depth))
+        distance = ((as_stack(picture)[0] - self.drawn(moved)) / 2).square().mean().sqrt().item()
+        well = self.left(picture, scene) <= self.bound
+        return Report(right, well, share_kept(scene, truth, before), distance)
 
     def save(self, path: Path) -> None:
         """In half precision, with the bound and the strokes beside the weights."""
@@ -253,7 +263,8 @@ def train_reader(
 def with_bound(net: ReaderNet, scenes: list[Scene], softened: np.ndarray, strokes: Strokes) -> Reader:
     """A reader whose bound of 'drawn well' lets PASSING of these held-back drawings pass, seen through the VAE."""
     reader = Reader(net, 0.0, strokes)
-    left = [reader.unexplained(picture) for picture in to_tensor(softened[: len(scenes)])]
+    pictures = to_tensor(softened[: len(scenes)])
+    left = [reader.left(picture, reader.scene(picture)) for picture in pictures]
     return Reader(net, float(np.quantile(left, PASSING)), strokes)
 
 
