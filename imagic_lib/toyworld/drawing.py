@@ -34,10 +34,11 @@ class Strokes:
     collar: float = 1.0
     spot: float = 1.0
     star: float = 1.0
+    flakes_in_front: bool = True  # of the figure; behind it they spare its face
 
 
 FINE = Strokes()  # the drawings that the shipped model was trained on
-BOLD = Strokes(figure=1.10, head=1.18, eye=1.45, leg=1.25, collar=1.75, spot=1.4, star=1.3)
+BOLD = Strokes(figure=1.10, head=1.18, eye=1.45, leg=1.25, collar=1.75, spot=1.4, star=1.3, flakes_in_front=False)
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
@@ -453,6 +454,8 @@ def draw(scene: Scene, strokes: Strokes = FINE) -> Image.Image:
     me = scene.identity
     image = Image.new("RGB", (SIZE * OVERSAMPLING,) * 2)
     draw_place(image, scene, strokes)
+    if scene.place == "snow" and not strokes.flakes_in_front:
+        draw_flakes(Pen(image), scene, strokes)
     near = me.depth  # 0 far (higher, smaller) to 1 near
     x, ground = 52 + 24 * me.x, horizon_of(scene) + 18 + 16 * near
     scale = (0.86 + 0.12 * near) * (0.94 + 0.16 * me.size) * strokes.figure
@@ -465,6 +468,6 @@ def draw(scene: Scene, strokes: Strokes = FINE) -> Image.Image:
     pen = Pen(image, (x, ground - lift * scale), scale, flip, angle)
     coat = Coat(scene, strokes)
     {"bird": draw_bird, "car": draw_car}.get(scene.subject, draw_animal)(pen, scene, coat)
-    if scene.place == "snow":
+    if scene.place == "snow" and strokes.flakes_in_front:
         draw_flakes(Pen(image), scene, strokes)
     return image.reduce(OVERSAMPLING)
