@@ -38,7 +38,7 @@ from imagic_lib.folder import (
     remove_checkpoints,
     state_of,
 )
-from imagic_lib.models import encode_text, name_of, settings_for
+from imagic_lib.models import encode_text, name_of, settings_for, whole_number
 from imagic_lib.pictures import load_image, open_image, picture_size, to_picture
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune, with_unet
@@ -225,7 +225,7 @@ def settings_of(
         raise ValueError(f"method {method!r} is unknown: choose 'full' or 'lora'")
     first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)
     second = settings_for(pipe, stage2_finetuning.DEFAULTS[method], steps=unet_steps)
-    [seed] = seeds_of([seed])
+    [seed] = seeds_of([whole_number("seed", seed)])
     return {"embedding_steps": first["steps"], "unet_steps": second["steps"], "method": method, "seed": seed}
 
 
