@@ -32,7 +32,6 @@ from imagic_lib.folder import (
     claim,
     damage_explained,
     finish,
-    history_of,
     read_facts,
     read_ledger,
     remove_checkpoints,
@@ -136,8 +135,8 @@ class ImagicEdit:
             image=load_image(picture, pipe),
             e_tgt=embeddings["e_tgt"].to(device),
             e_opt=embeddings["e_opt"].to(device),
-            embedding_history=history_of(facts["history"]["embedding"]),
-            unet_history=history_of(facts["history"]["unet"]),
+            embedding_history=History(**facts["history"]["embedding"]),
+            unet_history=History(**facts["history"]["unet"]),
             settings=facts["settings"],
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from imagic_lib.training.checkpoints import load_tensors, remove_tensors, save_tensors, write_atomically
-from imagic_lib.training.loop import History
 
 INPUT_FILE, EMBEDDINGS_FILE = "input.png", "embeddings.safetensors"
 DIFFERENCE_FILE = "unet-difference.safetensors"  # tuned minus loaded weights
@@ -32,14 +30,6 @@ WRITTEN = re.compile(  # what a list of files may name, whoever wrote the list
 )
 SYSTEM = {"Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder, beside names with a dot
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
-HISTORY = {"loss": [float], "probe_step": [int], "probe_loss": [float], "learning_rate": [float], "seconds": float}
-IDENTITY = {
-    "text": str,
-    "settings": {"method": str, "seed": int},
-    "input": str,
-    "base_model": {"name": str, "fingerprint": str},
-}
-FACTS = IDENTITY | {"history": {"embedding": HISTORY, "unet": HISTORY}}
 
 
 # -- whose folder it is
@@ -90,10 +80,10 @@ def difference(found: dict, wanted: dict) -> str | None:
 def files_of(folder: Path) -> set[str]:
     """The names in a folder that were written for its edit. Only names of our own kind count, whatever is listed."""
     if (folder / "edit.json").is_file():
-        listed = read_facts(folder).get("files")
+        listed = read_facts(folder)["files"]
     else:
-        listed = read_ledger(folder)[1].get("files") if (folder / LEDGER).is_file() else []
-    return {name for name in listed or [] if isinstance(name, str) and WRITTEN.fullmatch(name)}
+        listed = read_ledger(folder)[1]["files"] if (folder / LEDGER).is_file() else []
+    return {name for name in listed or [] if WRITTEN.fullmatch(name)}
 
 
 def claim(folder: str | Path, names: Iterable[str]) -> None:
@@ -138,9 +128,8 @@ def read_ledger(folder: str | Path) -> tuple[Tensor, dict]:
     path = Path(folder) / LEDGER
     with damage_explained(path):
         tensors, facts = load_tensors(path)
-        check(facts, IDENTITY)
         check_finite(tensors)
-        return tensors["e_tgt"], facts
+        return tensors["e_tgt"], known(facts, IDENTITY)
 
 
 def read_facts(folder: str | Path) -> dict:
@@ -152,8 +141,7 @@ def read_facts(folder: str | Path) -> dict:
     with damage_explained(path):
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError("it is too large")
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        check(facts, FACTS)
+        facts = known(json.loads(path.read_text(encoding="utf-8")), FACTS)
         if facts["settings"]["method"] not in ("full", "lora"):
             raise ValueError(f"its method is {facts['settings']['method'][:20]!r}")
         for history in facts["history"].values():
@@ -164,12 +152,6 @@ def read_facts(folder: str | Path) -> dict:
 
 def write_facts(folder: Path, facts: dict) -> None:
     write_atomically(folder / "edit.json", lambda tmp: tmp.write_text(json.dumps(facts, indent=1), encoding="utf-8"))
-
-
-def history_of(facts: dict) -> History:
-    """A History again, of the fields that it knows."""
-    known = {field.name for field in dataclasses.fields(History)}
-    return History(**{name: value for name, value in facts.items() if name in known})
 
 
 @contextmanager
@@ -183,25 +165,54 @@ def damage_explained(what: str | Path):
         raise ValueError(f"{what} is damaged ({reason}): make the edit again in another folder") from error
 
 
-def check(value: object, shape: object, name: str = "it") -> None:
-    """Raise ValueError unless a value from JSON has this shape: a type, [type], or a dict with at least these keys."""
+@dataclasses.dataclass(frozen=True)
+class Optional:
+    """A value that may be missing, or null."""
+
+    shape: object
+
+
+def known(value: object, shape: object, name: str = "it") -> object:
+    """The part of a value from JSON that has this shape: a type, [type], or a dict with these keys; others are left
+    out. Raises ValueError where it has another one."""
+    if isinstance(shape, Optional):
+        return None if value is None else known(value, shape.shape, name)
     if isinstance(shape, dict):
-        check(value, dict, name)
         for key, inner in shape.items():
-            if key not in value:
+            if key not in known(value, dict, name) and not isinstance(inner, Optional):
                 raise ValueError(f"{name} has no {key!r}")
-            check(value[key], inner, key)
-    elif isinstance(shape, list):
-        check(value, list, name)
-        for one in value:
-            check(one, shape[0], name)
-    elif shape is float:
-        if type(value) not in (int, float) or not abs(value) < 1e300 or not math.isfinite(value):
+        return {key: known(value.get(key), inner, key) for key, inner in shape.items()}
+    if isinstance(shape, list):
+        return [known(one, shape[0], name) for one in known(value, list, name)]
+    if shape is float:
+        if type(value) not in (int, float) or not abs(value) < 1e300:
             raise ValueError(f"{name} holds what is no number")
     elif type(value) is not shape:
         raise ValueError(f"{name} is no {shape.__name__}")
-    elif shape is str and not value.isascii():
+    elif shape is str:
         value.encode("utf-8")  # half of a surrogate pair could not be printed
+    elif shape is int and abs(value) >= 2**63:
+        raise ValueError(f"{name} is too large")
+    return value
+
+
+HISTORY = {
+    "loss": [float],
+    "probe_step": [int],
+    "probe_loss": [float],
+    "learning_rate": [float],
+    "seconds": float,
+    "stopped": Optional(bool),
+}
+IDENTITY = {
+    "text": str,
+    "settings": {"method": str, "seed": int, "embedding_steps": Optional(int), "unet_steps": Optional(int)},
+    "input": str,
+    "base_model": {"name": str, "fingerprint": str},
+    "files": Optional([str]),
+}
+VERSIONS = {name: Optional(str) for name in ("python", "torch", "diffusers", "transformers")}
+FACTS = IDENTITY | {"versions": Optional(VERSIONS), "history": {"embedding": HISTORY, "unet": HISTORY}}
 
 
 def check_tensors(tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:

@@ -167,7 +167,7 @@ def test_a_claim_replaces_only_what_is_listed_and_lists_only_what_is_its_own(who
     (tmp_path / "thesis.docx").write_bytes(b"mine")
     (folder / "thesis.docx").write_bytes(b"mine")
     facts = json.loads((folder / "edit.json").read_text())
-    crafted = ["thesis.docx", "../thesis.docx", str(tmp_path / "thesis.docx"), "edit.json", 7, None]
+    crafted = ["thesis.docx", "../thesis.docx", str(tmp_path / "thesis.docx"), "edit.json"]
     (folder / "edit.json").write_text(json.dumps(facts | {"files": [*crafted, "edit.png"]}))
     assert files_of(folder) == {"edit.png"}
     with pytest.raises(ValueError, match="is there already and is not this edit's"):
