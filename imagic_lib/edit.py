@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -19,14 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from imagic_lib.diffusion import decode_latents, encode_image
-from imagic_lib.models import encode_text, name_of
+from imagic_lib.models import encode_text, fingerprint, name_of
 from imagic_lib.pictures import load_image, to_picture
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune, with_unet
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate
 from imagic_lib.training.checkpoints import load_tensors, remove_tensors, save_tensors, write_atomically
-from imagic_lib.training.loop import History, Watch, hash_of
+from imagic_lib.training.identity import hash_of_picture
+from imagic_lib.training.loop import History, Run, Watch
 from imagic_lib.training.strategies import Strategy, waiting
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -84,7 +84,7 @@ class ImagicEdit:
             "text": self.text,
             "settings": self.settings,
             "base_model": {"name": name_of(self.pipe), "fingerprint": fingerprint(self.pipe)},
-            "input": hash_of(self.image),
+            "input": hash_of_picture(self.image),
             "versions": versions(),
             "history": {"embedding": self.embedding_history.to_dict(), "unet": self.unet_history.to_dict()},
         }
@@ -165,7 +165,7 @@ def run_edit(
     of the training noise. folder: keep checkpoints and the finished edit there; called again after a stop
     or a kill, it goes on where it was, with the same result, and a finished edit is only loaded. The stop
     button ends the present stage early; with a folder it ends all, as KeyboardInterrupt, to be continued.
-    `watch` may end them, too (see `training.loop.descend`). If the GPU runs out of memory, a MemoryError
+    `watch` may end them, too (see `training.loop.Run`). If the GPU runs out of memory, a MemoryError
     names the next smaller strategy.
     """
     method = strategy.method if strategy else method
@@ -181,10 +181,8 @@ def run_edit(
             image,
             e_tgt,
             steps=embedding_steps,
-            strategy=strategy,
             generator=generator,
-            checkpoint=files[0],
-            watch=watch,
+            run=Run(strategy=strategy, checkpoint=files[0], watch=watch),
         )
         stop_if_asked(embedding_history, folder)
         tuned, unet_history = fine_tune(
@@ -192,11 +190,9 @@ def run_edit(
             image,
             e_opt,
             method=method,
-            strategy=strategy,
             steps=unet_steps,
             generator=generator,
-            checkpoint=files[1],
-            watch=watch,
+            run=Run(strategy=strategy, checkpoint=files[1], watch=watch),
         )
         stop_if_asked(unet_history, folder)
     edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, embedding_history, unet_history, settings)
@@ -213,7 +209,7 @@ def is_finished(folder: str | Path, pipe: StableDiffusionPipeline, image: Tensor
         return False
     facts = read_facts(folder)
     found = facts["text"], facts["settings"], facts["input"], facts["base_model"]["fingerprint"]
-    return found == (text, settings, hash_of(image), fingerprint(pipe))
+    return found == (text, settings, hash_of_picture(image), fingerprint(pipe))
 
 
 def stop_if_asked(history: History, folder: str | Path | None) -> None:
@@ -254,19 +250,6 @@ def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:
         )
 
     write_atomically(folder / LORA_FILE, write)
-
-
-def fingerprint(pipe: StableDiffusionPipeline) -> str:
-    """A short name of a model's weights: equal for equal models, whatever they are called, in whatever
-    precision and by whatever library version they were loaded. It looks at the shape and the first 1024
-    numbers of every tensor, so that a 4 GB model takes no minute."""
-    digest = hashlib.sha256()
-    for part in (pipe.text_encoder, pipe.vae, pipe.unet):
-        tensors = {k.removeprefix("text_model."): v for k, v in part.state_dict().items() if v.is_floating_point()}
-        for name, value in sorted(tensors.items()):
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().flatten()[:1024].half().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
