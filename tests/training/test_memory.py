@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler
 
 from imagic_lib import stage2_finetuning, stage4_inference
 from imagic_lib.diffusion import denoising_loss
+from imagic_lib.models import load_pipeline
 from imagic_lib.toyworld import unet as toy_unet
 from imagic_lib.training import memory
 from imagic_lib.training.memory import GIB, STATE_BYTES, LiveBytes, next_smaller, plan
@@ -137,8 +138,24 @@ def test_next_smaller_walks_to_the_end(sd_plan, eight_bit):
         assert tuple(walk) == expected
         needs = [row_of(sd_plan, s).fine_tuning for s in walk]
         assert needs == sorted(needs, reverse=True)
-    assert next_smaller(ORDER[3], half=torch.bfloat16).dtype in (torch.bfloat16, FULL)
-    assert next_smaller(Strategy("lora", torch.bfloat16, "Adam", False)).checkpointing
+
+
+@pytest.mark.parametrize("half", [HALF, torch.bfloat16])
+def test_next_smaller_is_always_one_that_the_plan_shows(eight_bit, half):
+    eight_bit(False)
+    shown = memory.strategies(half)
+    for strategy in {*ORDER, *shown, Strategy("lora", FULL, "Adam", False)}:
+        assert next_smaller(strategy, half) in {*shown, None}
+    assert next_smaller(Strategy("lora", FULL, "Adam", False), half) == shown[6]  # smaller by the half precision
+    assert next_smaller(Strategy("lora", HALF, "Adam", False), half) == shown[7]  # planned for another GPU
+    assert next_smaller(Strategy("lora", HALF, "Adam", True), half) is None
+
+
+def test_the_plan_of_the_embedded_model_bears_its_name(monkeypatch):
+    monkeypatch.setattr(memory, "training_peak", lambda *_, **__: (GIB, 0))
+    monkeypatch.setattr(memory, "sampling_peak", lambda *_, **__: GIB)
+    made = plan(load_pipeline("tiny", device="cpu"))
+    assert str(made).startswith("tiny, 128 x 128 pixels")  # no path of this machine
 
 
 # --- a small model, predicted and then really run ---
