@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import platform
 import re
 from collections.abc import Sequence
@@ -37,14 +36,15 @@ from imagic_lib.folder import (
     remove_checkpoints,
     state_of,
 )
-from imagic_lib.models import encode_text, name_of, settings_for, whole_number
+from imagic_lib.models import encode_text, fingerprint, name_of, settings_for
 from imagic_lib.pictures import load_image, open_image, picture_size, to_picture
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune, with_unet
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate, seeds_of
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
-from imagic_lib.training.loop import History, Watch
+from imagic_lib.training.identity import hash_of_picture
+from imagic_lib.training.loop import History, Run, Watch
 from imagic_lib.training.strategies import Strategy, waiting
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -172,7 +172,7 @@ def run_edit(
     or a kill, on this machine or another, it goes on where it was, and a finished edit is only loaded. A folder
     that holds anything else is refused with a ValueError. The stop button ends the present stage early; with a
     folder it ends all, as KeyboardInterrupt, to be continued. `watch` may end them, too (see
-    `training.loop.descend`). If the GPU runs out of memory, a MemoryError names the next smaller strategy.
+    `training.loop.Run`). If the GPU runs out of memory, a MemoryError names the next smaller strategy.
     """
     method = strategy.method if strategy else method
     settings = settings_of(pipe, method, embedding_steps, unet_steps, seed)
@@ -192,10 +192,8 @@ def run_edit(
             image,
             e_tgt,
             steps=embedding_steps,
-            strategy=strategy,
             generator=generator,
-            checkpoint=checkpoint_in(folder, "embedding"),
-            watch=watch,
+            run=Run(strategy=strategy, checkpoint=checkpoint_in(folder, "embedding"), watch=watch),
         )
         stop_if_asked(embedding_history, folder)
         tuned, unet_history = fine_tune(
@@ -203,11 +201,9 @@ def run_edit(
             image,
             e_opt,
             method=method,
-            strategy=strategy,
             steps=unet_steps,
             generator=generator,
-            checkpoint=checkpoint_in(folder, method),
-            watch=watch,
+            run=Run(strategy=strategy, checkpoint=checkpoint_in(folder, method), watch=watch),
         )
         stop_if_asked(unet_history, folder)
     edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, embedding_history, unet_history, settings)
@@ -224,7 +220,7 @@ def settings_of(
         raise ValueError(f"method {method!r} is unknown: choose 'full' or 'lora'")
     first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)
     second = settings_for(pipe, stage2_finetuning.DEFAULTS[method], steps=unet_steps)
-    [seed] = seeds_of([whole_number("seed", seed)])
+    [seed] = seeds_of([seed])
     return {"embedding_steps": first["steps"], "unet_steps": second["steps"], "method": method, "seed": seed}
 
 
@@ -237,7 +233,7 @@ def identity_of(pipe: StableDiffusionPipeline, image: Tensor, text: str, setting
     return {
         "text": text,
         "settings": settings,
-        "input": hashlib.sha256(to_picture(image).tobytes()).hexdigest()[:16],
+        "input": hash_of_picture(image),
         "base_model": {"name": name_of(pipe), "fingerprint": fingerprint(pipe)},
     }
 
@@ -308,19 +304,6 @@ def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:
         )
 
     write_atomically(folder / LORA_FILE, write)
-
-
-def fingerprint(pipe: StableDiffusionPipeline) -> str:
-    """A short name of a model's weights: equal for equal models, whatever they are called, in whatever
-    precision and by whatever library version they were loaded. It looks at the shape and the first 1024
-    numbers of every tensor, so that a 4 GB model takes no minute."""
-    digest = hashlib.sha256()
-    for part in (pipe.text_encoder, pipe.vae, pipe.unet):
-        tensors = {k.removeprefix("text_model."): v for k, v in part.state_dict().items() if v.is_floating_point()}
-        for name, value in sorted(tensors.items()):
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().flatten()[:1024].half().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

@@ -80,9 +80,9 @@ def difference(found: dict, wanted: dict) -> str | None:
 def files_of(folder: Path) -> set[str]:
     """The names in a folder that were written for its edit. Only names of our own kind count, whatever is listed."""
     if (folder / "edit.json").is_file():
-        listed = read_facts(folder)["files"]
+        listed = read_facts(folder).get("files")
     else:
-        listed = read_ledger(folder)[1]["files"] if (folder / LEDGER).is_file() else []
+        listed = read_ledger(folder)[1].get("files") if (folder / LEDGER).is_file() else []
     return {name for name in listed or [] if WRITTEN.fullmatch(name)}
 
 
@@ -167,7 +167,7 @@ def damage_explained(what: str | Path):
 
 @dataclasses.dataclass(frozen=True)
 class Optional:
-    """A value that may be missing, or null."""
+    """A value that may be missing, or null, which is the same."""
 
     shape: object
 
@@ -175,13 +175,15 @@ class Optional:
 def known(value: object, shape: object, name: str = "it") -> object:
     """The part of a value from JSON that has this shape: a type, [type], or a dict with these keys; others are left
     out. Raises ValueError where it has another one."""
-    if isinstance(shape, Optional):
-        return None if value is None else known(value, shape.shape, name)
     if isinstance(shape, dict):
+        found = {}
         for key, inner in shape.items():
-            if key not in known(value, dict, name) and not isinstance(inner, Optional):
+            optional = isinstance(inner, Optional)
+            if key not in known(value, dict, name) and not optional:
                 raise ValueError(f"{name} has no {key!r}")
-        return {key: known(value.get(key), inner, key) for key, inner in shape.items()}
+            if not optional or value.get(key) is not None:
+                found[key] = known(value[key], inner.shape if optional else inner, key)
+        return found
     if isinstance(shape, list):
         return [known(one, shape[0], name) for one in known(value, list, name)]
     if shape is float:
@@ -203,6 +205,7 @@ HISTORY = {
     "learning_rate": [float],
     "seconds": float,
     "stopped": Optional(bool),
+    "steps": Optional(int),
 }
 IDENTITY = {
     "text": str,

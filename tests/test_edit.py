@@ -15,6 +15,7 @@ from imagic_lib.edit import LORA_FILE, fingerprint
 from imagic_lib.toyworld import Scene
 from imagic_lib.training import memory
 from imagic_lib.training.checkpoints import load_tensors, save_tensors
+from imagic_lib.training.strategies import Strategy
 
 TEXT = "a brown dog jumping on the grass"
 
@@ -88,8 +89,8 @@ def test_an_edit_that_was_killed_goes_on_with_the_same_result(pipe, image, tmp_p
 
     save = imagic.training.loop.Progress.save
 
-    def save_and_die(progress):
-        save(progress)
+    def save_and_die(progress, path):
+        save(progress, path)
         if progress.name.startswith(stage):
             raise Killed
 
@@ -105,14 +106,13 @@ def test_an_edit_that_was_killed_goes_on_with_the_same_result(pipe, image, tmp_p
 
 
 def press_stop_at_every_step(monkeypatch):
-    look = imagic.training.loop.plain_step
+    look = imagic.training.loop.one_step
 
     def step(loss, progress):
         signal.raise_signal(signal.SIGINT)
         return look(loss, progress)
 
-    monkeypatch.setattr(imagic.training.loop, "plain_step", step)
-    monkeypatch.setattr(imagic.training.strategies, "plain_step", step)
+    monkeypatch.setattr(imagic.training.loop, "one_step", step)
 
 
 def test_without_a_folder_the_stop_button_ends_each_stage_early(pipe, image, monkeypatch):
@@ -251,3 +251,18 @@ def test_the_fingerprint_is_the_same_in_half_precision(model_folder):
     whole, half = (imagic.load_pipeline(model_folder, device="cpu") for _ in range(2))
     half.to(torch.float16)
     assert fingerprint(whole) == fingerprint(half)
+
+
+def test_running_out_of_memory_names_the_next_smaller_strategy(pipe, image, monkeypatch, tmp_path):
+    def no_memory(*args, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(imagic.edit, "fine_tune", no_memory)
+    with pytest.raises(MemoryError, match=r"“full, float32, Adam, checkpointing” .*; the checkpoint in .* is kept"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, unet_steps=1, folder=tmp_path)
+    assert (tmp_path / "checkpoint-embedding.safetensors").exists()
+    with pytest.raises(MemoryError, match=r"“LoRA, .*checkpointing” \(imagic_lib.training.memory.plan shows all\)$"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, method="lora")
+    last = Strategy("lora", torch.float16, "Adam", checkpointing=True)
+    with pytest.raises(MemoryError, match="only a larger GPU will do"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, strategy=last)

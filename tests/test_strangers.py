@@ -105,6 +105,18 @@ def test_an_edit_json_that_is_a_trap(tmp_path, content):
         read_facts(tmp_path)
 
 
+def test_half_a_surrogate_pair_in_a_text_is_refused(folder, facts):
+    """It could neither be printed nor written again."""
+    (folder / "edit.json").write_text(json.dumps(facts | {"text": "a \ud800 dog"}))
+    with pytest.raises(ValueError, match=r"edit\.json is damaged .*surrogates not allowed"):
+        read_facts(folder)
+
+
+def test_every_field_of_a_history_comes_back(edit, folder, facts):
+    (folder / "edit.json").write_text(json.dumps(facts))
+    assert read_facts(folder)["history"]["unet"] == edit.unet_history.to_dict()
+
+
 def safetensors_file(header: object, body: bytes = b"\0" * 64) -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + body

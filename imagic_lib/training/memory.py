@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import decode_latents, denoising_loss
 from imagic_lib.models import TINY, family, name_of
+from imagic_lib.stage2_finetuning import LoRA
 from imagic_lib.stage4_inference import AT_ONCE, guided
 from imagic_lib.training.strategies import Strategy
 
@@ -191,17 +192,16 @@ def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def training_peak(
-    unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, side=64, tokens=77,
-    rank=stage2_finetuning.RANK, targets=stage2_finetuning.TARGETS,
-) -> tuple[int, int]:  # fmt: skip
+    unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, side=64, tokens=77, lora=LoRA()
+) -> tuple[int, int]:
     """One step of stage 1 or 2: (bytes at its peak, without the optimizer's moments; numbers that learn).
 
-    unet: on the meta device, stays as it is. side: of the latents. rank, targets: of the LoRA. The step is the
-    stages' own `denoising_loss`; a fused optimizer step allocates nothing but, the first time, the moments.
+    unet: on the meta device, stays as it is. side: of the latents. lora: the adapters, if it trains any. The step is
+    the stages' own `denoising_loss`; a fused optimizer step allocates nothing but, the first time, the moments.
     """
     unet = copy.deepcopy(unet).train().requires_grad_(stage == 2)  # in eval mode checkpointing may be off
     if stage == 2 and strategy.method == "lora":
-        stage2_finetuning.add_lora(unet, rank, targets)
+        stage2_finetuning.add_lora(unet, lora)
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:

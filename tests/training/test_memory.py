@@ -15,7 +15,7 @@ from imagic_lib.models import load_pipeline
 from imagic_lib.toyworld import unet as toy_unet
 from imagic_lib.training import memory
 from imagic_lib.training.memory import GIB, STATE_BYTES, LiveBytes, next_smaller, plan
-from imagic_lib.training.strategies import Strategy, optimizer_in_backward
+from imagic_lib.training.strategies import Strategy, stepping_in_backward
 
 SD = "CompVis/stable-diffusion-v1-4"
 FULL, HALF = torch.float32, torch.float16
@@ -165,7 +165,7 @@ def counted(stage, strategy, batch=2, side=16, tokens=8):
     """The peak of the second of two real steps on this CPU, in bytes."""
     unet = toy_unet.build().train().requires_grad_(stage == 2)
     if stage == 2 and strategy.method == "lora":
-        stage2_finetuning.add_lora(unet, stage2_finetuning.RANK, stage2_finetuning.TARGETS)
+        stage2_finetuning.add_lora(unet, stage2_finetuning.LoRA())
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     e = torch.zeros(1, tokens, unet.config.cross_attention_dim).requires_grad_(stage == 1)
@@ -182,7 +182,7 @@ def counted(stage, strategy, batch=2, side=16, tokens=8):
     with LiveBytes() as live:
         live.watch(*unet.parameters(), e, latents)
         if strategy.optimizer == "Adam in backward":
-            with optimizer_in_backward(learning, adam):
+            with stepping_in_backward(adam(learning)):
                 backward()
                 live.peak = live.now
                 backward()
@@ -234,7 +234,8 @@ def test_stepping_in_the_backward_pass_gives_the_same_weights(pipe, checkpointin
             denoising_loss(unet, DDPMScheduler(), torch.ones(1, 4, 16, 16), e, 2, generator).backward()
 
         if in_backward:
-            with optimizer_in_backward(unet.parameters(), lambda ps: torch.optim.Adam(ps, lr=1e-3, fused=True)) as adam:
+            adam = torch.optim.Adam(unet.parameters(), lr=1e-3, fused=True)
+            with stepping_in_backward(adam):
                 for _ in range(4):
                     backward()
                     assert all(p.grad is None for p in unet.parameters())
@@ -257,7 +258,7 @@ def test_stepping_in_the_backward_pass_gives_the_same_weights(pipe, checkpointin
 def test_after_the_block_a_backward_pass_only_differentiates():
     layer = torch.nn.Linear(3, 1)
     layer.bias.requires_grad_(False)
-    with pytest.raises(KeyError), optimizer_in_backward(layer.parameters(), lambda ps: torch.optim.SGD(ps, lr=1.0)):
+    with pytest.raises(KeyError), stepping_in_backward(torch.optim.SGD([layer.weight], lr=1.0)):
         raise KeyError
     before = layer.weight.clone()
     layer(torch.ones(1, 3)).sum().backward()
