@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import sys
+import tempfile
 import time
 import warnings
+from decimal import Decimal
 from pathlib import Path
 
 NETWORKS = ("vae", "clip", "unet", "reader")  # what `train` trains
@@ -20,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True)
 
     edit = commands.add_parser("edit", help="edit one picture by a text", description="Edit one picture by a text.")
-    edit.add_argument("image", metavar="IMAGE", help="the picture: PNG, JPEG, WebP, GIF or BMP")
+    edit.add_argument("image", metavar="IMAGE", help="the picture: PNG, JPEG, WebP, GIF, BMP, TIFF or HEIC")
     edit.add_argument("text", metavar="TEXT", help="what the edited picture shows: 'a brown dog jumping on the grass'")
     edit.add_argument("--model", default="tiny", help="tiny (default), a hub id or a folder in diffusers format")
     way = edit.add_mutually_exclusive_group()
@@ -29,11 +31,13 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--pad", action="store_true", help="pad a picture that is not square instead of cropping it")
     edit.add_argument("--steps", type=whole, help="steps of each of the two trainings (default: the model's own)")
     add_sampling(edit)
-    edit.add_argument("--out", type=Path, default=Path("out/edit"), help="folder of the edit (default: out/edit)")
+    edit.add_argument(
+        "--out", type=Path, default=Path("out/edit"), help="folder of the edit, new or its own (default: out/edit)"
+    )
 
     show = commands.add_parser("show", help="a saved edit again: settings, curves, new pictures", description=SHOW)
     show.add_argument("folder", metavar="FOLDER", type=Path, help="what edit wrote")
-    show.add_argument("--model", help="if the model is now elsewhere than it was")
+    show.add_argument("--model", help="the model of the edit; tiny is found without it, and no other is loaded unasked")
     add_sampling(show)
 
     plan = commands.add_parser("plan", help="what will fit into a GPU, before it runs", description=PLAN)
@@ -65,9 +69,7 @@ and it goes on from its last checkpoint, at most a minute back. Hours on two cor
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--eta", type=number, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)"
-    )
+    command.add_argument("--eta", type=eta, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)")
     command.add_argument(
         "--seed",
         type=whole,
@@ -93,21 +95,43 @@ def number(text: str) -> float:
     return value
 
 
-def writable(folder: Path) -> Path:
+def eta(text: str) -> float:
+    from imagic_lib.edit import FARTHEST_ETA
+
+    if abs(value := number(text)) > FARTHEST_ETA:
+        raise argparse.ArgumentTypeError(f"{text!r} is not within ±{FARTHEST_ETA:g}")
+    return value
+
+
+def without_exponents(arguments: list[str]) -> list[str]:
+    """argparse takes -1e-1 for the name of an option; -0.1 is a number to it."""
+    exponent = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,2}")
+    return [f"{Decimal(a):f}" if exponent.fullmatch(a) else a for a in arguments]
+
+
+def printable(text: object) -> str:
+    """One line that a terminal only prints: what would move its cursor or change its colours is spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def writable(folder: Path, advice: str = "choose another with --out") -> Path:
     """The folder, made if need be. Found out before any training, not after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"can't write to the folder {folder} ({error.strerror}): choose another with --out") from error
+        raise ValueError(f"can't write to the folder {folder} ({error.strerror}): {advice}") from error
     return folder
 
 
 def save_figure(figure, path: Path) -> None:
+    """As PNG. A text is the user's own and no formula: a $ in it is a dollar."""
+    from matplotlib.text import Text
+
     from imagic_lib.training.checkpoints import write_atomically
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     write_atomically(path, lambda tmp: figure.savefig(tmp, format="png", dpi=110))
 
 
@@ -145,16 +169,21 @@ def run_show_command(args: argparse.Namespace) -> None:
     import json
 
     import imagic_lib as imagic
-    from imagic_lib.edit import ETAS, read_facts
+    from imagic_lib.edit import ETAS
+    from imagic_lib.folder import read_facts
 
     facts = read_facts(args.folder)
-    history = facts.pop("history")
-    print(json.dumps(facts, indent=1, ensure_ascii=False))
-    for stage, numbers in history.items():
-        probes = numbers["probe_loss"]
-        print(f"{stage}: {len(numbers['loss'])} steps, probe loss {probes[0]:.4f} -> {probes[-1]:.4f}")
-    pipe = imagic.load_pipeline(args.model or facts["base_model"]["name"])
-    report(imagic.ImagicEdit.load(args.folder, pipe), args.eta or ETAS, args.seed, writable(args.folder))
+    folder = writable(args.folder, "copy it to a place of your own, and show the copy")
+    history, made_with = facts.pop("history"), facts["base_model"]["name"]
+    for line in json.dumps(facts, indent=1, ensure_ascii=False).splitlines():
+        print(printable(line))
+    for stage in ("embedding", "unet"):
+        probes = history[stage]["probe_loss"]
+        print(f"{stage}: {len(history[stage]['loss'])} steps, probe loss {probes[0]:.4f} -> {probes[-1]:.4f}")
+    if not args.model and made_with != "tiny":
+        raise ValueError(f"the edit names {made_with!r} as its model: if you trust that, say so with --model")
+    edit = imagic.ImagicEdit.load(folder, imagic.load_pipeline(args.model or "tiny"))
+    report(edit, args.eta or ETAS, args.seed, folder)
 
 
 def run_plan_command(args: argparse.Namespace) -> None:
@@ -166,16 +195,19 @@ def run_plan_command(args: argparse.Namespace) -> None:
 def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
     """Sample, write the sheet, the single pictures and the curves, print the distances."""
     from imagic_lib.classroom.plots import edit_sheet, loss_curves
+    from imagic_lib.folder import claim
     from imagic_lib.pictures import rmse
     from imagic_lib.training.checkpoints import write_atomically
 
+    etas, seeds = list(dict.fromkeys(etas)), list(dict.fromkeys(seeds))  # each picture once
+    names = [[f"eta-{short(eta)}-seed-{seed}.png" for eta in etas] for seed in seeds]
+    claim(folder, [*(name for row in names for name in row), "edit.png", "losses.png"])
     began = time.monotonic()
     rows = edit.pictures(etas, seeds)
     sampling = time.monotonic() - began
-    for seed, row in zip(seeds, rows, strict=True):
-        for eta, picture in zip(etas, row, strict=True):
-            path = folder / f"eta-{eta:g}-seed-{seed}.png"
-            write_atomically(path, lambda tmp, picture=picture: picture.save(tmp, format="PNG"))
+    for row_of_names, row in zip(names, rows, strict=True):
+        for name, picture in zip(row_of_names, row, strict=True):
+            write_atomically(folder / name, lambda tmp, picture=picture: picture.save(tmp, format="PNG"))
     save_figure(edit_sheet(edit, etas, seeds, rows, truth), folder / "edit.png")
     save_figure(loss_curves(edit.embedding_history, edit.unet_history), folder / "losses.png")
     print(
@@ -191,9 +223,14 @@ def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
         f"\nstage 1, embedding    {edit.embedding_history.seconds:5.1f} s"
         f"\nstage 2, fine-tuning  {edit.unet_history.seconds:5.1f} s"
         f"\nstages 3 and 4        {sampling:5.1f} s for {len(etas) * len(seeds)} pictures"
-        f"\n\nthe sheet:  {folder / 'edit.png'}\nthe curves: {folder / 'losses.png'}"
+        f"\n\nthe sheet:  {printable(folder / 'edit.png')}\nthe curves: {printable(folder / 'losses.png')}"
     )
     return rows
+
+
+def short(eta: float) -> str:
+    """An η in a file's name: 0.5, 1, -0.25; different for different numbers."""
+    return str(float(eta)).removesuffix(".0")
 
 
 def run_demo_command(args: argparse.Namespace) -> None:
@@ -207,7 +244,7 @@ def run_demo_command(args: argparse.Namespace) -> None:
     truth = load_scene(path).edit(pose="jumping")
     pipe = imagic.load_pipeline("tiny")
     print(f"input: {path.name}, {load_scene(path).caption()!r}\ntext:  {truth.caption()!r}\n")
-    edit = imagic.run_edit(pipe, imagic.load_image(path, pipe), truth.caption())
+    edit = imagic.run_edit(pipe, imagic.load_image(path, pipe), truth.caption(), folder=folder)
     report(edit, ETAS, (0, 1), folder, truth.render())
 
 
@@ -218,25 +255,28 @@ def run_train_command(args: argparse.Namespace) -> None:
     make(writable(args.runs), writable(args.out), start=args.start, **how)
 
 
+COMMANDS = {
+    "edit": run_edit_command,
+    "show": run_show_command,
+    "plan": run_plan_command,
+    "demo": run_demo_command,
+    "train": run_train_command,
+}
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse_args(without_exponents(sys.argv[1:] if argv is None else argv))
     import torch
 
-    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"
-    commands = {
-        "edit": run_edit_command,
-        "show": run_show_command,
-        "plan": run_plan_command,
-        "demo": run_demo_command,
-        "train": run_train_command,
-    }
+    warnings.formatwarning = lambda message, *_, **__: f"note: {printable(message)}\n"
     try:
-        commands[args.command](args)
+        COMMANDS[args.command](args)
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"imagic: {error}", file=sys.stderr)
+        print(f"imagic: {printable(str(error) or type(error).__name__)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("imagic: stopped; the same command goes on where it was", file=sys.stderr)
+        goes_on = "" if args.command in ("show", "plan") else "; the same command goes on where it was"
+        print(f"imagic: stopped{goes_on}", file=sys.stderr)
         return 130
     return 0
 
