@@ -17,7 +17,7 @@ from report import ROOT
 
 import imagic_lib as imagic
 from imagic_lib import stage1_embedding, stage2_finetuning
-from imagic_lib.diffusion import Probe, training_noise
+from imagic_lib.diffusion import Probe, forward_process
 from imagic_lib.edit import ImagicEdit
 from imagic_lib.experiments import distribution, losses
 from imagic_lib.models import DATA
@@ -68,7 +68,7 @@ def curve_of(history, raw: bool) -> dict:
 @torch.no_grad()
 def missed_mean(pipe, image, e) -> float:
     """The squared error of the channels' means on the probe: what `spatial_kl` can't see, a part of the MSE."""
-    probe = Probe(training_noise(pipe), imagic.encode_image(pipe, image))
+    probe = Probe(forward_process(pipe), imagic.encode_image(pipe, image))
     answer = pipe.unet(probe.z_t, probe.t, e.expand(len(probe.t), -1, -1)).sample
     return (answer - probe.target).mean(dim=(2, 3)).square().mean().item()
 
@@ -78,7 +78,7 @@ def stage_1(pipe, image, e_tgt, name: str, seed: int, path) -> tuple[torch.Tenso
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         e_opt, history = imagic.optimize_embedding(
-            pipe, image, e_tgt, loss=LOSSES[name], generator=generator, watch=lost
+            pipe, image, e_tgt, generator=generator, run=imagic.Run(loss=LOSSES[name], watch=lost)
         )
         save_tensors(path, {"e_opt": e_opt}, curve_of(history, raw=name == "naive_cross_entropy"))
     tensors, curve = load_tensors(path)
@@ -105,7 +105,7 @@ def run(pipes: dict, judge, picture: str, seed: int, first: str, second: str) ->
     truth = load_scene(path).edit(**EDITS[picture])
     image, text = imagic.load_image(path, pipe), truth.caption()
     e_tgt = imagic.encode_text(pipe, text)
-    probe = Probe(training_noise(pipe), imagic.encode_image(pipe, image))
+    probe = Probe(forward_process(pipe), imagic.encode_image(pipe, image))
     line = {"picture": picture, "seed": seed, "stage_1": first, "stage_2": second, "diverged": None}
     line["probe"] = [probe(pipe.unet, e_tgt)]
     try:
@@ -115,8 +115,8 @@ def run(pipes: dict, judge, picture: str, seed: int, first: str, second: str) ->
         line["probe"].append(probe(pipe.unet, e_opt))
         stop_if_lost("stage 1", line["curve_1"])
         generator = torch.Generator().manual_seed(1000 + seed)
-        given = {"steps": UNET_STEPS, "loss": LOSSES[second], "generator": generator, "watch": lost}
-        tuned, history = imagic.fine_tune(two, image, e_opt, **given)
+        how = imagic.Run(loss=LOSSES[second], watch=lost)
+        tuned, history = imagic.fine_tune(two, image, e_opt, steps=UNET_STEPS, generator=generator, run=how)
         line["curve_2"] = curve_of(history, raw=second == "naive_cross_entropy")
         line["probe"].append(probe(tuned.unet, e_opt))
         stop_if_lost("stage 2", line["curve_2"])

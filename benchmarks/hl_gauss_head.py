@@ -10,7 +10,7 @@ import torch
 from report import ROOT, put, table
 
 import imagic_lib as imagic
-from imagic_lib.diffusion import frozen, noised, stratified_timesteps, training_noise
+from imagic_lib.diffusion import forward_process, frozen, noised, stratified_timesteps
 from imagic_lib.experiments import distribution, losses
 from imagic_lib.toyworld import dataset, unet
 from imagic_lib.toyworld.training import train
@@ -62,7 +62,7 @@ def held_back_losses(pipes: dict, process, latents, scenes, batches: int = 12) -
 
 def main() -> None:
     pipe = imagic.load_pipeline("tiny")
-    process = training_noise(pipe)
+    process = forward_process(pipe)
     start, learned = (distribution.with_distribution(pipe, learned=False) for _ in range(2))
     scenes, others = dataset.training_scenes(SCENES), dataset.test_scenes(HELD_BACK)
     latents = latents_of(pipe, scenes, RUNS / "latents.safetensors")

@@ -53,10 +53,15 @@ def configurations() -> dict[str, dict]:
     made = {"full": {"method": "full"}}
     for name, targets in TARGETS.items():
         for rank in RANKS:
-            made[f"{name} / {rank}"] = {"method": "lora", "rank": rank, "targets": targets}
+            made[f"{name} / {rank}"] = {"method": imagic.LoRA(rank, targets)}
             if rank in SCALED:
                 made[f"{name} / {rank} / {SCALED[rank]}"] = made[f"{name} / {rank}"] | {"lr": SCALED[rank]}
     return made
+
+
+def rank_of(settings: dict) -> int:
+    """The rank of the LoRA that a configuration trains; 0 if it trains all weights."""
+    return getattr(settings["method"], "rank", 0)
 
 
 def parts_of(label: str) -> tuple[str, str, str]:
@@ -73,7 +78,7 @@ def stage_1(pipe, name: str, seed: int):
     generator = torch.Generator().manual_seed(seed)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     checkpoint = SCRATCH / f"stage-1-{name}-{seed}.safetensors"
-    e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, generator=generator, checkpoint=checkpoint)
+    e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, generator=generator, run=imagic.Run(checkpoint=checkpoint))
     return truth, image, e_tgt, e_opt
 
 
@@ -108,9 +113,9 @@ def edits(results: Results, pipe, judge, pair: tuple[str, int], labels: Iterable
 
 def counted(unet, settings: dict, *, batch: int, side: int) -> tuple[float, int]:
     """(GiB at the peak of a float32 step with Adam's moments, numbers that learn): counted, not measured."""
-    settings = dict(settings)
-    strategy = Strategy(settings.pop("method"), torch.float32, "Adam", False)
-    peak, learning = memory.training_peak(unet, 2, strategy, batch=batch, side=side, **settings)
+    lora = settings["method"] if rank_of(settings) else imagic.LoRA()
+    strategy = Strategy("lora" if rank_of(settings) else "full", torch.float32, "Adam", False)
+    peak, learning = memory.training_peak(unet, 2, strategy, batch=batch, side=side, lora=lora)
     return (peak + 8 * learning) / 2**30, learning
 
 
@@ -134,7 +139,7 @@ def measure(label: str) -> None:
     before = psutil.Process().memory_info().rss
     watch = Peak()
     watch.start()
-    imagic.fine_tune(pipe, image, e, steps=3, batch=8, probe_every=10, **configurations()[label])
+    imagic.fine_tune(pipe, image, e, steps=3, batch=8, **configurations()[label])
     watch.over.set()
     watch.join()
     print((watch.most - before) / 2**30)
@@ -148,12 +153,12 @@ def memories(results: Results) -> None:
             continue
         found = {}
         for model, (unet, batch, side) in parts.items():
-            if model != "tiny" and settings.get("rank", 4) not in (4, 64):
+            if model != "tiny" and rank_of(settings) not in (0, 4, 64):
                 continue  # each takes some seconds, and the rank hardly shows
             peak, learning = counted(unet, settings, batch=batch, side=side)
             whole = sum(p.numel() for p in unet.parameters())
             found[model] = {"learn": learning, "share": learning / whole, "counted_GiB": rounded(peak)}
-        if settings.get("rank", 4) == 4:
+        if rank_of(settings) in (0, 4):
             found["tiny"]["resident_GiB"] = rounded(resident(label))
         results.keep("memory", label, found)
 
@@ -168,7 +173,7 @@ def sheet() -> None:
     for c, settings in configurations().items():
         if "lr" not in settings:
             layers, rank, _ = parts_of(c)
-            scaled = f"{c} / {SCALED[settings['rank']]}" if settings.get("rank") in SCALED else c
+            scaled = f"{c} / {SCALED[rank_of(settings)]}" if rank_of(settings) in SCALED else c
             both = [strips(f"edit-{name}-{one.replace('/', '-')}") for one in (c, scaled)]
             rows.append([picture for row in both for picture in (row[0], *row[-2:])])
             labels.append(f"{short[layers]}\nrank {rank}" if layers in short else c)

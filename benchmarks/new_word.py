@@ -141,7 +141,8 @@ def trained(pipe, judge, label: str, kind: Kind) -> tuple[dict, list[Image.Image
     scenes = shown(label, kind.pictures)
     images = [imagic.load_image(scene.render(), pipe) for scene in scenes]
     texts = [f"{WORD} {s.pose} {PLACES[s.place]}" if kind.captions else WORD for s in scenes]
-    settings = {"targets": TARGETS[kind.layers], "steps": kind.steps, "probe_every": kind.steps // 2}
+    settings = {"lora": imagic.LoRA(targets=TARGETS[kind.layers]), "steps": kind.steps}
+    settings["run"] = imagic.Run(probe_every=kind.steps // 2)
     generator = torch.Generator().manual_seed(kind.pictures)
     tuned, history = imagic.personalize(pipe, images, texts, prior=prior, generator=generator, **settings)
     found = {"seconds": rounded(time.process_time() - began, 1)}

@@ -119,31 +119,31 @@ def steps_of(pipe, image, e, stage: int, strategy):
     import torch
 
     from imagic_lib import stage1_embedding, stage2_finetuning
-    from imagic_lib.diffusion import denoising_loss, encode_image, training_noise
-    from imagic_lib.training.loop import Progress, descend
+    from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
+    from imagic_lib.training.identity import Identity
+    from imagic_lib.training.loop import Progress, Run, descend
     from imagic_lib.training.strategies import stepping
 
-    process, latents = training_noise(pipe), encode_image(pipe, image)
+    process, latents = forward_process(pipe), encode_image(pipe, image)
     unet, generator = pipe.unet, torch.Generator().manual_seed(0)
     pipe.vae = pipe.text_encoder = None
     unet.requires_grad_(stage == 2 and strategy.method == "full")
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     if stage == 2 and strategy.method == "lora":
-        stage2_finetuning.add_lora(unet, stage2_finetuning.RANK, stage2_finetuning.TARGETS)
+        stage2_finetuning.add_lora(unet, stage2_finetuning.LoRA())
     learned = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     trained = learned if stage == 2 else {"e": e.requires_grad_(True)}
     defaults = stage2_finetuning.DEFAULTS[strategy.method] if stage == 2 else stage1_embedding.DEFAULTS
 
     def run() -> None:
-        with stepping(trained, defaults["stable-diffusion"]["lr"], strategy) as (optimizer, step_with):
+        with stepping(trained, defaults["stable-diffusion"]["lr"], strategy) as optimizer:
             descend(
-                Progress("steps", trained, optimizer, generator, None, {}),
+                Progress("steps", trained, optimizer, generator, Identity({}, {})),
                 lambda: denoising_loss(unet, process, latents, e, 1, generator),
                 lambda: 0.0,
                 steps=STEPS,
-                probe_every=STEPS,
-                step_with=step_with,
+                run=Run(probe_every=STEPS),
             )
 
     return run

@@ -11,9 +11,9 @@ _logging.set_verbosity_error()  # without torchvision, which nothing here needs,
 from imagic_lib.models import DATA, encode_text, load_pipeline
 from imagic_lib.pictures import load_image, open_image
 from imagic_lib.diffusion import decode_latents, encode_image
-from imagic_lib.training.loop import History
+from imagic_lib.training.loop import History, Run
 from imagic_lib.stage1_embedding import optimize_embedding
-from imagic_lib.stage2_finetuning import fine_tune
+from imagic_lib.stage2_finetuning import LoRA, fine_tune
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate, sample_text
 from imagic_lib.edit import ImagicEdit, run_edit
@@ -34,6 +34,8 @@ __all__ = [
     "DATA",
     "History",
     "ImagicEdit",
+    "LoRA",
+    "Run",
     "decode_latents",
     "encode_image",
     "encode_text",

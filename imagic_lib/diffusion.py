@@ -29,9 +29,19 @@ def cpu_generator(generator: torch.Generator | None) -> torch.Generator:
     return generator or torch.Generator().manual_seed(0)
 
 
-def training_noise(pipe: StableDiffusionPipeline) -> DDPMScheduler:
-    """The model's own forward process (its betas), whatever sampler is set for generation."""
+def forward_process(pipe: StableDiffusionPipeline) -> DDPMScheduler:
+    """How the model was noised when it was trained (its betas), whatever sampler is set for generation."""
     return DDPMScheduler.from_config(pipe.scheduler.config)
+
+
+def one_each(image: Tensor, embedding: Tensor) -> None:
+    """Raises ValueError unless these are one picture and one embedding, in numbers."""
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise ValueError(f"the picture has the shape {tuple(image.shape)}, not (1, 3, size, size): use load_image")
+    if embedding.ndim != 3 or len(embedding) != 1:
+        raise ValueError(f"the embedding has the shape {tuple(embedding.shape)}, not (1, tokens, width)")
+    if not (torch.isfinite(image).all() and torch.isfinite(embedding).all()):
+        raise ValueError("the picture or the embedding has values that are no numbers")
 
 
 @torch.no_grad()

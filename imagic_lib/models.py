@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import operator
+import sys
 import warnings
 from functools import cache
 from pathlib import Path
@@ -15,6 +19,8 @@ from torch import Tensor
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY = DATA / "tiny-sd"
 
+
+LONGEST_TEXT = 10_000  # characters; the time of the tokenizer grows with the square of the longest word
 
 SIZES = {  # what a first use downloads, in GB
     "CompVis/stable-diffusion-v1-4": 5.5,
@@ -67,6 +73,19 @@ def name_of(pipe: StableDiffusionPipeline) -> str:
     return "tiny" if name == str(TINY) else name
 
 
+def fingerprint(pipe: StableDiffusionPipeline) -> str:
+    """A short name of a model's weights: equal for equal models, whatever they are called, in whatever
+    precision and by whatever library version they were loaded. It looks at the shape and the first 1024
+    numbers of every tensor, so that a 4 GB model takes no minute."""
+    digest = hashlib.sha256()
+    for part in (pipe.text_encoder, pipe.vae, pipe.unet):
+        tensors = {k.removeprefix("text_model."): v for k, v in part.state_dict().items() if v.is_floating_point()}
+        for name, value in sorted(tensors.items()):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().flatten()[:1024].half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def family(pipe: StableDiffusionPipeline) -> str:
     """ "tiny" or "stable-diffusion": which of a stage's defaults fit. The UNets differ 80-fold in size."""
     return "tiny" if sum(p.numel() for p in pipe.unet.parameters()) < 50e6 else "stable-diffusion"
@@ -75,15 +94,36 @@ def family(pipe: StableDiffusionPipeline) -> str:
 def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **given) -> dict:
     """The settings of a stage: what was given, and for what is None the default of this kind of model.
 
-    Raises ValueError for a number of steps below 0, or another setting that is not above 0.
+    Raises ValueError for a value that a stage can't use. 0 steps train nothing, but draw no picture either.
     """
+    drawing = "guidance_scale" in given
     for name, value in given.items():
-        zero_works = name in ("steps", "guidance_scale", "decay")
-        if value is not None and (value < 0 or (value == 0 and not zero_works)):
+        if value is None:
+            continue
+        if name in ("steps", "batch"):
+            given[name] = value = whole_number(name, value)
+        zero_works = name in ("guidance_scale", "decay") or (name == "steps" and not drawing)
+        if not math.isfinite(value) or value < 0 or (value == 0 and not zero_works):
             raise ValueError(f"{name} is {value}: it must be {'0 or more' if zero_works else 'above 0'}")
-        if name == "decay" and value is not None and value > 1:
+        if name == "decay" and value > 1:
             raise ValueError(f"decay is {value}: it is a share of the steps, from 0 to 1")
     return defaults[family(pipe)] | {name: value for name, value in given.items() if value is not None}
+
+
+def whole_number(name: str, value: object) -> int:
+    """A whole number of any kind, NumPy's too, as Python's own. Raises ValueError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number") from None
+
+
+def warn_caller(message: str) -> None:
+    """A warning that points at the caller's own line: the first one outside this package and torch's decorators."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("imagic_lib", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 @cache
@@ -102,24 +142,25 @@ def unknown_words(text: str) -> list[str]:
 def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     """e_tgt: the text as the UNet reads it, (1, tokens, width).
 
-    Raises ValueError for an empty text. Warns if the text is too long (and says what is cut) or, with
-    the embedded model, if it has words that the model never saw.
+    Raises ValueError for a text that is empty, endless or no text. Warns if it is longer than the model reads (and
+    says what is cut) or, with the embedded model, if it has words that the model never saw.
     """
-    if not text or not text.strip():
+    if not isinstance(text, str) or not text.strip():
         raise ValueError("the text is empty: say what the edited picture shows, e.g. 'a brown dog jumping'")
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"the text has {len(text)} characters: one sentence is enough, {LONGEST_TEXT} are the limit")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("the text has bytes that are no letters: write it in UTF-8")
     limit = pipe.tokenizer.model_max_length
     ids = pipe.tokenizer(text, truncation=False).input_ids
     if len(ids) > limit:
         cut = pipe.tokenizer.decode(ids[limit - 1 : -1]).strip()
-        warnings.warn(
-            f"the text has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off is {cut!r}", stacklevel=2
-        )
+        warn_caller(f"the text has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off is {cut!r}")
     if family(pipe) == "tiny" and (words := unknown_words(text)):
-        warnings.warn(
+        warn_caller(
             f"the embedded model never saw {', '.join(map(repr, words))}: it knows dogs, cats, rabbits, birds "
             "and cars, eight colours, their poses, and grass, beach, snow and night. For any text, use "
-            "Stable Diffusion 1.4",
-            stacklevel=3,
+            "Stable Diffusion 1.4"
         )
     tokens = pipe.tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     mask = tokens.attention_mask if getattr(pipe.text_encoder.config, "use_attention_mask", None) else None

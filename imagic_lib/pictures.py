@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,19 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from imagic_lib.models import family
+from imagic_lib.models import family, warn_caller
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows more, and starts programs for some (EPS)
+HEIC = b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"  # brands of the phones' format
 FOREIGN = 22.0  # dB; drawings are rebuilt better than this, photos worse
 SMALLEST_SIDE = 16  # pixels; below this there is nothing to edit
+MOST_PIXELS = 80_000_000  # more than cameras have; a file of a few kB can claim any number
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Any picture file as RGB: rotated as its EXIF says, transparency on white, first frame of many.
+    """A picture file as RGB: rotated as its EXIF says, transparency on white, first frame of many.
 
+    PNG, JPEG, WebP, GIF, BMP, TIFF, and HEIC if pillow-heif is installed. Its size is checked before it is unpacked.
     Raises FileNotFoundError or ValueError, each with one sentence, for what is no usable picture.
     """
     path = Path(path)
@@ -31,38 +36,68 @@ def open_image(path: str | Path) -> Image.Image:
         raise FileNotFoundError(f"there is no file {path}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the path of a picture in it")
+    if not path.is_file():
+        raise ValueError(f"{path} is no plain file: give the path of a picture")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes)")
+    formats = _formats_for(path)
+    with _refused_in_a_sentence(path):
+        picture = Image.open(path, formats=formats)  # reads the header alone
+    with picture:
+        _check_size(picture, str(path))
+        with _refused_in_a_sentence(path):
+            picture.load()
+            return _to_rgb(picture)
+
+
+def _formats_for(path: Path) -> tuple[str, ...]:
+    """What Pillow may take the file for. HEIC, an iPhone's, needs a package of its own."""
+    with _refused_in_a_sentence(path), open(path, "rb") as file:
+        start = file.read(12)
+    if start[4:8] != b"ftyp" or start[8:12] not in HEIC:
+        return FORMATS
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError(f"{path} is a HEIC picture: save it as JPEG first, or `pip install pillow-heif`") from None
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+@contextmanager
+def _refused_in_a_sentence(path: Path):
+    """What Pillow raises inside becomes a ValueError that a student understands."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture.load()
-                upright = _to_rgb(picture)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"{path} unpacks to more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels: shrink it first"
-        ) from None
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            yield
+    except Image.DecompressionBombError:
+        raise ValueError(_too_large(path)) from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is no picture that can be read: use PNG, JPEG, WebP, GIF or BMP") from None
     except PermissionError:
         raise ValueError(f"{path} may not be read by you: change its permissions") from None
     except Exception as error:  # Pillow's decoders raise many kinds for a broken file
-        raise ValueError(f"{path} is damaged or cut short ({str(error) or type(error).__name__})") from error
-    _check_size(upright, str(path))
-    return upright
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged or cut short ({reason})") from error
 
 
 def _check_size(picture: Image.Image, name: str) -> None:
     width, height = picture.size
     if min(width, height) < SMALLEST_SIDE:
         raise ValueError(f"{name} is {width}x{height} pixels: each side must have {SMALLEST_SIDE} at least")
+    if width * height > MOST_PIXELS:
+        raise ValueError(_too_large(name))
+
+
+def _too_large(name: str | Path) -> str:
+    return f"{name} unpacks to more than {MOST_PIXELS / 1e6:.0f} megapixels: shrink it first"
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits or more: Pillow would clip, not scale
-        values = np.asarray(picture, dtype=np.float64)
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
         # only I;16 says where white is; elsewhere the values do
         likely = (65535,) if picture.mode.startswith("I;16") else (1, 255, 65535)
         top = next((t for t in likely if values.max() <= t), 65535)
@@ -90,21 +125,22 @@ def fit(picture: Image.Image, size: int, how: str = "crop") -> Image.Image:
     if width != height:
         share = f"{1 - min(width, height) / max(width, height):.0%}"
         done = f"its central square is used, {share} is cut off" if how == "crop" else f"{share} is added as borders"
-        warnings.warn(f"the picture is {width}x{height}: {done}", stacklevel=3)
-    if how == "pad":
-        picture = pad_to_square(picture)
+        warn_caller(f"the picture is {width}x{height}: {done}")
     if picture.size == (size, size):
         return picture
+    if how == "pad":
+        return pad_to_square(picture, size)
     return ImageOps.fit(picture, (size, size), method=Image.Resampling.LANCZOS)
 
 
-def pad_to_square(picture: Image.Image) -> Image.Image:
-    """The picture in the middle of a square, its outermost rows or columns repeated to the edge."""
-    width, height = picture.size
-    side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
-    borders = ((top, side - height - top), (left, side - width - left), (0, 0))
-    return Image.fromarray(np.pad(np.asarray(picture.convert("RGB")), borders, mode="edge"))
+def pad_to_square(picture: Image.Image, size: int) -> Image.Image:
+    """The picture, scaled to the longer side `size`, in the middle of a square; its outermost rows or columns are
+    repeated to the edge. Scaled first: a square around a strip of 16 x 60,000 pixels would take 10 GB."""
+    width, height = (max(1, round(side * size / max(picture.size))) for side in picture.size)
+    scaled = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (size - width) // 2, (size - height) // 2
+    borders = ((top, size - height - top), (left, size - width - left), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(scaled), borders, mode="edge"))
 
 
 def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline, how: str = "crop") -> Tensor:
@@ -113,14 +149,16 @@ def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline, 
     how: "crop" or "pad", for a picture that is not square (`fit`). Warns when the embedded model is given
     what it can't draw, a photo say. Raises as `open_image`.
     """
-    picture = _to_rgb(source) if isinstance(source, Image.Image) else open_image(source)
-    _check_size(picture, "the picture")
+    if isinstance(source, Image.Image):
+        _check_size(source, "the picture")
+        picture = _to_rgb(source)
+    else:
+        picture = open_image(source)
     tensor = to_tensor(fit(picture, picture_size(pipe), how)).to(pipe.unet.device, pipe.unet.dtype)
     if family(pipe) == "tiny" and (kept := rebuilt_psnr(pipe, tensor)) < FOREIGN:
-        warnings.warn(
+        warn_caller(
             f"the embedded model can't hold this picture (its VAE keeps {kept:.0f} dB of it): it knows drawings of the "
-            f"toy world, as in data/images; for a photo, use Stable Diffusion 1.4 on a GPU",
-            stacklevel=2,
+            f"toy world, as in data/images; for a photo, use Stable Diffusion 1.4 on a GPU"
         )
     return tensor
 

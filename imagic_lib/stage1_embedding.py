@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from imagic_lib.diffusion import Loss, Probe, cpu_generator, denoising_loss, encode_image, frozen, mse, training_noise
+from imagic_lib.diffusion import Probe, cpu_generator, denoising_loss, encode_image, forward_process, one_each
 from imagic_lib.models import settings_for
-from imagic_lib.training.loop import History, Progress, Watch, descend, identity_of
-from imagic_lib.training.strategies import Strategy, networks, scaler_for, unet_copy, waiting
+from imagic_lib.training.identity import identity_of
+from imagic_lib.training.loop import History, Progress, Run, descend
+from imagic_lib.training.strategies import looking_through, scaler_for
 
 DEFAULTS = {
     "tiny": {"steps": 40, "lr": 5e-2, "batch": 8},  # what it gives: data/tiny-sd/README.md
@@ -27,48 +26,30 @@ def optimize_embedding(
     steps: int | None = None,
     lr: float | None = None,
     batch: int | None = None,
-    loss: Loss = mse,
-    strategy: Strategy | None = None,
     generator: torch.Generator | None = None,
-    probe_every: int = 10,
-    patience: int | None = None,
-    checkpoint: Path | None = None,
-    watch: Watch | None = None,
+    run: Run = Run(),
 ) -> tuple[Tensor, History]:
     """Imagic eq. 2: e_opt = argmin_e E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², started at e_tgt, all weights frozen.
 
     image: (1, 3, size, size) in [-1, 1] (`load_image`). e_tgt: (1, tokens, width) (`encode_text`).
     batch: timesteps per step, stratified; 1 is the paper's way. Left out, steps, lr and batch are the
-    model's own (`stage1_embedding.DEFAULTS`). strategy: from `training.memory.plan`, for a GPU that is short of memory.
-    generator: makes it repeatable. patience, checkpoint, watch: see `training.loop.descend`. Returns e_opt, shaped
-    like e_tgt, and the history. The pipeline stays as it was. Taught in notebooks/02_embedding.ipynb.
+    model's own (`stage1_embedding.DEFAULTS`). generator: makes it repeatable. run: another loss, a checkpoint, a
+    window into it, less memory (`training.loop.Run`). Returns e_opt, shaped like e_tgt, and the history. The pipeline
+    stays as it was. Raises ValueError for a setting or a shape that can't be. Taught in notebooks/02_embedding.ipynb.
     """
+    one_each(image, e_tgt)
     given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch)
-    generator = cpu_generator(generator)
-    process, latents, device = training_noise(pipe), encode_image(pipe, image), pipe.unet.device
-    as_it_is = strategy is None or (strategy.dtype == pipe.unet.dtype and not strategy.checkpointing)
-    with waiting(*networks(pipe, but=pipe.unet if as_it_is else None)):
-        unet = pipe.unet if as_it_is else unet_copy(pipe.unet, strategy, device)
-        latents = latents.to(unet.dtype)
-        probe = Probe(process, latents)
-        e = e_tgt.detach().to(device, torch.float32, copy=True).requires_grad_(True)
-        progress = Progress(
-            name="stage 1, embedding",
-            trained={"e_opt": e},
-            optimizer=torch.optim.Adam([e], lr=given["lr"]),
-            generator=generator,
-            checkpoint=checkpoint,
-            identity=identity_of(image, e_tgt, given, loss, generator),
-            scaler=scaler_for(unet),
+    generator, process, z = cpu_generator(generator), forward_process(pipe), encode_image(pipe, image)
+    identity = identity_of(pipe, [image], given, run.loss, generator, near={"text": e_tgt}, method="embedding")
+    e = e_tgt.detach().to(pipe.unet.device, torch.float32, copy=True).requires_grad_(True)
+    with looking_through(pipe, run.strategy) as unet:
+        z = z.to(unet.dtype)
+        probe, adam = Probe(process, z), torch.optim.Adam([e], lr=given["lr"])
+        history = descend(
+            Progress("stage 1, embedding", {"e_opt": e}, adam, generator, identity, scaler_for(unet)),
+            lambda: denoising_loss(unet, process, z, e.to(unet.dtype), given["batch"], generator, run.loss),
+            lambda: probe(unet, e.detach().to(unet.dtype)),
+            steps=given["steps"],
+            run=run,
         )
-        with frozen(unet):
-            history = descend(
-                progress,
-                lambda: denoising_loss(unet, process, latents, e.to(unet.dtype), given["batch"], generator, loss),
-                lambda: probe(unet, e.detach().to(unet.dtype)),
-                steps=given["steps"],
-                probe_every=probe_every,
-                patience=patience,
-                watch=watch,
-            )
     return e.detach(), history

@@ -13,12 +13,14 @@ def interpolate(e_tgt: Tensor, e_opt: Tensor, eta: float | Sequence[float]) -> T
 
     e_tgt, e_opt: (1, tokens, width). eta: 0 rebuilds the input, 1 follows the text alone; the paper
     uses 0.6–0.8, and values outside [0, 1] extrapolate. One η gives (1, tokens, width), a sequence of n
-    gives (n, tokens, width). Raises ValueError if the shapes differ. Taught in
-    notebooks/04_interpolation.ipynb.
+    gives (n, tokens, width). Raises ValueError if the shapes differ, or for no η, or one that is no finite number.
+    Taught in notebooks/04_interpolation.ipynb.
     """
     if e_tgt.shape != e_opt.shape:
         raise ValueError(f"e_tgt is {tuple(e_tgt.shape)} and e_opt {tuple(e_opt.shape)}: they must be of one shape")
     etas = torch.as_tensor(eta, dtype=e_tgt.dtype, device=e_tgt.device).reshape(-1, 1, 1)
+    if len(etas) == 0:
+        raise ValueError("there is no η: give one number, or a list of at least one")
     if not torch.isfinite(etas).all():
         raise ValueError(f"η must be a finite number, not {eta}")
     return etas * e_tgt + (1 - etas) * e_opt

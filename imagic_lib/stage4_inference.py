@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +14,14 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
 from diffusers.schedulers import SchedulerMixin
 from PIL import Image
 from torch import Tensor
 
-from imagic_lib.diffusion import decode_latents, training_noise
-from imagic_lib.models import encode_text, family, settings_for
+from imagic_lib.diffusion import decode_latents
+from imagic_lib.models import encode_text, family, settings_for, warn_caller
 from imagic_lib.pictures import to_picture
 
 DEFAULTS = {
@@ -28,6 +29,7 @@ DEFAULTS = {
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
+Guess = Callable[[Tensor, Tensor], Tensor]  # guess(z_t, t) -> the noise in z_t, or v
 SAMPLERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler, "dpm++": DPMSolverMultistepScheduler}
 
 
@@ -44,8 +46,17 @@ def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
     """A sampler by name ("ddim", "pndm", "dpm++") over the model's own noise process, for `generate`."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
-    own_way = {"skip_prk_steps": True} if name == "pndm" else {}  # as Stable Diffusion's configuration has it
-    return SAMPLERS[name].from_config(pipe.scheduler.config, **own_way)
+    more = {"skip_prk_steps": True} if name == "pndm" else {}  # as Stable Diffusion's configuration has it
+    return SAMPLERS[name].from_config(pipe.scheduler.config, **more)
+
+
+def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | None) -> SchedulerMixin:
+    """A copy of the scheduler that was chosen, by name or itself, or of the pipeline's own. Raises ValueError for one
+    that `denoise` can't follow."""
+    scheduler = sampler(pipe, chosen) if isinstance(chosen, str) else chosen or pipe.scheduler
+    if not isinstance(scheduler, tuple(SAMPLERS.values())):
+        raise ValueError(f"{type(scheduler).__name__} is not supported: give scheduler= one of {', '.join(SAMPLERS)}")
+    return copy.deepcopy(scheduler)
 
 
 def initial_noise(pipe: StableDiffusionPipeline, seed: int) -> Tensor:
@@ -56,9 +67,12 @@ def initial_noise(pipe: StableDiffusionPipeline, seed: int) -> Tensor:
 
 
 def seeds_of(seeds: Sequence[int]) -> list[int]:
-    """A list of at least one whole number below 2**63; raises ValueError for anything else."""
-    seeds = list(seeds) if isinstance(seeds, Iterable) else []
-    if not seeds or not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
+    """A list of at least one whole number below 2**63, NumPy's too; raises ValueError for anything else."""
+    try:
+        seeds = [operator.index(seed) for seed in seeds]
+    except TypeError:
+        seeds = []
+    if not seeds or not all(0 <= seed < 2**63 for seed in seeds):
         raise ValueError("seeds must be a list of one or more whole numbers from 0 up, e.g. seeds=[0, 1, 2]")
     return seeds
 
@@ -68,15 +82,14 @@ def guided(noise_text: Tensor, noise_empty: Tensor, scale: float) -> Tensor:
     return noise_empty + scale * (noise_text - noise_empty)
 
 
-def predicted_original(pipe: StableDiffusionPipeline, z_t: Tensor, answer: Tensor, timestep: int) -> Tensor:
+def predicted_original(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, timestep: int) -> Tensor:
     """z_0 as the UNet's answer implies it: (z_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ), or the same for v."""
-    a = training_noise(pipe).alphas_cumprod[int(timestep)].to(z_t)
-    if pipe.scheduler.config.prediction_type == "v_prediction":
+    a = scheduler.alphas_cumprod[int(timestep)].to(z_t)
+    if scheduler.config.prediction_type == "v_prediction":
         return a.sqrt() * z_t - (1 - a).sqrt() * answer
     return (z_t - (1 - a).sqrt() * answer) / a.sqrt()
 
 
-@torch.no_grad()
 def generate(
     pipe: StableDiffusionPipeline,
     embeddings: Tensor,
@@ -91,66 +104,60 @@ def generate(
     """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
 
     embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every
-    embedding. scheduler: a name for `sampler`, or a scheduler; the pipeline's own if left out. callback:
-    called with a `Step` at each denoising step of each batch. A safety checker that the model ships
-    blackens what it flags, and says so. Taught in notebooks/05_inference.ipynb.
+    embedding. guidance_scale: 1 is the text alone, 0 the negative prompt alone (`guided`). scheduler: a name for
+    `sampler`, or a scheduler; the pipeline's own if left out. callback: called with a `Step` at each denoising step of
+    each batch. A safety checker that the model ships blackens what it flags, and says so. Raises ValueError for what
+    can't be drawn. Taught in notebooks/05_inference.ipynb.
     """
-    scheduler, seeds = scheduler or pipe.scheduler, seeds_of(seeds)
-    if isinstance(scheduler, str):
-        scheduler = sampler(pipe, scheduler)
-    if not isinstance(scheduler, tuple(SAMPLERS.values())):
-        raise ValueError(f"{type(scheduler).__name__} is not supported: give scheduler= one of {', '.join(SAMPLERS)}")
+    scheduler, seeds = scheduler_of(pipe, scheduler), seeds_of(seeds)
+    if embeddings.ndim != 3 or len(embeddings) == 0:
+        raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
     given = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance_scale)
-    device, dtype = pipe.unet.device, pipe.unet.dtype
+    device, dtype, at_once = pipe.unet.device, pipe.unet.dtype, AT_ONCE[family(pipe)]
     noise = torch.cat([initial_noise(pipe, seed) for seed in seeds]).repeat(len(embeddings), 1, 1, 1)
     text = embeddings.repeat_interleave(len(seeds), dim=0).to(device, dtype)
-    empty = pipe.encode_prompt(negative_prompt, device, 1, False)[0].to(dtype)
     pictures = []
-    at_once = AT_ONCE[family(pipe)]
-    for z, e in zip(noise.to(dtype).split(at_once), text.split(at_once), strict=True):
-        z = denoise(
-            pipe,
-            z,
-            e,
-            empty,
-            given["steps"],
-            given["guidance_scale"],
-            copy.deepcopy(scheduler),
-            callback,
-        )
-        pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
-    return checked(pipe, pictures)
+    with torch.no_grad():
+        empty = pipe.encode_prompt(negative_prompt, device, 1, False)[0].to(dtype)
+        for z, e in zip(noise.to(dtype).split(at_once), text.split(at_once), strict=True):
+            guess = denoiser(pipe.unet, e, empty, given["guidance_scale"])
+            scheduler.set_timesteps(given["steps"], device=device)
+            z = denoise(guess, z, scheduler, callback)
+            pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
+        return checked(pipe, pictures)
 
 
 def checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
     """The pictures, with those that the model's safety checker flags made black, and a warning."""
     if pipe.safety_checker is None:
         return pictures
-    device, dtype = pipe.safety_checker.device, pipe.safety_checker.dtype
-    seen = pipe.feature_extractor(pictures, return_tensors="pt").pixel_values.to(device, dtype)
     arrays = np.stack([np.asarray(p, dtype=np.float32) / 255 for p in pictures])
-    _, flags = pipe.safety_checker(images=arrays, clip_input=seen)
+    _, flags = pipe.run_safety_checker(arrays, pipe.safety_checker.device, pipe.safety_checker.dtype)
     if any(flags):
-        warnings.warn(
-            f"the model's safety checker flagged {sum(flags)} of {len(flags)} pictures: they are black", stacklevel=3
-        )
+        warn_caller(f"the model's safety checker flagged {sum(flags)} of {len(flags)} pictures: they are black")
     return [Image.new("RGB", p.size) if flag else p for p, flag in zip(pictures, flags, strict=True)]
 
 
-def denoise(pipe, z: Tensor, text: Tensor, empty: Tensor, steps: int, scale: float, scheduler, callback=None) -> Tensor:
-    """The sampling loop: z_T (n, 4, h, w) -> z_0. text: (n, tokens, width); empty: (1, tokens, width)."""
-    scheduler.set_timesteps(steps, device=z.device)
+def denoiser(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: float) -> Guess:
+    """guess(z_t, t): the UNet's answer for these texts, guided. text: (n, tokens, width); empty: (1, tokens, width)."""
+    both = torch.cat([empty.expand(len(text), -1, -1), text])
+
+    def guess(z_t: Tensor, t: Tensor) -> Tensor:
+        if scale == 1:  # the text alone, at half the cost
+            return unet(z_t, t, text).sample
+        answer_empty, answer_text = unet(torch.cat([z_t, z_t]), t, both).sample.chunk(2)
+        return guided(answer_text, answer_empty, scale)
+
+    return guess
+
+
+def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None) -> Tensor:
+    """The sampling loop: z_T (n, 4, h, w) -> z_0, by a function guess(z_t, t) and a scheduler whose steps are set."""
     z = z * scheduler.init_noise_sigma
-    both = torch.cat([empty.expand(len(z), -1, -1), text])
     for index, t in enumerate(scheduler.timesteps):
-        if scale > 1:
-            seen = scheduler.scale_model_input(torch.cat([z, z]), t)
-            answer_empty, answer_text = pipe.unet(seen, t, both).sample.chunk(2)
-            answer = guided(answer_text, answer_empty, scale)
-        else:  # no guidance: the text alone, at half the cost
-            answer = pipe.unet(scheduler.scale_model_input(z, t), t, text).sample
+        answer = guess(scheduler.scale_model_input(z, t), t)
         if callback is not None:
-            callback(Step(index, int(t), z, predicted_original(pipe, z, answer, t)))
+            callback(Step(index, int(t), z, predicted_original(scheduler, z, answer, t)))
         z = scheduler.step(answer, t, z).prev_sample
     return z
 

@@ -12,7 +12,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from imagic_lib.toyworld import clip, dataset, unet
+import imagic_lib as imagic
+from imagic_lib.toyworld import Scene, clip, dataset, unet
 
 WIDTH = 32  # of the text embedding
 SCENES = 500  # so many captions hold every word at least once
@@ -95,3 +96,13 @@ def model_folder(pipe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "small-sd"
     pipe.save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def image(pipe) -> torch.Tensor:
+    return imagic.load_image(Scene.sample(5).render(), pipe)
+
+
+@pytest.fixture(scope="session")
+def e_tgt(pipe) -> torch.Tensor:
+    return imagic.encode_text(pipe, "a brown dog jumping on the grass")

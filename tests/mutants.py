@@ -24,9 +24,6 @@ HOME = ROOT / "runs" / "mutants"
 README = ROOT / "tests" / "README.md"
 MODULES = ["stage*.py", "edit.py", "pictures.py", "training/[a-z]*.py"]  # of imagic_lib
 ALSO = {  # besides tests/test_MODULE*.py these tests are about a module
-    "stage1": ["test_stages*.py"],
-    "stage2": ["test_stages*.py"],
-    "stage4": ["test_stages*.py"],
     "edit": ["test_sweeps*.py", "test_cli*.py"],
     "training/": ["test_stage*.py", "training/test_*.py"],
 }

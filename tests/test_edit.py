@@ -2,15 +2,20 @@
 
 import copy
 import json
+import shutil
 import signal
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 import imagic_lib as imagic
 from imagic_lib.edit import LORA_FILE, fingerprint
 from imagic_lib.toyworld import Scene
+from imagic_lib.training import memory
+from imagic_lib.training.checkpoints import load_tensors, save_tensors
+from imagic_lib.training.strategies import Strategy
 
 TEXT = "a brown dog jumping on the grass"
 
@@ -84,8 +89,8 @@ def test_an_edit_that_was_killed_goes_on_with_the_same_result(pipe, image, tmp_p
 
     save = imagic.training.loop.Progress.save
 
-    def save_and_die(progress):
-        save(progress)
+    def save_and_die(progress, path):
+        save(progress, path)
         if progress.name.startswith(stage):
             raise Killed
 
@@ -101,14 +106,13 @@ def test_an_edit_that_was_killed_goes_on_with_the_same_result(pipe, image, tmp_p
 
 
 def press_stop_at_every_step(monkeypatch):
-    look = imagic.training.loop.plain_step
+    look = imagic.training.loop.one_step
 
     def step(loss, progress):
         signal.raise_signal(signal.SIGINT)
         return look(loss, progress)
 
-    monkeypatch.setattr(imagic.training.loop, "plain_step", step)
-    monkeypatch.setattr(imagic.training.strategies, "plain_step", step)
+    monkeypatch.setattr(imagic.training.loop, "one_step", step)
 
 
 def test_without_a_folder_the_stop_button_ends_each_stage_early(pipe, image, monkeypatch):
@@ -130,27 +134,135 @@ def test_with_a_folder_the_stop_button_ends_all_and_the_same_call_goes_on(pipe, 
     assert torch.equal(resumed.e_opt, whole.e_opt) and resumed.unet_history.loss == whole.unet_history.loss
 
 
-def test_a_finished_edit_is_loaded_and_another_one_takes_its_place(pipe, image, tmp_path, monkeypatch):
+def test_a_finished_edit_is_loaded(pipe, image, tmp_path, monkeypatch):
     settings = {"embedding_steps": 2, "unet_steps": 2, "folder": tmp_path}
     first = imagic.run_edit(pipe, image, TEXT, method="lora", **settings)
-    (tmp_path / "eta-1-seed-0.png").write_bytes(b"old")
-    with monkeypatch.context() as patch:
-        patch.setattr(imagic.edit, "optimize_embedding", None)  # would fail if it trained
-        again = imagic.run_edit(pipe, image, TEXT, method="lora", **settings)
+    monkeypatch.setattr(imagic.edit, "optimize_embedding", None)  # would fail if it trained
+    again = imagic.run_edit(pipe, image, TEXT, method="lora", **settings)
     assert torch.equal(again.e_opt, first.e_opt)
-    imagic.run_edit(pipe, image, "a red car", method="full", **settings)
-    assert not (tmp_path / LORA_FILE).exists() and not (tmp_path / "eta-1-seed-0.png").exists()
-    assert imagic.ImagicEdit.load(tmp_path, pipe).settings["method"] == "full"
 
 
-def test_a_damaged_edit_json_is_one_clear_sentence(saved, pipe, tmp_path):
-    for content in ("{", "{}"):
-        (tmp_path / "edit.json").write_text(content)
-        with pytest.raises(ValueError, match=r"edit\.json is damaged .*: make the edit again"):
-            imagic.ImagicEdit.load(tmp_path, pipe)
+def test_pictures_are_the_tuned_unets_and_without_fine_tuning_the_loaded_ones(saved):
+    """Stage 2 is worth nothing if the pictures are drawn by the UNet that it began with."""
+    edit, _ = saved
+    embeddings = imagic.interpolate(edit.e_tgt, edit.e_opt, [0.0, 1.0])
+    tuned, loaded = (imagic.generate(pipe, embeddings, [1, 4], steps=2) for pipe in (edit.tuned, edit.pipe))
+    assert bits([tuned]) != bits([loaded])
+    assert bits(edit.pictures([0, 1], [1, 4], steps=2)) == bits([tuned[0::2], tuned[1::2]])
+    assert bits(edit.pictures([0, 1], [1, 4], steps=2, fine_tuned=False)) == bits([loaded[0::2], loaded[1::2]])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_seed_is_that_of_both_trainings(pipe, image, method):
+    edit = imagic.run_edit(pipe, image, TEXT, embedding_steps=2, unet_steps=2, method=method, seed=5)
+    generator = torch.Generator().manual_seed(5)
+    e_opt, first = imagic.optimize_embedding(pipe, image, edit.e_tgt, steps=2, generator=generator)
+    _, second = imagic.fine_tune(pipe, image, e_opt, steps=2, method=method, generator=generator)
+    assert edit.embedding_history.loss == first.loss and edit.unet_history.loss == second.loss
+    other = imagic.run_edit(pipe, image, TEXT, embedding_steps=2, unet_steps=2, method=method)
+    assert edit.embedding_history.loss != other.embedding_history.loss
+
+
+@pytest.mark.parametrize("etas", [[], [float("nan")], [1e30], [-11], ["much"], 0.5, None])
+def test_an_eta_that_shows_nothing_is_one_sentence(saved, etas):
+    with pytest.raises(ValueError, match=r"etas must be a list of one or more numbers within ±10, e\.g\."):
+        saved[0].pictures(etas, [0], steps=1)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_out_of_memory_advises_what_the_plan_of_this_gpu_shows(pipe, image, tmp_path, monkeypatch, half, method):
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(imagic.edit, "fine_tune", too_much)
+    monkeypatch.setattr(memory, "precision", lambda device: half)
+    with pytest.raises(MemoryError) as error:
+        imagic.run_edit(pipe, image, TEXT, embedding_steps=1, unet_steps=1, method=method, folder=tmp_path)
+    shown = memory.strategies(half)
+    advised = shown[1] if method == "full" else shown[6]  # a LoRA of half precision is smaller than one of float32
+    assert f"try the strategy “{advised.name}”" in str(error.value)
+    assert f"the checkpoint in {tmp_path} is kept" in str(error.value) and list(tmp_path.glob("checkpoint-embedding*"))
+
+
+# -------------------------------------------------------------------------------- a folder of a stranger
+
+
+def damage(folder, name, change):
+    """Write a tensor file of the folder again, its tensors changed."""
+    tensors, facts = load_tensors(folder / name)
+    save_tensors(folder / name, change(dict(tensors)), facts)
+
+
+def first(tensors, change):
+    name = next(iter(tensors))
+    return tensors | {name: change(tensors[name])}
+
+
+WEIGHTS = {"full": "unet-difference.safetensors", "lora": LORA_FILE}
+CHANGES = {  # what is done to the tensors, and what a student reads
+    "no number": (lambda t: first(t, lambda v: v * float("nan")), "holds what is no number"),
+    "whole numbers": (lambda t: first(t, lambda v: v.long()), "holds what is no number"),
+    "nothing": (lambda t: {}, r"has no|holds other things"),
+    "one number": (lambda t: first(t, lambda v: torch.ones(1)), ""),
+    "one too few": (lambda t: dict(list(t.items())[1:]), ""),
+    "foreign layers": (lambda t: {f"text_encoder.{name}": v for name, v in t.items()}, r"has no|holds other things"),
+    "unknown layers": (lambda t: {name.replace("attn", "none"): v for name, v in t.items()}, ""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["embeddings.safetensors", "weights"])
+def test_tensors_that_are_not_the_edits_are_refused_and_the_model_stays(saved, pipe, tmp_path, name, change):
+    """A difference of shape (1,) would be added to every weight, and NaN draws black."""
+    edit, folder = saved
+    folder = shutil.copytree(folder, tmp_path / "edit")
+    if change == "unknown layers" and name != "weights":
+        pytest.skip("an embedding has no layers")
+    before = fingerprint(pipe)
+    damage(folder, WEIGHTS[edit.settings["method"]] if name == "weights" else name, CHANGES[change][0])
+    with pytest.raises(
+        ValueError, match=rf"the edit in .* is damaged \(.*{CHANGES[change][1]}.*\): make the edit"
+    ) as it:
+        imagic.ImagicEdit.load(folder, pipe)
+    assert "\n" not in str(it.value) and fingerprint(pipe) == before
+
+
+@pytest.mark.parametrize("name", ["input.png", "embeddings.safetensors", "weights"])
+@pytest.mark.parametrize("content", [None, b"", b"no file of this kind", b"\xff" * 100])
+def test_files_that_are_gone_or_no_files_of_their_kind_are_one_sentence(saved, pipe, tmp_path, name, content):
+    edit, folder = saved
+    folder = shutil.copytree(folder, tmp_path / "edit")
+    path = folder / (WEIGHTS[edit.settings["method"]] if name == "weights" else name)
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"the edit in .* is damaged \(") as it:
+        imagic.ImagicEdit.load(folder, pipe)
+    assert "\n" not in str(it.value)
+
+
+def test_an_input_of_another_size_is_refused_and_not_cropped(saved, pipe, tmp_path):
+    folder = shutil.copytree(saved[1], tmp_path / "edit")
+    Image.new("RGB", (256, 128)).save(folder / "input.png")
+    with pytest.raises(ValueError, match=r"is damaged \(input\.png is not 128x128 pixels\)"):
+        imagic.ImagicEdit.load(folder, pipe)
 
 
 def test_the_fingerprint_is_the_same_in_half_precision(model_folder):
     whole, half = (imagic.load_pipeline(model_folder, device="cpu") for _ in range(2))
     half.to(torch.float16)
     assert fingerprint(whole) == fingerprint(half)
+
+
+def test_running_out_of_memory_names_the_next_smaller_strategy(pipe, image, monkeypatch, tmp_path):
+    def no_memory(*args, **settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(imagic.edit, "fine_tune", no_memory)
+    with pytest.raises(MemoryError, match=r"“full, float32, Adam, checkpointing” .*; the checkpoint in .* is kept"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, unet_steps=1, folder=tmp_path)
+    assert (tmp_path / "checkpoint-embedding.safetensors").exists()
+    with pytest.raises(MemoryError, match=r"“LoRA, .*checkpointing” \(imagic_lib.training.memory.plan shows all\)$"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, method="lora")
+    last = Strategy("lora", torch.float16, "Adam", checkpointing=True)
+    with pytest.raises(MemoryError, match="only a larger GPU will do"):
+        imagic.run_edit(pipe, image, "a cat", embedding_steps=1, strategy=last)

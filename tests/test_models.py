@@ -3,6 +3,7 @@
 import copy
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
@@ -177,3 +178,55 @@ def test_the_pipeline_of_another_prediction_type_runs_all_stages(pipe, predictio
     image = imagic.load_image(Scene.sample(3).render(), other)
     edit = imagic.run_edit(other, image, "a cat", embedding_steps=2, unet_steps=2)
     assert len(edit.pictures([0.0, 1.5], [0], steps=2)[0]) == 2
+
+
+# ------------------------------------------------------------------------------------ texts and settings
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "the text is empty"),
+        (" \n", "the text is empty"),
+        (None, "the text is empty"),
+        ("a" * 1_000_000, "the text has 1000000 characters"),  # the tokenizer would take 83 s
+        ("a \udcff dog", "no letters"),  # what Python makes of a byte that is no UTF-8
+    ],
+)
+def test_a_text_that_says_nothing_is_one_sentence(pipe, monkeypatch, text, sentence):
+    other = imagic.stage2_finetuning.with_unet(pipe, pipe.unet)
+    other.tokenizer = None  # not even asked
+    with pytest.raises(ValueError, match=sentence) as error:
+        imagic.encode_text(other, text)
+    assert len(str(error.value)) < 200
+
+
+def test_warnings_of_a_text_point_at_the_line_that_called(pipe):
+    with pytest.warns(UserWarning) as caught:
+        imagic.encode_text(pipe, "a zebra " + "and a dog " * 40)
+    assert len(caught) == 2 and {warning.filename for warning in caught} == {__file__}
+
+
+DEFAULTS = {"tiny": {"steps": 40, "lr": 0.1, "decay": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"steps": value} for value in (-1, 2.5, "2")),
+        *({"lr": value} for value in (0.0, float("nan"), float("inf"))),
+        {"batch": 0},
+        {"decay": 1.5},
+        {"steps": 0, "guidance_scale": 3.0},  # a training may have no steps, a picture not
+        {"guidance_scale": -1.0},
+    ],
+)
+def test_a_setting_that_can_t_be_is_refused_by_its_name(pipe, given):
+    with pytest.raises(ValueError, match=f"^{next(iter(given))} is "):
+        models.settings_for(pipe, DEFAULTS, **given)
+
+
+def test_settings_are_the_defaults_but_for_what_is_given(pipe):
+    assert models.settings_for(pipe, DEFAULTS, steps=None, lr=None) == DEFAULTS["tiny"]
+    found = models.settings_for(pipe, DEFAULTS, steps=np.int64(0), lr=2, decay=None)
+    assert found == {"steps": 0, "lr": 2, "decay": 0.5} and type(found["steps"]) is int

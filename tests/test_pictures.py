@@ -1,8 +1,12 @@
+import os
 import re
 import struct
+import sys
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,7 +108,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     path = tmp_path / "mine.png"
     Image.fromarray(noise()).save(path)
 
-    def forbidden(*_):
+    def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", forbidden)
@@ -158,6 +162,64 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, side):
     assert "megapixels" in refusal(path)
 
 
+@pytest.mark.parametrize("suffix", ["eps", "ico", "ppm", "tga"])
+def test_a_format_that_is_not_for_photos_is_not_even_tried(tmp_path, monkeypatch, suffix):
+    """Behind the name of a PNG, Pillow would start Ghostscript for an EPS."""
+    path = tmp_path / "cat.png"
+    Image.fromarray(noise(32, 32)).save(path, format={"ppm": "PPM"}.get(suffix, suffix.upper()))
+    assert Image.open(path).size == (32, 32)  # Pillow by itself would take it
+    assert "no picture that can be read" in refusal(path)
+
+
+def test_a_size_is_refused_before_a_pixel_is_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", (9_000, 9_000)).save(path)  # 81 megapixels in 10 kB: below the limit at which Pillow warns
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was unpacked"))
+    assert "megapixels" in refusal(path)
+
+
+def test_a_picture_object_is_measured_before_it_is_unpacked(pipe, tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", (9_000, 9_000)).save(path)
+    with Image.open(path) as lazy:
+        monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was unpacked"))
+        with pytest.raises(ValueError, match="megapixels"):
+            load_image(lazy, pipe)
+
+
+def test_a_pipe_that_never_ends_is_no_picture(tmp_path):
+    path = tmp_path / "pipe.png"
+    os.mkfifo(path)
+    assert "no plain file" in refusal(path)
+
+
+HEIC_START = b"\0\0\0\x18ftypheic\0\0\0\0"
+
+
+def test_the_heic_of_a_phone_is_called_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(HEIC_START + bytes(100))
+    message = refusal(path)
+    assert "HEIC" in message and "JPEG" in message and "pillow-heif" in message
+
+
+def test_heic_is_read_where_its_package_is_installed(tmp_path, monkeypatch):
+    """pillow-heif adds a format to Pillow; here a stand-in does."""
+
+    def register_heif_opener():
+        Image.register_open("HEIF", lambda file, name: Image.new("RGB", (40, 20), "red"), lambda start: True)
+
+    for table in ("ID", "OPEN"):
+        monkeypatch.setattr(Image, table, type(known := getattr(Image, table))(known))
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register_heif_opener))
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(HEIC_START + bytes(100))
+    assert open_image(path).getpixel((0, 0)) == (255, 0, 0)
+    (tmp_path / "text.png").write_text("I am no picture. " * 10)
+    assert "no picture" in refusal(tmp_path / "text.png")  # the new format is for its own files alone
+
+
 # ------------------------------------------------------------------------ every kind becomes true RGB
 
 
@@ -181,6 +243,15 @@ def test_a_floating_point_picture_from_0_to_1_is_scaled(tmp_path):
     values = np.linspace(0, 1, 400, dtype=np.float32).reshape(20, 20)
     Image.fromarray(values).save(path)
     assert np.array_equal(pixels(open_image(path))[..., 0], (values.astype(float) * 255).round())
+
+
+def test_a_floating_point_picture_with_holes_is_black_there(tmp_path):
+    path = tmp_path / "float.tif"
+    values = np.ones((20, 20), dtype=np.float32)
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(path)
+    opened = pixels(open_image(path))
+    assert opened[0, 0].max() == 0 and opened[1:].min() == 255
 
 
 @pytest.mark.parametrize(("suffix", "tolerance"), [("tif", 0), ("jpg", 8)])
@@ -376,6 +447,48 @@ def test_padding_keeps_all_of_a_picture_and_repeats_its_borders(pipe):
     assert (rows[:17] == (255, 0, 0)).all() and (rows[17:] == 255).all()
     with pytest.raises(ValueError, match="choose 'crop' or 'pad'"):
         fit(picture, 64, "stretch")
+
+
+def test_padding_a_strip_takes_no_memory_for_a_square_around_it(pipe):
+    """16 x 60,000 pixels in a 3 kB file would be 10 GiB as a square."""
+    strip = Image.new("RGB", (16, 20_000), "red")
+    tracemalloc.start()
+    try:
+        with pytest.warns(UserWarning, match="16x20000: 100% is added as borders"):
+            image = load_image(strip, pipe, how="pad")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert image.shape == (1, 3, 128, 128) and (image[0, 0] == 1).all() and most < 10e6
+
+
+@given(width=st.integers(16, 400), height=st.integers(16, 400))
+@settings(max_examples=40, deadline=None)
+def test_padding_keeps_the_shape_of_what_it_keeps(width, height):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        square = pixels(fit(map_of_positions(width, height), 64, "pad")).astype(float)
+    assert square.shape == (64, 64, 3)
+    scale = 64 / max(width, height)  # one for both directions: nothing is stretched
+    columns, rows = (square[..., 0] < 255).any(0).sum(), len(square)
+    assert columns and rows
+    middle = square[32, 32]
+    if width < 250 and height < 250:  # in the map each pixel says where it is
+        assert abs(middle[0] - width / 2) <= 1.5 / scale + 1 and abs(middle[1] - height / 2) <= 1.5 / scale + 1
+        across = (square[32, -1, 0] - square[32, 0, 0]) + (square[-1, 32, 1] - square[0, 32, 1])
+        assert abs(across - (width + height)) <= 4 / scale + 4
+
+
+def test_a_warning_points_at_the_line_that_called(pipe, monkeypatch):
+    monkeypatch.setattr(pictures, "FOREIGN", 1000.0)
+    for call in (
+        lambda: load_image(map_of_positions(128, 128), pipe),  # the embedded model can't hold it
+        lambda: load_image(map_of_positions(200, 128), pipe),  # cropped
+        lambda: fit(map_of_positions(200, 128), 64),
+    ):
+        with pytest.warns(UserWarning) as caught:
+            call()
+        assert {(w.filename, w.lineno) for w in caught} == {(__file__, call.__code__.co_firstlineno)}
 
 
 def test_the_embedded_model_says_what_it_can_t_hold(monkeypatch):

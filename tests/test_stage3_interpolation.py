@@ -46,3 +46,8 @@ def test_no_number_is_refused(eta):
 def test_embeddings_of_two_models_are_refused():
     with pytest.raises(ValueError, match="one shape"):
         interpolate(E_TGT, torch.zeros(1, 7, 6), 0.5)
+
+
+def test_no_eta_is_one_clear_sentence():
+    with pytest.raises(ValueError, match="there is no η: give one number, or a list of at least one"):
+        interpolate(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 
 import torch
@@ -13,7 +14,6 @@ from imagic_lib.experiments.losses import bin_centres, expectation, gaussian_log
 from imagic_lib.models import DATA
 from imagic_lib.stage2_finetuning import with_unet
 from imagic_lib.training.checkpoints import load_tensors, save_tensors
-from imagic_lib.training.loop import hash_of
 
 HEAD = DATA / "hl-gauss" / "head.safetensors"  # trained for tiny-sd: benchmarks/hl_gauss_head.py
 
@@ -33,8 +33,8 @@ class DistributionHead(nn.Module):
         self.guess = copy.deepcopy(conv_out)
         self.learned = nn.ModuleDict(
             {
-                "sharpness": like(conv_out, conv_out.out_channels),
-                "shape": like(conv_out, conv_out.out_channels * self.bins),
+                "sharpness": zero_convolution(conv_out, conv_out.out_channels),
+                "shape": zero_convolution(conv_out, conv_out.out_channels * self.bins),
             }
         )
 
@@ -44,7 +44,7 @@ class DistributionHead(nn.Module):
         return expectation(sharpness * gaussian_logits(self.guess(features)) + shape)
 
 
-def like(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
+def zero_convolution(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
     """A convolution that looks at the same places, with so many output channels, all weights zero."""
     place = {"dtype": conv.weight.dtype, "device": conv.weight.device}
     other = nn.Conv2d(conv.in_channels, channels, conv.kernel_size, padding=conv.padding, **place)
@@ -66,6 +66,11 @@ def with_distribution(pipe: StableDiffusionPipeline, learned: bool = True) -> St
         load_head(head)
     unet.conv_out = head
     return with_unet(pipe, unet)
+
+
+def hash_of(weights: Tensor) -> str:
+    """Sixteen hexadecimal digits that stand for these very numbers."""
+    return hashlib.sha256(weights.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def save_head(head: DistributionHead, path: Path, facts: dict) -> None:

@@ -20,8 +20,10 @@ __all__ = [
     "spatial_kl_with_mean",
 ]
 
-WIDTH, REACH, SIGMA = 0.25, 6.0, 0.25  # of the bins, of all bins to either side, of the Gaussian on them
-VARIANCE = SIGMA**2 + WIDTH**2 / 12  # of that Gaussian, blurred by the bins: Sheppard's correction
+WIDTH = 0.25  # of one bin
+REACH = 6.0  # the bins go from -REACH to REACH
+SIGMA = 0.25  # of the Gaussian that is laid over the bins
+VARIANCE = SIGMA**2 + WIDTH**2 / 12  # of that Gaussian when the bins have blurred it: Sheppard's correction
 
 
 def naive_cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:

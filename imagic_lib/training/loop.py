@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import signal
 import threading
 import time
@@ -15,10 +15,27 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from imagic_lib.training.checkpoints import load_tensors, pack_optimizer, save_tensors, unpack_optimizer
+from imagic_lib.diffusion import Loss, mse
+from imagic_lib.models import warn_caller, whole_number
+from imagic_lib.training.checkpoints import (
+    free_on_disk,
+    load_facts,
+    load_tensors,
+    pack_optimizer,
+    remove_orphans,
+    remove_tensors,
+    save_tensors,
+    size_on_disk,
+    unpack_optimizer,
+)
+from imagic_lib.training.identity import Identity
+from imagic_lib.training.strategies import Strategy
 
-SMALL = 50_000_000  # numbers; up to here a copy of the last good state is kept in memory
-SAVING_SHARE = 0.05  # of the time, at most: a large model's checkpoint takes a minute to write
+PROBE_EVERY = 10  # steps
+SAVE_AFTER = 30.0  # seconds between two checkpoints of a small model
+LOSE_AT_MOST = 600.0  # seconds of work, if the process is killed
+SAVING_SHARE = 0.05  # of the time, where `LOSE_AT_MOST` allows it: a large model's checkpoint takes a minute to write
+LARGE = 10**9  # bytes of a checkpoint that are worth a word
 
 
 @dataclass
@@ -36,6 +53,7 @@ class History:
     learning_rate: list[float] = field(default_factory=list)
     seconds: float = 0.0
     stopped: bool = False  # by the stop button, before all steps were done
+    steps: int = 0  # that were asked for
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -47,22 +65,32 @@ class History:
         return min(self.probe_loss[-patience:]) > 0.99 * min(self.probe_loss[:-patience])
 
 
-def hash_of(tensor: Tensor) -> str:
-    """Sixteen hexadecimal digits that stand for these very numbers."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-
-
-def identity_of(image: Tensor, start: Tensor, given: dict, loss: Callable, generator: torch.Generator) -> dict:
-    """What a training is of, as JSON; the number of steps may change when it is continued."""
-    settings = {name: value for name, value in given.items() if name != "steps"}
-    named = getattr(loss, "__name__", repr(loss))
-    tensors = {"image": hash_of(image), "start": hash_of(start.float())}
-    return {**tensors, **settings, "loss": named, "seed": generator.initial_seed()}
-
-
 Watch = Callable[[str, History], object]  # (stage, history so far) -> true to end the stage here
 
-DIFFERENT = {"image": "another picture", "start": "another text", "method": "another method", "seed": "another seed"}
+
+@dataclass(frozen=True)
+class Run:
+    """How a training is run, where the method leaves it open: `fine_tune(..., run=Run(patience=5))`. The same for all.
+
+    loss: what "wrong" means for a predicted noise; others than the paper's are in `experiments.losses`. strategy: from
+    `memory.plan`, for a GPU that is short of memory. checkpoint: a file that keeps the state, so that a training that
+    was stopped or killed goes on with the same bits. watch: called as watch(name, history) after each step; what it
+    returns, if true, is a stop button. patience: end when the probe has not fallen by 1 % for so many probes.
+    probe_every: steps between two probes; left out, the stage's own. Raises ValueError for a number that can't be.
+    """
+
+    loss: Loss = mse
+    strategy: Strategy | None = None
+    checkpoint: Path | str | None = None
+    watch: Watch | None = None
+    patience: int | None = None
+    probe_every: int | None = None
+
+    def __post_init__(self):
+        for name in ("patience", "probe_every"):
+            value = getattr(self, name)
+            if value is not None and whole_number(name, value) < 1:
+                raise ValueError(f"{name} is {value}: it must be 1 or more, or be left out")
 
 
 @dataclass
@@ -73,61 +101,119 @@ class Progress:
     trained: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    checkpoint: Path | None
-    identity: dict  # what must be equal for a checkpoint to be continued: input, text, settings
+    identity: Identity  # of what: a checkpoint of something else is refused
     scaler: torch.amp.GradScaler | None = None  # for float16, whose small gradients would vanish
     history: History = field(default_factory=History)
-    good: dict[str, Tensor] | None = None
 
-    def save(self) -> None:
-        if self.checkpoint is not None:
-            tensors = {f"trained.{k}": v for k, v in self.trained.items()} | pack_optimizer(self.optimizer)
-            facts = {"stage": self.name, "identity": self.identity, "history": self.history.to_dict()}
-            facts["scaler"] = self.scaler.state_dict() if self.scaler else {}
-            save_tensors(self.checkpoint, tensors | {"generator": self.generator.get_state()}, facts)
+    @property
+    def facts(self) -> dict:
+        """The identity's facts, with the kind of optimizer: the state of Adam means nothing to an 8-bit Adam."""
+        return self.identity.facts | {"optimizer": type(self.optimizer).__name__}
 
-    def load(self) -> None:
-        """Go on from the checkpoint if there is one. Raises ValueError if it is of another training."""
-        if self.checkpoint is None or not self.checkpoint.exists():
+    def bytes_on_disk(self) -> int:
+        """What a checkpoint takes: the numbers that learn, and Adam's two moments for each of them."""
+        each = 1 if "8bit" in type(self.optimizer).__name__ else 4
+        return sum(v.nbytes + 2 * each * v.numel() for v in self.trained.values())
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint. The old one is kept until the new one is whole, unless the disk has no room for both."""
+        tensors = {f"trained.{k}": v for k, v in self.trained.items()} | pack_optimizer(self.optimizer)
+        tensors |= {f"near.{k}": v for k, v in self.identity.near.items()}
+        facts = {"stage": self.name, "identity": self.facts, "history": self.history.to_dict()}
+        facts["scaler"] = self.scaler.state_dict() if self.scaler else {}
+        if free_on_disk(path) < self.bytes_on_disk() <= free_on_disk(path) + size_on_disk(path):
+            remove_tensors(path)
+        save_tensors(path, tensors | {"generator": self.generator.get_state()}, facts)
+
+    def load(self, path: Path) -> None:
+        """Go on from the checkpoint if there is one. Raises ValueError if it is damaged, or of another training."""
+        remove_orphans(path)
+        if not path.exists():
             return
-        tensors, facts = load_tensors(self.checkpoint)
-        for key, value in self.identity.items():
-            if facts["identity"].get(key) != value:
-                what = DIFFERENT.get(key, f"{key} {facts['identity'].get(key)!r}, not {value!r}")
-                raise ValueError(
-                    f"{self.checkpoint} is from a training with {what}: choose another folder, or delete this file"
-                )
-        self._copy({k[8:]: v for k, v in tensors.items() if k.startswith("trained.")})
-        unpack_optimizer(self.optimizer, tensors)
-        self.generator.set_state(tensors["generator"])
-        if self.scaler and facts["scaler"]:
-            self.scaler.load_state_dict(facts["scaler"])
-        self.history = History(**facts["history"] | {"stopped": False})
+        other = Identity(self.facts, {}).difference(load_facts(path).get("identity"), {})  # before gigabytes are read
+        if not other:
+            tensors, facts = load_tensors(path)
+            near = {k[5:]: v for k, v in tensors.items() if k.startswith("near.")}
+            other = self.identity.difference(facts["identity"], near)
+        if other:
+            raise ValueError(f"{path} is from a training with {other}: choose another folder, or delete this file")
+        try:
+            self._copy({k[8:]: v for k, v in tensors.items() if k.startswith("trained.")})
+            unpack_optimizer(self.optimizer, tensors)
+            self.generator.set_state(tensors["generator"])
+            if self.scaler and facts["scaler"]:
+                self.scaler.load_state_dict(facts["scaler"])
+            self.history = History(**facts["history"] | {"stopped": False})
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is no whole checkpoint of {self.name} ({error!r}): delete it") from error
 
-    def remember(self) -> None:
-        """Keep a copy of this state as the last good one, unless it is too large to copy."""
-        if sum(v.numel() for v in self.trained.values()) <= SMALL:
-            self.good = {k: v.detach().clone() for k, v in self.trained.items()}
+    @torch.no_grad()
+    def _copy(self, values: dict[str, Tensor]) -> None:
+        for key, weight in self.trained.items():
+            if values[key].shape != weight.shape:
+                raise ValueError(f"{key} has the shape {tuple(values[key].shape)}")
+            weight.copy_(values[key])
 
     def is_finite(self) -> bool:
         return all(torch.isfinite(v).all() for v in self.trained.values())
 
-    def give_up(self, step: int, loss: float) -> None:
-        """Raise FloatingPointError, with the last good state put back."""
-        kept = "nothing of it is kept"
-        if self.good is not None:
-            self._copy(self.good)
-            kept = f"the state of step {self.history.probe_step[-1]} is kept"
-        if self.checkpoint is not None and self.checkpoint.exists():
-            kept = f"the last good state is in {self.checkpoint}"
-        raise FloatingPointError(
-            f"{self.name} diverged at step {step} (loss {loss:g}): lower the learning rate; {kept}"
-        )
 
-    @torch.no_grad()
-    def _copy(self, values: dict[str, Tensor]) -> None:
-        for key, value in values.items():
-            self.trained[key].copy_(value)
+class Keeper:
+    """The checkpoint file of a training: what it takes is said first, and it is written often enough."""
+
+    def __init__(self, progress: Progress, path: Path | str | None):
+        self.progress, self.path = progress, Path(path) if path else None
+        self.due = time.monotonic() + SAVE_AFTER
+
+    def open(self, steps: int) -> None:
+        """Go on from the file if it is there. Raises ValueError if it is of another training or has done more steps, or
+        if there is no room for it."""
+        if self.path is None:
+            return
+        self.progress.load(self.path)
+        if (done := len(self.progress.history.loss)) > steps:
+            raise ValueError(f"{self.path} has done {done} steps, not {steps}: ask for {done}, or delete this file")
+        need, free, own = self.progress.bytes_on_disk(), free_on_disk(self.path), size_on_disk(self.path)
+        takes = f"{self.progress.name}: its checkpoint takes {need / 1e9:.1f} GB on disk"
+        where = f"{self.path.parent} has room for {(free + own) / 1e9:.1f} GB"
+        if need > free + own:
+            raise ValueError(f"{takes}, and {where}: choose another folder, or train a LoRA, whose checkpoint is small")
+        if need > LARGE:
+            one = "" if 2 * need <= free + own else " (so the old one is deleted before a new one is written)"
+            tqdm.write(f"{takes}; {where}{one}")
+
+    def save_if_due(self) -> None:
+        if self.path is not None and time.monotonic() >= self.due:
+            self.save()
+
+    def save(self) -> None:
+        """Write the state, if it is one of numbers. A full disk ends no training, but that nothing is kept is said."""
+        if not self.progress.is_finite():
+            self.give_up(len(self.progress.history.loss), self.progress.history.loss[-1])
+        if self.path is None:
+            return
+        began = time.monotonic()
+        try:
+            self.progress.save(self.path)
+        except OSError as error:
+            warn_caller(f"{self.path} could not be written ({error}): a stop would lose the training")
+        took = time.monotonic() - began
+        self.due = time.monotonic() + pause_after(took)
+
+    def give_up(self, step: int, value: float) -> None:
+        """Raise FloatingPointError: the loss, a gradient or the probe is no number."""
+        name = self.progress.name
+        if step == 0:
+            raise FloatingPointError(f"{name} can't start, its loss is {value:g}: the model or the picture is damaged")
+        there = self.path is not None and self.path.exists()
+        kept = f"the last good state is in {self.path}" if there else "nothing of it is kept"
+        raise FloatingPointError(f"{name} diverged at step {step} (loss {value:g}): lower the learning rate; {kept}")
+
+
+def pause_after(took: float) -> float:
+    """Seconds from one checkpoint to the next, if it takes so many to write one: its share of the time, but so
+    that a kill loses `LOSE_AT_MOST` at most, the time of the writing before and after the pause included."""
+    return max(SAVE_AFTER, min(took / SAVING_SHARE, LOSE_AT_MOST - 2 * took))
 
 
 def rate_at(step: int, steps: int, lr: float, decay: float) -> float:
@@ -144,35 +230,30 @@ def descend(
     probe_of: Callable[[], float],
     *,
     steps: int,
-    probe_every: int,
-    patience: int | None = None,
-    checkpoint_every: int = 100,
     decay: float = 0.0,
-    step_with: Callable[[Tensor, Progress], bool] | None = None,
-    watch: Watch | None = None,
+    run: Run = Run(),
 ) -> History:
-    """Gradient descent on `progress.trained`, with a window into it.
+    """Gradient descent on `progress.trained`, with a window into it. What `run` can ask for: see there.
 
-    The stop button (Ctrl-C) ends it after the present step and keeps what was learned. patience: end it
-    when the probe has not fallen by 1 % for so many probes. watch: called as watch(name, history) after each
-    step; what it returns, if true, is a stop button too. With a checkpoint file the state is written
-    about every `checkpoint_every` steps, at the end and at a stop; if it is there at the start, training
-    goes on from it, with the same bits as if it had never stopped. decay: see `rate_at`. Raises
-    FloatingPointError at once when the loss, a gradient or the probe is no number, with the last good state kept.
+    decay: see `rate_at`. The stop button (Ctrl-C) ends it after the present step and keeps what was learned. The
+    checkpoint is written every half minute, a large one every ten minutes at least, at the end and at a stop; if it
+    is there at the start, training goes on from it. Raises FloatingPointError at once when the loss, a gradient or the
+    probe is no number, and ValueError for a checkpoint that is not of this training.
     """
-    progress.load()
-    history, began = progress.history, time.monotonic() - progress.history.seconds
-    step_with, save_again, called_off = step_with or plain_step, 0.0, False
+    keeper = Keeper(progress, run.checkpoint)
+    keeper.open(steps)
+    history, probe_every = progress.history, run.probe_every or PROBE_EVERY
+    history.steps, done, called_off = steps, len(history.loss), False
+    began = time.monotonic() - history.seconds
 
     def look(step: int) -> None:
-        if (value := probe_of()) != value or abs(value) == float("inf"):
-            progress.give_up(step, value)
+        if not math.isfinite(value := probe_of()):
+            keeper.give_up(step, value)
         history.probe_step.append(step)
         history.probe_loss.append(value)
-        progress.remember()
 
     def settled() -> bool:
-        return patience is not None and history.has_settled(patience)
+        return run.patience is not None and history.has_settled(run.patience)
 
     if not history.probe_step:
         look(0)
@@ -182,8 +263,8 @@ def descend(
             for group in progress.optimizer.param_groups:
                 group["lr"] = rate_at(step, steps, progress.optimizer.defaults["lr"], decay)
             loss = loss_of()
-            if not torch.isfinite(loss) or not step_with(loss, progress):
-                progress.give_up(step, loss.item())
+            if not torch.isfinite(loss) or not one_step(loss, progress):
+                keeper.give_up(step, loss.item())
             history.loss.append(loss.item())
             history.learning_rate.append(progress.optimizer.param_groups[0]["lr"])
             history.seconds = time.monotonic() - began
@@ -191,25 +272,22 @@ def descend(
             if step % probe_every == 0 or step == steps:
                 look(step)
                 bar.set_postfix(probe=f"{history.probe_loss[-1]:.4f}")
-            called_off = watch is not None and bool(watch(progress.name, history))
-            if step % checkpoint_every == 0 and time.monotonic() > save_again:
-                if not progress.is_finite():
-                    progress.give_up(step, loss.item())
-                began_saving = time.monotonic()
-                progress.save()
-                save_again = time.monotonic() + (time.monotonic() - began_saving) / SAVING_SHARE
+            called_off = run.watch is not None and bool(run.watch(progress.name, history))
+            keeper.save_if_due()
         history.stopped = (stopped() or called_off) and step <= steps
         if history.stopped:
             bar.write(f"{progress.name}: stopped after {step - 1} of {steps} steps; what was learned is kept")
-    if not progress.is_finite():
-        progress.give_up(len(history.loss), history.loss[-1])
-    progress.save()
+    if len(history.loss) > done:
+        keeper.save()
     return history
 
 
-def plain_step(loss: Tensor, progress: Progress) -> bool:
-    """One step of the optimizer; False, with nothing changed, if a gradient is no number. With a scaler a
-    step that overflows float16 is left out and the scale halved, as AMP does; that is no divergence."""
+def one_step(loss: Tensor, progress: Progress) -> bool:
+    """One step of the optimizer; False, with nothing changed, if a gradient is no number.
+
+    With a scaler a step that overflows float16 is left out and the scale halved, as AMP does; that is no divergence.
+    An optimizer that steps inside the backward pass has freed the gradients by then; its own step finds none.
+    """
     progress.optimizer.zero_grad(set_to_none=True)
     if progress.scaler is not None:
         progress.scaler.scale(loss).backward()

@@ -23,7 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import decode_latents, denoising_loss
-from imagic_lib.models import TINY, family
+from imagic_lib.models import TINY, family, name_of
+from imagic_lib.stage2_finetuning import LoRA
 from imagic_lib.stage4_inference import AT_ONCE, guided
 from imagic_lib.training.strategies import Strategy
 
@@ -145,9 +146,16 @@ def usable(strategy: Strategy) -> bool:
 
 
 def next_smaller(strategy: Strategy, half: torch.dtype = torch.float16) -> Strategy | None:
-    """What to try when this one ran out of memory; None after the last. half: as in `strategies`."""
-    order = strategies(strategy.dtype if strategy.method == "lora" else half)
-    return next((other for other in order[order.index(strategy) + 1 :] if usable(other)), None)
+    """What to try when this one ran out of memory, of those that `plan` shows; None after the last.
+
+    half: as in `strategies`, of the GPU that is there now. A LoRA in float32 is in no GPU's plan: after it comes the
+    first LoRA, whose weights are half as large.
+    """
+    order = strategies(half)
+    if strategy.method == "lora" and strategy.dtype != torch.float32:
+        strategy = replace(strategy, dtype=half)  # planned for another GPU
+    at = order.index(strategy) + 1 if strategy in order else next(k for k, s in enumerate(order) if s.method == "lora")
+    return next((other for other in order[at:] if usable(other)), None)
 
 
 def on_meta(model: StableDiffusionPipeline | str | Path) -> dict[str, nn.Module]:
@@ -184,17 +192,16 @@ def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def training_peak(
-    unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, side=64, tokens=77,
-    rank=stage2_finetuning.RANK, targets=stage2_finetuning.TARGETS,
-) -> tuple[int, int]:  # fmt: skip
+    unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, side=64, tokens=77, lora=LoRA()
+) -> tuple[int, int]:
     """One step of stage 1 or 2: (bytes at its peak, without the optimizer's moments; numbers that learn).
 
-    unet: on the meta device, stays as it is. side: of the latents. rank, targets: of the LoRA. The step is the
-    stages' own `denoising_loss`; a fused optimizer step allocates nothing but, the first time, the moments.
+    unet: on the meta device, stays as it is. side: of the latents. lora: the adapters, if it trains any. The step is
+    the stages' own `denoising_loss`; a fused optimizer step allocates nothing but, the first time, the moments.
     """
     unet = copy.deepcopy(unet).train().requires_grad_(stage == 2)  # in eval mode checkpointing may be off
     if stage == 2 and strategy.method == "lora":
-        stage2_finetuning.add_lora(unet, rank, targets)
+        stage2_finetuning.add_lora(unet, lora)
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
@@ -287,5 +294,5 @@ def plan(
         return Row(s, trained(1, replace(plain, method="full"))[0] / GIB, second, sampled(s.dtype))
 
     rows = tuple(row(s) for s in tqdm(strategies(half), desc="planning", leave=False))
-    name = model.config.get("_name_or_path", "") if isinstance(model, StableDiffusionPipeline) else str(model)
-    return Plan(name or "this pipeline", size, gpu_gb, margin, rows)
+    name = name_of(model) if isinstance(model, StableDiffusionPipeline) else str(model)
+    return Plan(name, size, gpu_gb, margin, rows)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from imagic_lib.training.loop import Progress, plain_step
+from imagic_lib.diffusion import frozen
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def unet_copy(unet: UNet2DConditionModel, strategy: Strategy | None, device: tor
 
     known = {id(p): nn.Parameter(placed(p), requires_grad=p.requires_grad) for p in unet.parameters()}
     known |= {id(b): placed(b) for b in unet.buffers()}
-    other = copy.deepcopy(unet, known)  # takes what it finds there for the copy
+    other = copy.deepcopy(unet, known)  # `known` says which tensor of the copy stands for which of the original
     if strategy and strategy.checkpointing:
         other.enable_gradient_checkpointing()
     return other
@@ -51,25 +49,19 @@ def unet_copy(unet: UNet2DConditionModel, strategy: Strategy | None, device: tor
 
 @contextmanager
 def stepping(trained: dict[str, Tensor], lr: float, strategy: Strategy | None):
-    """Adam in the form that the strategy asks for; yields (the optimizer, how `descend` steps with it)."""
-    kind = strategy.optimizer if strategy else "Adam"
-    adam = partial(torch.optim.Adam, lr=lr, fused=True)
-    if kind == "Adam in backward":
-        with optimizer_in_backward(trained.values(), adam) as optimizer:
-            yield optimizer, backward_alone
-    elif kind == "Adam 8-bit":
+    """Adam in the form that the strategy asks for. After the block its moments are gone, to make room."""
+    kind, weights = strategy.optimizer if strategy else "Adam", list(trained.values())
+    if kind == "Adam 8-bit":
         from bitsandbytes.optim import Adam8bit
 
-        yield Adam8bit(trained.values(), lr=lr), plain_step
+        optimizer = Adam8bit(weights, lr=lr)
     else:
-        yield adam(trained.values()), plain_step
-
-
-def backward_alone(loss: Tensor, progress: Progress) -> bool:
-    """The step of an optimizer that steps inside the backward pass. A gradient that is no number can't be
-    caught before it is used: `descend` finds it in the next loss, probe or checkpoint."""
-    loss.backward()
-    return True
+        optimizer = torch.optim.Adam(weights, lr=lr, fused=True)
+    try:
+        with stepping_in_backward(optimizer) if kind == "Adam in backward" else nullcontext():
+            yield optimizer
+    finally:
+        optimizer.state.clear()
 
 
 def scaler_for(unet: nn.Module) -> torch.amp.GradScaler | None:
@@ -79,15 +71,13 @@ def scaler_for(unet: nn.Module) -> torch.amp.GradScaler | None:
 
 
 @contextmanager
-def optimizer_in_backward(parameters: Iterable[nn.Parameter], make_optimizer: Callable[[list], torch.optim.Optimizer]):
+def stepping_in_backward(optimizer: torch.optim.Optimizer):
     """Inside the block `loss.backward()` steps, too: every weight as soon as it has its gradient, which is then freed.
 
-    make_optimizer: list of parameters -> optimizer, e.g. `lambda ps: torch.optim.Adam(ps, fused=True)`. It must
-    treat each weight for itself, as Adam does: then the numbers are those of backward and step. Yields it, for its
-    state and learning rate; its own `step` finds nothing to do. Not for a GradScaler or gradient clipping, which see
-    all gradients first. After PyTorch's tutorial 'fusing the optimizer step into the backward pass'.
+    The optimizer must treat each weight for itself, as Adam does: then the numbers are those of backward and step. Its
+    own `step` finds nothing to do afterwards. Not for a GradScaler or gradient clipping, which see all gradients
+    first. After PyTorch's tutorial 'fusing the optimizer step into the backward pass'.
     """
-    optimizer = make_optimizer([p for p in parameters if p.requires_grad])
     optimizer.zero_grad(set_to_none=True)
 
     def step(p: nn.Parameter) -> None:
@@ -96,7 +86,7 @@ def optimizer_in_backward(parameters: Iterable[nn.Parameter], make_optimizer: Ca
 
     hooks = [p.register_post_accumulate_grad_hook(step) for g in optimizer.param_groups for p in g["params"]]
     try:
-        yield optimizer
+        yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -110,7 +100,10 @@ def networks(pipe: StableDiffusionPipeline, but: nn.Module | None = None) -> lis
 @contextmanager
 def waiting(*modules: nn.Module):
     """Inside, these networks wait in the computer's memory and leave the GPU to what is trained. If there is
-    no room for them to come back, they stay in the computer's memory, all of them."""
+    no room for them to come back, they stay in the computer's memory, all of them.
+
+    diffusers' `offload_models` does the same but for this: it would leave some here and some there.
+    """
     homes = [(module, next(module.parameters()).device) for module in modules]
     moved = [(module, device) for module, device in homes if device.type != "cpu"]
     for module, _ in moved:
@@ -127,3 +120,15 @@ def waiting(*modules: nn.Module):
             for module, _ in moved:
                 nn.Module.to(module, "cpu")
             raise
+
+
+@contextmanager
+def looking_through(pipe: StableDiffusionPipeline, strategy: Strategy | None):
+    """The UNet for a training that changes none of its weights: frozen, the pipeline's own, or a copy that is as
+    frugal as the strategy asks. Meanwhile the other networks wait."""
+    as_it_is = strategy is None or (strategy.dtype == pipe.unet.dtype and not strategy.checkpointing)
+    device = pipe.unet.device
+    with waiting(*networks(pipe, but=pipe.unet if as_it_is else None)):
+        unet = pipe.unet if as_it_is else unet_copy(pipe.unet, strategy, device)
+        with frozen(unet):
+            yield unet

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imagic_lib as imagic
-from imagic_lib.diffusion import Probe, training_noise
+from imagic_lib.diffusion import Probe, forward_process
 from imagic_lib.experiments import distribution, losses
 from imagic_lib.toyworld import dataset
-from imagic_lib.training.checkpoints import load_tensors
 
 PROPER = (losses.mse, losses.discretised_gaussian, losses.spatial_kl_with_mean)
 EVERY = (*PROPER, losses.spatial_kl, losses.naive_cross_entropy)
@@ -174,7 +173,7 @@ def test_a_model_without_the_head_is_refused_in_one_sentence(pipe, image, e_tgt)
     with pytest.raises(ValueError, match=r"with_distribution\(pipe\)"):
         losses.hl_gauss(noise(0), noise(1))
     with pytest.raises(ValueError, match="no logits"):
-        imagic.optimize_embedding(pipe, image, e_tgt, steps=1, loss=losses.hl_gauss)
+        imagic.optimize_embedding(pipe, image, e_tgt, steps=1, run=imagic.Run(loss=losses.hl_gauss))
     with pytest.raises(ValueError, match="another model"):
         distribution.with_distribution(pipe)  # the learned head is tiny-sd's
 
@@ -193,14 +192,15 @@ def test_the_head_starts_as_the_same_model_and_the_loaded_one_is_untouched(pipe,
 
 def test_both_stages_run_with_hl_gauss_and_stage_2_trains_the_head(pipe, image, e_tgt):
     headed = distribution.with_distribution(pipe, learned=False)
-    e_opt, first = imagic.optimize_embedding(headed, image, e_tgt, steps=3, loss=losses.hl_gauss, probe_every=1)
+    hl_gauss = imagic.Run(loss=losses.hl_gauss, probe_every=1)
+    e_opt, first = imagic.optimize_embedding(headed, image, e_tgt, steps=3, run=hl_gauss)
     assert not torch.equal(e_opt, e_tgt) and first.probe_loss[-1] < first.probe_loss[0]
-    tuned, second = imagic.fine_tune(headed, image, e_opt, steps=3, loss=losses.hl_gauss, probe_every=1)
+    tuned, second = imagic.fine_tune(headed, image, e_opt, steps=3, run=hl_gauss)
     assert second.probe_loss[-1] < second.probe_loss[0]
     for name, layer in tuned.unet.conv_out.learned.items():
         assert layer.weight.abs().max() > 0 and headed.unet.conv_out.learned[name].weight.abs().max() == 0
     assert len(imagic.generate(tuned, e_opt, steps=2)) == 1
-    adapted, third = imagic.fine_tune(headed, image, e_opt, method="lora", steps=2, loss=losses.hl_gauss, probe_every=1)
+    adapted, third = imagic.fine_tune(headed, image, e_opt, method="lora", steps=2, run=hl_gauss)
     assert third.probe_loss[-1] < third.probe_loss[0]
     assert not adapted.unet.conv_out.learned["shape"].weight.any(), "LoRA leaves the head alone"
 
@@ -216,26 +216,20 @@ def test_a_head_is_saved_and_put_back_with_its_facts(pipe, tmp_path):
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs)
 
 
-def test_the_shipped_head_is_small_and_better_on_held_back_drawings():
-    """What its training measured; the next test looks for itself."""
-    _, facts = load_tensors(distribution.HEAD)
-    start, learned = facts["held_back"]["start"], facts["held_back"]["learned"]
-    assert learned["hl_gauss"] < 0.7 * start["hl_gauss"] and learned["mse"] < 1.02 * start["mse"]
+def test_the_shipped_head_is_small_and_fits_drawings_that_nobody_saw(tiny):
+    """Its distributions fit better than a Gaussian of one width, and its mean is as good as the plain prediction."""
     assert distribution.HEAD.stat().st_size < 400_000
-
-
-def test_the_shipped_head_fits_a_drawing_that_nobody_saw(tiny):
-    scene = dataset.test_scenes(1)[0]
-    z = imagic.encode_image(tiny, imagic.load_image(scene.render(), tiny))
-    probe, e = Probe(training_noise(tiny), z), imagic.encode_text(tiny, scene.caption())
-    scores = []
-    for learned in (False, True):
-        unet = distribution.with_distribution(tiny, learned=learned).unet
-        with torch.no_grad():
-            answer = unet(probe.z_t, probe.t, e.expand(len(probe.t), -1, -1)).sample
-        scores.append((losses.hl_gauss(answer, probe.target).item(), losses.mse(answer, probe.target).item()))
-    (start, start_mse), (better, better_mse) = scores
-    assert better < start and better_mse < 1.1 * start_mse
+    plain, learned = (distribution.with_distribution(tiny, learned=one).unet for one in (False, True))
+    start, better = torch.zeros(2), torch.zeros(2)
+    for scene in dataset.test_scenes(4):
+        z = imagic.encode_image(tiny, imagic.load_image(scene.render(), tiny))
+        probe, e = Probe(forward_process(tiny), z), imagic.encode_text(tiny, scene.caption())
+        for unet, scores in ((plain, start), (learned, better)):
+            with torch.no_grad():
+                answer = unet(probe.z_t, probe.t, e.expand(len(probe.t), -1, -1)).sample
+            scores += torch.stack([losses.hl_gauss(answer, probe.target), losses.mse(answer, probe.target)])
+    print(start, better, better / start)
+    assert better[0] < 0.8 * start[0] and better[1] < 1.02 * start[1]
 
 
 # --- the experiment

@@ -6,14 +6,15 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
+from common import same, seeded, weights
 from diffusers import StableDiffusionPipeline
 
 import imagic_lib as imagic
-from imagic_lib import stage2_finetuning
-from imagic_lib.diffusion import Probe, training_noise
+from imagic_lib import LoRA, Run, stage2_finetuning
+from imagic_lib.diffusion import Probe, forward_process
 from imagic_lib.edit import LORA_FILE, save_lora
 from imagic_lib.experiments import personalization
-from imagic_lib.experiments.personalization import class_pictures, personalize
+from imagic_lib.experiments.personalization import Prior, class_pictures, personalize
 from imagic_lib.models import encode_text
 from imagic_lib.toyworld import Scene
 from imagic_lib.training.strategies import Strategy
@@ -23,20 +24,8 @@ TEXT = "a photo of sks car"
 QUICK = {"steps": 3, "lr": 1e-2, "batch": 2, "decay": 0.0}
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def weights(module):
-    return {k: v.clone() for k, v in module.state_dict().items()}
-
-
 def adapters(pipe):
     return {k: v for k, v in weights(pipe.unet).items() if "lora_" in k}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +35,7 @@ def images(pipe):
 
 @pytest.fixture(scope="module")
 def prior(pipe, images):
-    return images[1:], "a photo of a car"
+    return Prior(images[1:], "a photo of a car")
 
 
 def test_only_adapters_learn_and_the_loaded_model_stays(pipe, images, prior):
@@ -63,9 +52,9 @@ def test_only_adapters_learn_and_the_loaded_model_stays(pipe, images, prior):
 def test_it_is_plain_adam_on_the_sum_of_both_losses(pipe, images, prior):
     """Ruiz et al. 2022, eq. 2, written out: the pictures' loss plus λ times the prior's, the same noises."""
     weight = 0.5
-    tuned, history = personalize(pipe, images, TEXT, prior=prior, prior_weight=weight, generator=seeded(), **QUICK)
-    unet, generator, process = copy.deepcopy(pipe.unet).requires_grad_(False), seeded(), training_noise(pipe)
-    stage2_finetuning.add_lora(unet, stage2_finetuning.RANK, stage2_finetuning.TARGETS, seed=0)
+    tuned, history = personalize(pipe, images, TEXT, prior=prior._replace(weight=weight), generator=seeded(), **QUICK)
+    unet, generator, process = copy.deepcopy(pipe.unet).requires_grad_(False), seeded(), forward_process(pipe)
+    stage2_finetuning.add_lora(unet, LoRA(), seed=0)
     learning = {n: p for n, p in unet.named_parameters() if p.requires_grad}
     adam = torch.optim.Adam(learning.values(), lr=QUICK["lr"])
 
@@ -78,7 +67,7 @@ def test_it_is_plain_adam_on_the_sum_of_both_losses(pipe, images, prior):
         return F.mse_loss(unet(process.add_noise(z, noise, t), t, e).sample, noise)
 
     for expected in history.loss:
-        loss = part(images, TEXT) + weight * part(*prior)
+        loss = part(images, TEXT) + weight * part(*prior[:2])
         assert loss.item() == pytest.approx(expected, rel=1e-4)
         adam.zero_grad()
         loss.backward()
@@ -89,9 +78,9 @@ def test_it_is_plain_adam_on_the_sum_of_both_losses(pipe, images, prior):
 
 def test_a_prior_of_weight_0_is_none_and_a_larger_weight_counts_more(pipe, images, prior):
     plain = personalize(pipe, images, TEXT, generator=seeded(), **QUICK)[1].loss
-    off = personalize(pipe, images, TEXT, prior=prior, prior_weight=0, generator=seeded(), **QUICK)[1].loss
+    off = personalize(pipe, images, TEXT, prior=prior._replace(weight=0), generator=seeded(), **QUICK)[1].loss
     one, two = (
-        personalize(pipe, images, TEXT, prior=prior, prior_weight=w, generator=seeded(), **QUICK)[1].loss[0]
+        personalize(pipe, images, TEXT, prior=prior._replace(weight=w), generator=seeded(), **QUICK)[1].loss[0]
         for w in (1, 2)
     )
     assert plain == off
@@ -100,7 +89,7 @@ def test_a_prior_of_weight_0_is_none_and_a_larger_weight_counts_more(pipe, image
 
 def test_the_probe_is_the_mean_over_the_pictures_without_the_prior(pipe, images, prior):
     _, history = personalize(pipe, images, TEXT, prior=prior, generator=seeded(), **QUICK)
-    process, e = training_noise(pipe), encode_text(pipe, TEXT)
+    process, e = forward_process(pipe), encode_text(pipe, TEXT)
     each = [Probe(process, imagic.encode_image(pipe, image))(pipe.unet, e) for image in images]
     assert history.probe_loss[0] == pytest.approx(sum(each) / 3, rel=1e-5)
 
@@ -128,7 +117,7 @@ def test_the_rate_falls_if_asked(pipe, images):
 
 
 def test_rank_and_targets_are_taken(pipe, images):
-    tuned, _ = personalize(pipe, images, TEXT, rank=3, targets=["to_out.0", "conv1"], generator=seeded(), **QUICK)
+    tuned, _ = personalize(pipe, images, TEXT, lora=LoRA(3, ["to_out.0", "conv1"]), generator=seeded(), **QUICK)
     found = adapters(tuned)
     assert all(".to_out.0." in name or ".conv1." in name for name in found)
     assert {value.shape[0] for name, value in found.items() if "lora_A" in name} == {3}
@@ -139,10 +128,15 @@ def test_a_stopped_training_goes_on_with_the_same_bits(pipe, images, prior, tmp_
     whole, history = personalize(pipe, images, TEXT, generator=seeded(), **settings)
     file = tmp_path / "checkpoint.safetensors"
     half, stopped = personalize(
-        pipe, images, TEXT, generator=seeded(), checkpoint=file, watch=lambda _, h: len(h.loss) == 3, **settings
+        pipe,
+        images,
+        TEXT,
+        generator=seeded(),
+        run=Run(checkpoint=file, watch=lambda _, h: len(h.loss) == 3),
+        **settings,
     )
     assert stopped.stopped and len(stopped.loss) == 3 and not same(adapters(half), adapters(whole))
-    resumed, again = personalize(pipe, images, TEXT, generator=seeded(), checkpoint=file, **settings)
+    resumed, again = personalize(pipe, images, TEXT, generator=seeded(), run=Run(checkpoint=file), **settings)
     assert same(adapters(resumed), adapters(whole)) and again.loss == history.loss and not again.stopped
 
 
@@ -151,7 +145,7 @@ def test_ctrl_c_keeps_what_was_learned(pipe, images):
         if len(history.loss) == 2:
             signal.raise_signal(signal.SIGINT)
 
-    tuned, history = personalize(pipe, images, TEXT, generator=seeded(), watch=press, **QUICK | {"steps": 9})
+    tuned, history = personalize(pipe, images, TEXT, generator=seeded(), run=Run(watch=press), **QUICK | {"steps": 9})
     assert history.stopped and len(history.loss) == 2 and adapters(tuned)
 
 
@@ -161,17 +155,22 @@ def test_ctrl_c_keeps_what_was_learned(pipe, images):
         ({"images": 1}, "another picture"),
         ({"text": "a photo of a car"}, "another text"),
         ({"prior": None}, "prior"),
-        ({"prior_weight": 2.0}, "prior"),
-        ({"rank": 2}, "rank 4, not 2"),
+        ({"weight": 2.0}, "prior 1.0, not 2.0"),
+        ({"other prior": 1}, "another prior"),
+        ({"lora": LoRA(2)}, "rank 4, not 2"),
         ({"generator": 5}, "another seed"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(pipe, images, prior, tmp_path, other, named):
     file = tmp_path / "checkpoint.safetensors"
-    given = {"images": images, "text": TEXT, "prior": prior, "checkpoint": file, "generator": seeded()} | QUICK
+    given = {"images": images, "text": TEXT, "prior": prior, "run": Run(checkpoint=file), "generator": seeded()} | QUICK
     personalize(pipe, **given)
     if "images" in other:
         other = {"images": images[: other["images"]]}
+    if "weight" in other:
+        other = {"prior": prior._replace(weight=other["weight"])}
+    if "other prior" in other:
+        other = {"prior": prior._replace(images=images[:2])}
     if "generator" in other:
         other = {"generator": seeded(other["generator"])}
     with pytest.raises(ValueError, match=named):
@@ -180,7 +179,7 @@ def test_a_checkpoint_of_another_training_is_refused(pipe, images, prior, tmp_pa
 
 @pytest.mark.parametrize("targets", [("to_q", "to_v"), ("to_k", "to_out.0", "conv1", "conv2")], ids=" ".join)
 def test_the_file_opens_in_plain_diffusers_and_draws_the_same(pipe, images, model_folder, tmp_path, targets):
-    tuned, _ = personalize(pipe, images, TEXT, targets=targets, generator=seeded(), **QUICK | {"lr": 0.1})
+    tuned, _ = personalize(pipe, images, TEXT, lora=LoRA(targets=targets), generator=seeded(), **QUICK | {"lr": 0.1})
     save_lora(tuned, tmp_path)
     assert (tmp_path / LORA_FILE).is_file()
     plain = StableDiffusionPipeline.from_pretrained(model_folder, use_safetensors=True)
@@ -195,24 +194,24 @@ def test_the_file_opens_in_plain_diffusers_and_draws_the_same(pipe, images, mode
 
 def test_a_strategy_sets_the_precision_and_must_be_a_lora(pipe, images):
     half = Strategy("lora", torch.bfloat16, "Adam", True)
-    tuned, _ = personalize(pipe, images, TEXT, strategy=half, generator=seeded(), **QUICK)
+    tuned, _ = personalize(pipe, images, TEXT, generator=seeded(), run=Run(strategy=half), **QUICK)
     kinds = {name: p.dtype for name, p in tuned.unet.named_parameters()}
     assert {d for n, d in kinds.items() if "lora_" in n} == {torch.float32}
     assert {d for n, d in kinds.items() if "lora_" not in n} == {torch.bfloat16}
     with pytest.raises(ValueError, match="trains all weights"):
-        personalize(pipe, images, TEXT, strategy=Strategy("full", torch.float32, "Adam", False))
+        personalize(pipe, images, TEXT, run=Run(strategy=Strategy("full", torch.float32, "Adam", False)))
 
 
 def test_the_class_s_pictures_are_the_model_s_own(pipe):
-    pictures, texts = class_pictures(pipe, "a photo of a car", 2, seed=3, steps=2)
+    pictures, texts, weight = class_pictures(pipe, "a photo of a car", 2, seed=3, steps=2)
     drawn = imagic.sample_text(pipe, texts[0], [3, 4], steps=2)
-    assert texts == ["a photo of a car"] * 2 and len(pictures) == 2
+    assert texts == ["a photo of a car"] * 2 and len(pictures) == 2 and weight == 1
     assert all(torch.equal(x, imagic.load_image(p, pipe)) for x, p in zip(pictures, drawn, strict=True))
 
 
 def test_several_texts_of_the_class_take_turns(pipe):
     red, blue = "a photo of a red car", "a photo of a blue car"
-    pictures, texts = class_pictures(pipe, [red, blue], 3, seed=3, steps=2)
+    pictures, texts, _ = class_pictures(pipe, [red, blue], 3, seed=3, steps=2)
     drawn = [imagic.sample_text(pipe, text, [seed], steps=2)[0] for text, seed in ((red, 3), (blue, 4), (red, 5))]
     assert texts == [red, blue, red]
     for x, picture in zip(pictures, drawn, strict=True):
@@ -226,10 +225,11 @@ def test_several_texts_of_the_class_take_turns(pipe):
         ({"text": ["one", "two"]}, "3 pictures and 2 texts"),
         ({"text": " "}, "the text is empty"),
         ({"images": [torch.zeros(3, 128, 128)]}, r"shape \(3, 128, 128\)"),
-        ({"prior_weight": -1}, "prior_weight is -1"),
-        ({"prior": ([], "a photo of a car")}, "there is no picture"),
+        ({"prior": Prior([], "a photo", -1.0)}, "prior's weight is -1"),
+        ({"prior": ([], "a photo")}, "no Prior: give class_pictures"),
+        ({"prior": Prior([], "a photo of a car")}, "there is no picture"),
         ({"steps": -1}, "steps is -1"),
-        ({"targets": ["to_z"]}, "no layer named 'to_z'"),
+        ({"lora": LoRA(targets=["to_z"])}, "no layer named 'to_z'"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(pipe, images, given, sentence):

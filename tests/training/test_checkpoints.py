@@ -1,4 +1,9 @@
+import json
+import os
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -59,7 +64,7 @@ def test_a_reader_never_sees_the_new_file_before_it_is_whole(tmp_path):
         tmp.write_text("ne")
         seen.append(path.read_text())
         tmp.write_text("new")
-        assert tmp.parent == path.parent  # on one disk, or the rename would be a copy
+        assert tmp.parent.parent == path.parent  # on one disk, or the rename would be a copy
 
     write_atomically(path, write)
     assert seen == ["old"]
@@ -68,6 +73,50 @@ def test_a_reader_never_sees_the_new_file_before_it_is_whole(tmp_path):
 def test_missing_folders_are_made_for_the_file(tmp_path):
     write_atomically(tmp_path / "a" / "b" / "out.txt", lambda tmp: tmp.write_text("new"))
     assert (tmp_path / "a" / "b" / "out.txt").read_text() == "new"
+
+
+def test_a_new_file_has_the_users_mode_and_no_other_thread_ever_has_another_umask(tmp_path, monkeypatch):
+    def changed(mask):
+        raise AssertionError("the umask is the whole process's")
+
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", changed)
+            save_tensors(tmp_path / "c.safetensors", {"a": torch.ones(2)}, {})
+            write_atomically(tmp_path / "out.txt", lambda tmp: tmp.write_text("new"))
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("c.safetensors", "out.txt")} == {0o640}
+
+
+def test_a_link_that_somebody_laid_in_wait_is_not_written_through(tmp_path):
+    victim, path = tmp_path / "thesis.txt", tmp_path / "out" / "out.txt"
+    victim.write_text("a year of work")
+    path.parent.mkdir()
+    for name in (f".{path.name}.{os.getpid()}.tmp", f".{path.name}.tmp", f"{path.name}.tmp"):
+        (path.parent / name).symlink_to(victim)
+    write_atomically(path, lambda tmp: tmp.write_text("new"))
+    assert victim.read_text() == "a year of work" and path.read_text() == "new"
+
+
+def test_the_temporary_file_is_in_a_private_folder_with_a_name_that_changes(tmp_path):
+    seen = []
+    for _ in range(2):
+        write_atomically(tmp_path / "out.txt", lambda tmp: seen.append((tmp.parent, tmp.parent.stat().st_mode & 0o777)))
+    assert seen[0][0] != seen[1][0] and {mode for _, mode in seen} == {0o700}
+
+
+def test_what_a_killed_write_left_is_removed_an_hour_later_and_not_before(tmp_path):
+    old, young, foreign = (tmp_path / f".out.txt.{name}.tmp" for name in ("abcdefgh", "12345678", "my notes"))
+    for folder in (old, young, foreign):
+        folder.mkdir()
+        (folder / "out.txt").write_text("half")
+    long_ago = time.time() - 2 * checkpoints.FORGOTTEN
+    os.utime(old, (long_ago, long_ago))
+    os.utime(foreign, (long_ago, long_ago))
+    write_atomically(tmp_path / "out.txt", lambda tmp: tmp.write_text("new"))
+    assert names(tmp_path) == sorted([young.name, foreign.name, "out.txt"])
 
 
 # ------------------------------------------------------------------------------------------- tensors
@@ -236,6 +285,69 @@ def test_a_save_that_dies_between_its_parts_leaves_the_old_state_whole(tmp_path,
         checkpoints.save_tensors(path, {"a": torch.ones(40), "b": torch.ones(40)}, {"step": 2})
     found, facts = checkpoints.load_tensors(path)
     assert facts == {"step": 1} and torch.equal(found["b"], old["b"])
+    assert len(names(tmp_path)) == 2, "the new parts belong to nothing and are gone"
+
+
+KILLED = """
+import os, sys, torch
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from imagic_lib.training import checkpoints
+checkpoints.PART = 100
+path = Path({path!r})
+checkpoints.save_tensors(path, {{"a": torch.zeros(40), "b": torch.zeros(40)}}, {{"step": 1}})
+write = checkpoints.save_file
+
+def die(tensors, file, facts):
+    write(tensors, file, facts)
+    if len(list(path.parent.glob("c.safetensors.*"))) == {parts}:
+        os._exit(9)
+
+checkpoints.save_file = die
+checkpoints.save_tensors(path, {{"a": torch.ones(40), "b": torch.ones(40), "c": torch.ones(40)}}, {{"step": 2}})
+"""
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_what_a_killed_save_left_is_gone_after_the_next_one(tmp_path, small_parts, parts):
+    path = tmp_path / "c.safetensors"
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    script = KILLED.format(root=root, path=str(path), parts=parts)
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 9
+    assert len(names(tmp_path)) > 2 and load_tensors(path)[1] == {"step": 1}
+    (tmp_path / "c.safetensors.notes").write_text("foreign")
+    if parts == 2:
+        checkpoints.remove_tensors(path)
+        assert names(tmp_path) == ["c.safetensors.notes"]
+    else:
+        save_tensors(path, {"a": torch.ones(40)}, {"step": 3})
+        assert names(tmp_path) == ["c.safetensors", "c.safetensors.notes"]
+
+
+@pytest.mark.parametrize("parts", [["thesis.docx"], ["../thesis.docx"], ["c.safetensors.notes"], "thesis.docx", [7]])
+def test_a_file_that_names_foreign_parts_is_damaged_and_nothing_foreign_is_deleted(tmp_path, parts):
+    path, thesis = tmp_path / "c.safetensors", tmp_path / "thesis.docx"
+    thesis.write_text("a year of work")
+    (tmp_path / "c.safetensors.notes").write_text("foreign")
+    save_file({"a": torch.ones(2)}, path, {"facts": json.dumps({"parts": parts})})
+    assert "parts that are not its own" in refusal(path)
+    save_tensors(path, {"a": torch.ones(2)}, {})
+    save_file({"a": torch.ones(2)}, path, {"facts": json.dumps({"parts": parts})})
+    checkpoints.remove_tensors(path)
+    assert names(tmp_path) == ["c.safetensors.notes", "thesis.docx"]
+
+
+def test_facts_that_are_no_object_are_damage(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "c.safetensors", {"facts": "[1, 2]"})
+    assert "no JSON object" in refusal(tmp_path / "c.safetensors")
+
+
+def test_sizes_on_disk(tmp_path, small_parts):
+    path = tmp_path / "c.safetensors"
+    assert checkpoints.size_on_disk(path) == 0
+    save_tensors(path, {"a": torch.zeros(40), "b": torch.zeros(40)}, {})
+    assert checkpoints.size_on_disk(path) == sum(p.stat().st_size for p in tmp_path.iterdir()) > 320
+    assert checkpoints.free_on_disk(tmp_path / "not" / "there" / "yet") > 0
 
 
 def test_a_missing_part_is_one_clear_sentence(tmp_path, small_parts):

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from imagic_lib.training import loop
-from imagic_lib.training.loop import History, Progress, descend, hash_of, identity_of, rate_at
+from imagic_lib.training.checkpoints import load_tensors, save_tensors
+from imagic_lib.training.identity import Identity
+from imagic_lib.training.loop import History, Progress, Run, descend, pause_after, rate_at
 
 HERE = Path(__file__).resolve().parent
 SCRIPT = """
@@ -19,20 +21,22 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {root!r}]
 from test_loop import fit
+from imagic_lib.training import loop
+loop.SAVE_AFTER = 0.1
 result, history = fit(Path(sys.argv[1]), steps=40, pause=float(sys.argv[2]))
 print(result.tolist(), history.loss, history.probe_loss)
 """
 
 
-def progress_of(x, checkpoint=None, lr=0.05, **identity):
-    generator = torch.Generator().manual_seed(0)
-    return Progress("a fit", {"x": x}, torch.optim.Adam([x], lr=lr), generator, checkpoint, identity)
+def progress_of(x, lr=0.05, **facts):
+    optimizer, generator = torch.optim.Adam([x], lr=lr), torch.Generator().manual_seed(0)
+    return Progress("a fit", {"x": x}, optimizer, generator, Identity(facts, {}))
 
 
-def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, watch=None, decay=0.0, **identity):
+def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, watch=None, decay=0.0, **facts):
     """Find the vector (1, 2, 3) from noisy looks at it."""
     x = torch.zeros(3, requires_grad=True)
-    goal, progress = torch.tensor([1.0, 2.0, 3.0]), progress_of(x, checkpoint, lr, **identity)
+    goal, progress = torch.tensor([1.0, 2.0, 3.0]), progress_of(x, lr, **facts)
 
     def loss():
         time.sleep(pause)
@@ -40,17 +44,8 @@ def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=No
             on_step(progress)
         return (x - goal + 0.1 * torch.randn(3, generator=progress.generator)).square().sum()
 
-    history = descend(
-        progress,
-        loss,
-        lambda: (x - goal).square().sum().item(),
-        steps=steps,
-        probe_every=5,
-        patience=patience,
-        checkpoint_every=3,
-        watch=watch,
-        decay=decay,
-    )
+    run = Run(checkpoint=checkpoint, watch=watch, patience=patience, probe_every=5)
+    history = descend(progress, loss, lambda: (x - goal).square().sum().item(), steps=steps, decay=decay, run=run)
     return x.detach(), history
 
 
@@ -133,31 +128,50 @@ def test_a_second_press_raises_at_once(ctrl_c):
         fit(on_step=press)
 
 
-def test_divergence_stops_at_once_and_keeps_the_last_good_state(tmp_path):
+def test_divergence_stops_at_once_and_says_where_the_last_good_state_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "pause_after", lambda took: 0.0)
+    monkeypatch.setattr(loop, "SAVE_AFTER", 0.0)
     x = torch.zeros(3, requires_grad=True)
-    progress = progress_of(x, tmp_path / "c")
+    progress = progress_of(x)
 
     def loss():
         bad = len(progress.history.loss) == 12
         return (x - 1).square().sum() * (float("nan") if bad else 1.0)
 
     with pytest.raises(FloatingPointError, match=r"diverged at step 13 .*lower the learning rate.*is in .*c"):
-        descend(progress, loss, lambda: x.sum().item(), steps=20, probe_every=5, checkpoint_every=4)
-    assert torch.isfinite(x).all() and len(progress.history.loss) == 12
-    assert x.sum().item() == progress.history.probe_loss[-1]  # the state of the probe at step 10
+        descend(progress, loss, lambda: x.sum().item(), steps=20, run=Run(checkpoint=tmp_path / "c", probe_every=5))
+    again = progress_of(torch.zeros(3, requires_grad=True))
+    again.load(tmp_path / "c")
+    assert len(again.history.loss) == 12 and torch.equal(again.trained["x"], x) and torch.isfinite(x).all()
+
+
+def test_a_divergence_without_a_checkpoint_promises_nothing():
+    x = torch.zeros(3, requires_grad=True)
+    progress = progress_of(x)
+
+    def loss():
+        return (x - 1).square().sum() * (float("nan") if len(progress.history.loss) == 7 else 1.0)
+
+    with pytest.raises(FloatingPointError, match=r"diverged at step 8 .*; nothing of it is kept$"):
+        descend(progress, loss, lambda: x.sum().item(), steps=20, run=Run(probe_every=5))
+
+
+def test_a_model_that_is_no_number_before_the_first_step_is_not_blamed_on_the_rate():
+    with pytest.raises(FloatingPointError, match=r"can't start, its loss is nan: the model or the picture is damaged"):
+        descend(progress_of(torch.zeros(3, requires_grad=True)), lambda: 1 / 0, lambda: float("nan"), steps=3)
 
 
 def test_a_gradient_that_is_no_number_changes_nothing():
     x = torch.zeros(3, requires_grad=True)
     with pytest.raises(FloatingPointError, match="step 1"):
-        descend(progress_of(x), lambda: x.sqrt().sum() * 0 + x.sum() * 0, lambda: 0.0, steps=3, probe_every=1)
+        descend(progress_of(x), lambda: x.sqrt().sum() * 0 + x.sum() * 0, lambda: 0.0, steps=3)
     assert torch.equal(x.detach(), torch.zeros(3))
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
-    fit(tmp_path / "c", steps=5, image="dog")
+    fit(tmp_path / "c", steps=5, images="dog")
     with pytest.raises(ValueError, match=r"from a training with another picture: choose another folder"):
-        fit(tmp_path / "c", steps=5, image="cat")
+        fit(tmp_path / "c", steps=5, images="cat")
     fit(tmp_path / "d", steps=5, batch=4)
     with pytest.raises(ValueError, match=r"from a training with batch 4, not 2"):
         fit(tmp_path / "d", steps=5, batch=2)
@@ -181,38 +195,164 @@ def test_a_fit_that_settled_and_is_started_again_stays_settled(tmp_path):
     assert torch.equal(first, again) and history.loss == same.loss
 
 
-def test_a_probe_that_is_no_number_is_a_divergence_and_never_reaches_the_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SAVING_SHARE", 1e9)  # save whenever it is due
+def test_a_state_that_is_no_number_never_reaches_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "pause_after", lambda took: 0.0)
+    monkeypatch.setattr(loop, "SAVE_AFTER", 0.0)
     x = torch.zeros(3, requires_grad=True)
-    progress = progress_of(x, tmp_path / "c")
+    progress = progress_of(x)
 
     def spoil(loss, progress):
         with torch.no_grad():
             progress.trained["x"] += float("nan") if len(progress.history.loss) == 8 else 0.1
         return True
 
+    monkeypatch.setattr(loop, "one_step", spoil)
     with pytest.raises(FloatingPointError, match="diverged at step 9"):
-        descend(
-            progress,
-            lambda: torch.tensor(1.0),
-            lambda: x.sum().item(),
-            steps=20,
-            probe_every=3,
-            checkpoint_every=4,
-            step_with=spoil,
-        )
-    again = progress_of(torch.zeros(3, requires_grad=True), tmp_path / "c")
-    again.load()
+        run = Run(checkpoint=tmp_path / "c", probe_every=100)
+        descend(progress, lambda: torch.tensor(1.0), lambda: 0.0, steps=20, run=run)
+    again = progress_of(torch.zeros(3, requires_grad=True))
+    again.load(tmp_path / "c")
     assert len(again.history.loss) == 8 and again.is_finite()
 
 
-def test_identity_tells_pictures_texts_and_settings_apart():
-    def loss():
+def test_fewer_steps_than_the_checkpoint_has_done_are_refused(tmp_path):
+    fit(tmp_path / "c", watch=lambda name, history: len(history.loss) == 6)
+    with pytest.raises(ValueError, match=r"has done 6 steps, not 3: ask for 6, or delete this file"):
+        fit(tmp_path / "c", steps=3)
+    assert len(fit(tmp_path / "c", steps=6)[1].loss) == 6
+
+
+def test_the_history_knows_how_many_steps_were_asked_for(tmp_path):
+    seen = []
+    fit(tmp_path / "c", steps=4, watch=lambda name, history: seen.append(history.steps))
+    assert seen == [4] * 4 and fit(tmp_path / "c", steps=6)[1].steps == 6
+
+
+@pytest.mark.parametrize("name", ["patience", "probe_every"])
+def test_a_run_of_settings_that_can_t_be_is_refused(name):
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=rf"{name} is {value}: it must be 1 or more, or be left out"):
+            Run(**{name: value})
+    with pytest.raises(ValueError, match=f"{name} is 2.5: it must be a whole number"):
+        Run(**{name: 2.5})
+
+
+def test_no_steps_change_nothing_and_probe_once():
+    result, history = fit(steps=0)
+    assert torch.equal(result, torch.zeros(3)) and history.probe_step == [0] and not history.loss
+
+
+# ------------------------------------------------------------------------- when a checkpoint is written
+
+
+def test_a_small_checkpoint_comes_every_half_minute_a_large_one_within_ten_minutes():
+    assert pause_after(0.01) == loop.SAVE_AFTER
+    assert pause_after(5.0) == pytest.approx(5.0 / loop.SAVING_SHARE)
+    for took in (40.0, 120.0, 250.0):
+        assert pause_after(took) + 2 * took <= loop.LOSE_AT_MOST
+    assert pause_after(1000.0) == loop.SAVE_AFTER, "a disk as slow as that leaves no choice"
+
+
+def test_checkpoints_come_by_the_clock_also_if_a_step_is_slow(tmp_path, monkeypatch):
+    """A training of a large model makes a step a minute and takes two minutes to write its state."""
+    now, saved = [0.0], []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    def save(progress, path):
+        saved.append((now[0], len(progress.history.loss)))
+        now[0] += 120
+
+    def step(progress):
+        now[0] += 60
+
+    monkeypatch.setattr(Progress, "save", save)
+    fit(tmp_path / "c", steps=30, on_step=step)
+    assert saved[0] == (60, 1) and saved[-1][1] == 30
+    for (before, _), (after, _) in zip(saved, saved[1:], strict=False):
+        assert after + 120 - before <= loop.LOSE_AT_MOST + 60, "ten minutes, and the step that was not finished"
+
+
+def test_what_a_large_checkpoint_takes_is_said_before_the_first_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "LARGE", 30)  # bytes: three numbers and two moments of each take 36
+    for free, words in (
+        (10**9, "has room for 1.0 GB\n"),
+        (40, "so the old one is deleted before a new one is written"),
+    ):
+        monkeypatch.setattr(loop, "free_on_disk", lambda path, free=free: free)
+        fit(tmp_path / str(free) / "c", steps=0)
+        said = capsys.readouterr()
+        assert f"a fit: its checkpoint takes 0.0 GB on disk; {tmp_path / str(free)} has" in said.out + said.err
+        assert words in said.out + said.err
+    monkeypatch.setattr(loop, "free_on_disk", lambda path: 20)
+    with pytest.raises(ValueError, match=r"takes 0.0 GB on disk, and .* has room for 0.0 GB: choose another folder"):
+        fit(tmp_path / "full" / "c", on_step=lambda progress: pytest.fail("it began"))
+
+
+def test_a_disk_with_room_for_one_checkpoint_holds_one(tmp_path, monkeypatch):
+    x = torch.zeros(1000, requires_grad=True)
+    progress, path, there = progress_of(x), tmp_path / "c", []
+    write = loop.save_tensors
+
+    def look(*args):
+        there.append(path.exists())
+        write(*args)
+
+    monkeypatch.setattr(loop, "save_tensors", look)
+    for free in (10**9, 10**9, 11_000):
+        monkeypatch.setattr(loop, "free_on_disk", lambda path, free=free: free)
+        progress.save(path)
+    assert there == [False, True, False] and progress.bytes_on_disk() == 12_000
+    monkeypatch.setattr(loop, "free_on_disk", lambda path: 100)
+    progress.save(path)
+    assert there[-1], "if even one had no room, the old one would be better than none"
+
+
+def test_a_disk_that_is_full_ends_no_training_but_says_that_nothing_is_kept(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop, "save_tensors", full)
+    with pytest.warns(
+        UserWarning, match=r"could not be written .*No space left.*a stop would lose the training"
+    ) as seen:
+        result, history = fit(tmp_path / "c")
+    assert torch.equal(result, fit()[0]) and len(history.loss) == 40
+    assert Path(seen[0].filename).name == Path(__file__).name
+
+
+# ----------------------------------------------------------------------------- what is no checkpoint
+
+
+@pytest.mark.parametrize("change", ["shape", "missing", "history", "generator", "identity"])
+def test_a_file_that_is_no_whole_checkpoint_is_one_clear_sentence(tmp_path, change):
+    path = tmp_path / "c"
+    fit(path, steps=2)
+    tensors, facts = load_tensors(path)
+    if change == "shape":
+        tensors["trained.x"] = torch.ones(1)  # would be broadcast
+    if change == "missing":
+        del tensors["trained.x"]
+    if change == "generator":
+        del tensors["generator"]
+    if change == "history":
+        facts["history"] = {"no such": 1}
+    if change == "identity":
+        facts["identity"] = "a dog"
+    save_tensors(path, tensors, facts)
+    with pytest.raises(ValueError, match=r"no whole checkpoint of a fit .*: delete it|an older version") as caught:
+        fit(path, steps=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_state_of_one_optimizer_is_not_given_to_another(tmp_path):
+    fit(tmp_path / "c", steps=2)
+
+    class Adam8bit(torch.optim.Adam):
         pass
 
-    generator, a = torch.Generator().manual_seed(3), torch.zeros(3)
-    base = identity_of(a, a, {"steps": 5, "lr": 1}, loss, generator)
-    assert base == identity_of(torch.zeros(3), a, {"steps": 9, "lr": 1}, loss, generator) and base["seed"] == 3
-    assert hash_of(a) != hash_of(torch.tensor([0.0, 0.0, 1e-30]))
-    for other in (identity_of(a + 1, a, {"lr": 1}, loss, generator), identity_of(a, a, {"lr": 2}, loss, generator)):
-        assert other != base
+    x = torch.zeros(3, requires_grad=True)
+    progress = progress_of(x)
+    progress.optimizer = Adam8bit([x], lr=0.05)
+    with pytest.raises(ValueError, match="from a training with optimizer 'Adam', not 'Adam8bit'"):
+        progress.load(tmp_path / "c")
+    assert progress.bytes_on_disk() == 3 * 4 + 2 * 3

@@ -11,10 +11,11 @@ from diffusers import DDPMScheduler
 
 from imagic_lib import stage2_finetuning, stage4_inference
 from imagic_lib.diffusion import denoising_loss
+from imagic_lib.models import load_pipeline
 from imagic_lib.toyworld import unet as toy_unet
 from imagic_lib.training import memory
 from imagic_lib.training.memory import GIB, STATE_BYTES, LiveBytes, next_smaller, plan
-from imagic_lib.training.strategies import Strategy, optimizer_in_backward
+from imagic_lib.training.strategies import Strategy, stepping_in_backward
 
 SD = "CompVis/stable-diffusion-v1-4"
 FULL, HALF = torch.float32, torch.float16
@@ -137,8 +138,24 @@ def test_next_smaller_walks_to_the_end(sd_plan, eight_bit):
         assert tuple(walk) == expected
         needs = [row_of(sd_plan, s).fine_tuning for s in walk]
         assert needs == sorted(needs, reverse=True)
-    assert next_smaller(ORDER[3], half=torch.bfloat16).dtype in (torch.bfloat16, FULL)
-    assert next_smaller(Strategy("lora", torch.bfloat16, "Adam", False)).checkpointing
+
+
+@pytest.mark.parametrize("half", [HALF, torch.bfloat16])
+def test_next_smaller_is_always_one_that_the_plan_shows(eight_bit, half):
+    eight_bit(False)
+    shown = memory.strategies(half)
+    for strategy in {*ORDER, *shown, Strategy("lora", FULL, "Adam", False)}:
+        assert next_smaller(strategy, half) in {*shown, None}
+    assert next_smaller(Strategy("lora", FULL, "Adam", False), half) == shown[6]  # smaller by the half precision
+    assert next_smaller(Strategy("lora", HALF, "Adam", False), half) == shown[7]  # planned for another GPU
+    assert next_smaller(Strategy("lora", HALF, "Adam", True), half) is None
+
+
+def test_the_plan_of_the_embedded_model_bears_its_name(monkeypatch):
+    monkeypatch.setattr(memory, "training_peak", lambda *_, **__: (GIB, 0))
+    monkeypatch.setattr(memory, "sampling_peak", lambda *_, **__: GIB)
+    made = plan(load_pipeline("tiny", device="cpu"))
+    assert str(made).startswith("tiny, 128 x 128 pixels")  # no path of this machine
 
 
 # --- a small model, predicted and then really run ---
@@ -148,7 +165,7 @@ def counted(stage, strategy, batch=2, side=16, tokens=8):
     """The peak of the second of two real steps on this CPU, in bytes."""
     unet = toy_unet.build().train().requires_grad_(stage == 2)
     if stage == 2 and strategy.method == "lora":
-        stage2_finetuning.add_lora(unet, stage2_finetuning.RANK, stage2_finetuning.TARGETS)
+        stage2_finetuning.add_lora(unet, stage2_finetuning.LoRA())
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     e = torch.zeros(1, tokens, unet.config.cross_attention_dim).requires_grad_(stage == 1)
@@ -165,7 +182,7 @@ def counted(stage, strategy, batch=2, side=16, tokens=8):
     with LiveBytes() as live:
         live.watch(*unet.parameters(), e, latents)
         if strategy.optimizer == "Adam in backward":
-            with optimizer_in_backward(learning, adam):
+            with stepping_in_backward(adam(learning)):
                 backward()
                 live.peak = live.now
                 backward()
@@ -217,7 +234,8 @@ def test_stepping_in_the_backward_pass_gives_the_same_weights(pipe, checkpointin
             denoising_loss(unet, DDPMScheduler(), torch.ones(1, 4, 16, 16), e, 2, generator).backward()
 
         if in_backward:
-            with optimizer_in_backward(unet.parameters(), lambda ps: torch.optim.Adam(ps, lr=1e-3, fused=True)) as adam:
+            adam = torch.optim.Adam(unet.parameters(), lr=1e-3, fused=True)
+            with stepping_in_backward(adam):
                 for _ in range(4):
                     backward()
                     assert all(p.grad is None for p in unet.parameters())
@@ -240,7 +258,7 @@ def test_stepping_in_the_backward_pass_gives_the_same_weights(pipe, checkpointin
 def test_after_the_block_a_backward_pass_only_differentiates():
     layer = torch.nn.Linear(3, 1)
     layer.bias.requires_grad_(False)
-    with pytest.raises(KeyError), optimizer_in_backward(layer.parameters(), lambda ps: torch.optim.SGD(ps, lr=1.0)):
+    with pytest.raises(KeyError), stepping_in_backward(torch.optim.SGD([layer.weight], lr=1.0)):
         raise KeyError
     before = layer.weight.clone()
     layer(torch.ones(1, 3)).sum().backward()

@@ -1,0 +1,293 @@
+"""The folder of an edit is the user's: nothing in it is lost, whatever is run into it, and an edit goes on in it."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import imagic_lib as imagic
+from imagic_lib import folder as folders
+from imagic_lib.edit import DIFFERENCE_FILE, LORA_FILE, ImagicEdit, run_edit
+from imagic_lib.folder import LEDGER, claim, files_of
+from imagic_lib.stage2_finetuning import with_unet
+from imagic_lib.toyworld import Scene
+from imagic_lib.training.checkpoints import save_tensors
+
+TEXT = "a brown dog jumping on the grass"
+STEPS = {"embedding_steps": 2, "unet_steps": 2}
+
+
+class Killed(BaseException):
+    """As SIGKILL is: nobody catches it."""
+
+
+@pytest.fixture(scope="module")
+def image(pipe):
+    return imagic.load_image(Scene.sample(5).render(), pipe)
+
+
+@pytest.fixture(scope="module")
+def whole(pipe, image):
+    return run_edit(pipe, image, TEXT, **STEPS)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Reaching a stage would be an error: what is refused is refused before any work."""
+    for stage in ("optimize_embedding", "fine_tune"):
+        monkeypatch.setattr(imagic.edit, stage, None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def weights_of(edit) -> dict:
+    return edit.tuned.unet.state_dict()
+
+
+def assert_same(edit, other) -> None:
+    assert torch.equal(edit.e_opt, other.e_opt) and edit.unet_history.loss == other.unet_history.loss
+    assert all(torch.equal(value, weights_of(other)[name]) for name, value in weights_of(edit).items())
+
+
+# ------------------------------------------------------------------------------- what is the user's
+
+
+@pytest.mark.parametrize(
+    "name", ["holiday.jpg", "input.png", "edit.png", "losses.png", LORA_FILE, "eta-0.5-seed-0.png", DIFFERENCE_FILE]
+)
+def test_a_folder_with_a_file_of_the_users_is_refused_before_any_work(pipe, image, tmp_path, no_training, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"holds files of yours, such as '{name}': choose a new or empty one"):
+        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "input.png", "embeddings.safetensors"])
+def test_save_refuses_it_too(whole, tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ValueError, match="holds files of yours"):
+        whole.save(tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_checkpoint_of_something_else_is_the_users(pipe, image, tmp_path, no_training):
+    save_tensors(tmp_path / "checkpoint-embedding.safetensors", {"x": torch.ones(1)}, {})
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="holds files of yours"):
+        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_what_a_file_manager_leaves_is_nobodys(pipe, image, tmp_path):
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "Thumbs.db").write_bytes(b"x")
+    run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
+    assert (tmp_path / ".DS_Store").read_bytes() == b"x" and (tmp_path / "edit.json").is_file()
+
+
+def test_a_file_in_the_place_of_a_folder_is_said_so(pipe, image, tmp_path, no_training):
+    (tmp_path / "out").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is no folder: choose another name"):
+        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path / "out")
+
+
+def others(pipe, image) -> dict[str, tuple]:
+    """Calls of `run_edit` that ask for another edit, each with what a student reads."""
+    model = with_unet(pipe, imagic.training.strategies.unet_copy(pipe.unet, None, "cpu"))
+    with torch.no_grad():
+        model.unet.conv_in.weight[0, 0, 0, 0] += 0.5
+    picture = image.clone()
+    picture[..., 0, 0] = -picture[..., 0, 0].sign()  # one pixel
+    return {
+        "text": ((pipe, image, "a red car"), {}, f"of another text, '{TEXT}'"),
+        "picture": ((pipe, picture, TEXT), {}, "of another picture"),
+        "model": ((model, image, TEXT), {}, "with another model"),
+        "seed": ((pipe, image, TEXT), {"seed": 1}, "with seed 0 in place of 1"),
+        "steps": ((pipe, image, TEXT), {"unet_steps": 1}, "with unet_steps 2 in place of 1"),
+        "first steps": ((pipe, image, TEXT), {"embedding_steps": 3}, "with embedding_steps 2 in place of 3"),
+        "method": ((pipe, image, TEXT), {"method": "lora"}, "with method 'full' in place of 'lora'"),
+    }
+
+
+@pytest.fixture(scope="module")
+def finished_folder(whole, tmp_path_factory):
+    return whole.save(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def begun_folder(pipe, image, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.raises(KeyboardInterrupt):
+        run_edit(pipe, image, TEXT, **STEPS, folder=folder, watch=lambda stage, history: True)
+    return folder
+
+
+@pytest.mark.parametrize("other", ["text", "picture", "model", "seed", "steps", "first steps", "method"])
+@pytest.mark.parametrize("state", ["finished", "begun"])
+def test_another_edit_is_never_written_over_one_that_is_there(
+    pipe, image, finished_folder, begun_folder, no_training, state, other
+):
+    folder = finished_folder if state == "finished" else begun_folder
+    before, (asked, changed, sentence) = contents(folder), others(pipe, image)[other]
+    with pytest.raises(ValueError) as refused:
+        run_edit(*asked, **STEPS | changed, folder=folder)
+    assert f"holds {'a finished' if state == 'finished' else 'an unfinished'} edit {sentence}" in str(refused.value)
+    assert "choose another folder" in str(refused.value) and contents(folder) == before
+
+
+def test_saving_again_writes_nothing_and_another_training_of_it_is_refused(whole, finished_folder, pipe, image):
+    before = {p.name: p.stat().st_mtime_ns for p in finished_folder.iterdir()}
+    assert ImagicEdit.load(finished_folder, pipe).save(finished_folder) == finished_folder
+    stopped = run_edit(pipe, image, TEXT, **STEPS, watch=lambda stage, history: True)
+    with pytest.raises(ValueError, match="holds another training of this very edit"):
+        stopped.save(finished_folder)
+    assert {p.name: p.stat().st_mtime_ns for p in finished_folder.iterdir()} == before
+
+
+def test_a_file_that_was_put_there_while_the_edit_trained_is_left_alone(pipe, image, whole, tmp_path, monkeypatch):
+    def drop(stage, history):
+        (tmp_path / "input.png").write_bytes(b"mine")
+
+    with pytest.raises(ValueError, match=r"input\.png is there already and is not this edit's: move it away"):
+        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path, watch=drop)
+    assert (tmp_path / "input.png").read_bytes() == b"mine" and not (tmp_path / "edit.json").exists()
+    (tmp_path / "input.png").rename(tmp_path / "my.png")
+    monkeypatch.setattr(imagic.training.loop, "one_step", None)  # not one more step
+    assert_same(run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path), whole)
+    assert (tmp_path / "my.png").read_bytes() == b"mine"
+
+
+def test_a_claim_replaces_only_what_is_listed_and_lists_only_what_is_its_own(whole, tmp_path):
+    folder = whole.save(tmp_path / "edit")
+    (tmp_path / "thesis.docx").write_bytes(b"mine")
+    (folder / "thesis.docx").write_bytes(b"mine")
+    facts = json.loads((folder / "edit.json").read_text())
+    crafted = ["thesis.docx", "../thesis.docx", str(tmp_path / "thesis.docx"), "edit.json", 7, None]
+    (folder / "edit.json").write_text(json.dumps(facts | {"files": [*crafted, "edit.png"]}))
+    assert files_of(folder) == {"edit.png"}
+    with pytest.raises(ValueError, match="is there already and is not this edit's"):
+        claim(folder, ["thesis.docx"])
+    (folder / "eta-1-seed-0.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"eta-1-seed-0\.png is there already"):
+        claim(folder, ["edit.png", "eta-1-seed-0.png"])
+    assert files_of(folder) == {"edit.png"}
+
+
+# --------------------------------------------------------------------------------- it goes on
+
+
+def kill_at(monkeypatch, module, name: str, which: int) -> None:
+    """The process dies at the `which`-th call."""
+    calls, real = [], getattr(module, name)
+
+    def call(*args, **settings):
+        calls.append(args)
+        if len(calls) == which:
+            raise Killed
+        return real(*args, **settings)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("which", range(1, 8))
+def test_a_save_that_is_killed_at_any_file_is_done_again_and_leaves_no_orphans(
+    pipe, image, whole, tmp_path, monkeypatch, method, which
+):
+    save, replace = ImagicEdit.save, os.replace
+
+    def dies(edit, folder):
+        kill_at(monkeypatch, os, "replace", which)
+        return save(edit, folder)
+
+    monkeypatch.setattr(ImagicEdit, "save", dies)
+    try:
+        edit = run_edit(pipe, image, TEXT, **STEPS, method=method, folder=tmp_path)
+        assert which > 5  # ledger, three files, edit.json: then there is nothing left to die at
+    except Killed:
+        assert which <= 5 and not (tmp_path / "edit.json").exists()
+    monkeypatch.setattr(ImagicEdit, "save", save)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(imagic.training.loop, "one_step", None)  # not one more step
+    edit = run_edit(pipe, image, TEXT, **STEPS, method=method, folder=tmp_path)
+    weights = LORA_FILE if method == "lora" else DIFFERENCE_FILE
+    assert {p.name for p in tmp_path.iterdir()} == {"edit.json", "input.png", "embeddings.safetensors", weights}
+    assert method == "lora" or torch.equal(edit.e_opt, whole.e_opt)
+
+
+def test_a_kill_between_the_edit_and_its_checkpoints_leaves_no_orphans(pipe, image, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "remove_checkpoints", lambda folder: None)
+        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
+    assert (tmp_path / LEDGER).is_file()
+    run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
+    assert not list(tmp_path.glob("checkpoint*")) and (tmp_path / "edit.json").is_file()
+
+
+def test_edit_json_is_never_half_written(whole, tmp_path, monkeypatch):
+    write = Path.write_text
+
+    def half(path, text, **settings):
+        write(path, text[: len(text) // 2], **settings)
+        raise Killed
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(Killed):
+        whole.save(tmp_path)
+    assert not (tmp_path / "edit.json").exists()
+
+
+@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
+def test_an_edit_goes_on_on_a_machine_whose_last_bits_differ(pipe, image, whole, tmp_path, monkeypatch, stage):
+    """From a CPU to a GPU, from AVX2 to AVX512: the text's embedding is another one in its last bits."""
+    save = imagic.training.loop.Progress.save
+
+    def save_and_die(progress, path):
+        save(progress, path)
+        if progress.name.startswith(stage):
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(imagic.training.loop.Progress, "save", save_and_die)
+        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
+    encode = imagic.edit.encode_text
+    monkeypatch.setattr(imagic.edit, "encode_text", lambda pipe, text: encode(pipe, text) * (1 + 1e-6))
+    there = run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
+    assert_same(there, whole)
+    assert torch.equal(there.e_tgt, whole.e_tgt)
+
+
+# --------------------------------------------------------------------------------- what is recorded
+
+
+def test_settings_are_recorded_with_their_defaults_filled_in_and_numbers_are_pythons(pipe, image, tmp_path):
+    edit = run_edit(pipe, image, TEXT, embedding_steps=np.int64(1), unet_steps=np.int32(0), seed=np.int64(7),
+                    folder=tmp_path)  # fmt: skip
+    facts = json.loads((tmp_path / "edit.json").read_text())
+    assert facts["settings"] == {"embedding_steps": 1, "unet_steps": 0, "method": "full", "seed": 7} == edit.settings
+    defaults = imagic.edit.settings_of(pipe, "full", None, None, 0)
+    assert defaults["embedding_steps"] == imagic.stage1_embedding.DEFAULTS["tiny"]["steps"]
+    assert defaults["unet_steps"] == imagic.stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"seed": -1}, "seeds must be"),
+        ({"seed": 1.5}, "seed is 1.5: it must be a whole number"),
+        ({"method": "half"}, "method 'half' is unknown: choose 'full' or 'lora'"),
+        ({"unet_steps": 2.5}, "steps is 2.5"),
+        ({"image": torch.zeros(1, 3, 64, 64)}, r"image is \(1, 3, 64, 64\), not \(1, 3, 128, 128\)"),
+        ({"text": ""}, "the text is empty"),
+    ],
+)
+def test_what_can_t_be_is_refused_before_the_folder_is_taken(pipe, image, tmp_path, no_training, changed, sentence):
+    asked = {"image": image, "text": TEXT} | STEPS | changed
+    with pytest.raises(ValueError, match=sentence):
+        run_edit(pipe, **asked, folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()

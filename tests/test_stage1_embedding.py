@@ -1,0 +1,115 @@
+"""Stage 1 against ground truth: float64 differences, a loop written out, the paper's settings."""
+
+import copy
+
+import pytest
+import torch
+from common import loss_by_hand, same, seeded, weights
+
+import imagic_lib as imagic
+from imagic_lib import Run
+from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process
+from imagic_lib.stage2_finetuning import with_unet
+
+
+def test_stage_1_gradient_equals_float64_finite_differences(pipe, image, e_tgt):
+    double = copy.deepcopy(pipe).to(torch.float64)
+    process, latents = forward_process(double), encode_image(double, image.double())
+    e = e_tgt.double().clone().requires_grad_(True)
+
+    def loss(value):
+        return denoising_loss(double.unet, process, latents, value, 2, seeded(3))
+
+    torch.testing.assert_close(loss(e), loss_by_hand(double, double.unet, latents, e, 2, seeded(3)))
+    (gradient,) = torch.autograd.grad(loss(e), e)
+    direction = torch.randn(e.shape, generator=seeded(1), dtype=torch.float64)
+    with torch.no_grad():
+        slope = (loss(e + 1e-5 * direction) - loss(e - 1e-5 * direction)) / 2e-5
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-12)
+
+
+def test_stage_1_is_plain_adam_on_the_paper_s_loss(pipe, image, e_tgt):
+    """The loop of the notebook, written out: the library must give the same numbers."""
+    e_opt, history = imagic.optimize_embedding(pipe, image, e_tgt, steps=5, lr=0.01, batch=2, generator=seeded())
+    z, e, generator = encode_image(pipe, image), e_tgt.clone().requires_grad_(True), seeded()
+    adam = torch.optim.Adam([e], lr=0.01)
+    for step in range(5):
+        loss = loss_by_hand(pipe, pipe.unet, z, e, 2, generator)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        assert history.loss[step] == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(e_opt, e.detach(), rtol=1e-6, atol=1e-7)
+    pipe.unet.zero_grad(set_to_none=True)
+
+
+def test_stage_1_leaves_the_model_and_the_text_as_they_were(pipe, image):
+    """Bugs 5 and 9: e_tgt keeps its graph; an unfrozen UNet gathers gradients, and is left in train mode."""
+    e_tgt = imagic.encode_text(pipe, "a cat").requires_grad_(True)
+    before, start = weights(pipe.unet), e_tgt.detach().clone()
+    e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, steps=2, generator=seeded())
+    assert same(weights(pipe.unet), before) and torch.equal(e_tgt, start)
+    assert all(p.grad is None and p.requires_grad for p in pipe.unet.parameters())
+    assert e_tgt.grad is None and not e_opt.requires_grad and not pipe.unet.training
+    assert not torch.equal(e_opt, start)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(pipe, image, e_tgt):
+    """Bug 2: noise drawn without the caller's generator."""
+    torch.manual_seed(1)
+    one = imagic.optimize_embedding(pipe, image, e_tgt, steps=3, generator=seeded(7))[0]
+    torch.manual_seed(2)
+    two = imagic.optimize_embedding(pipe, image, e_tgt, steps=3, generator=seeded(7))[0]
+    three = imagic.optimize_embedding(pipe, image, e_tgt, steps=3, generator=seeded(8))[0]
+    assert torch.equal(one, two) and not torch.equal(one, three)
+
+
+def test_probe_loss_falls_and_is_no_running_mean(pipe, image, e_tgt):
+    """Bug 13: a running mean falls by construction. The probe at a step is that of the embedding then."""
+    e_opt, history = imagic.optimize_embedding(
+        pipe, image, e_tgt, steps=20, lr=0.05, batch=4, generator=seeded(), run=Run(probe_every=7)
+    )
+    assert history.probe_step == [0, 7, 14, 20] and len(history.loss) == len(history.learning_rate) == 20
+    probe = Probe(forward_process(pipe), encode_image(pipe, image))
+    assert history.probe_loss[0] == probe(pipe.unet, e_tgt) and history.probe_loss[-1] == probe(pipe.unet, e_opt)
+    assert history.probe_loss[-1] < history.probe_loss[0]
+
+
+def test_a_fit_that_settled_ends_before_its_steps(pipe, image, e_tgt):
+    settled = Run(patience=1, probe_every=1)
+    _, history = imagic.optimize_embedding(pipe, image, e_tgt, steps=9, lr=1e-9, generator=seeded(), run=settled)
+    assert len(history.loss) == 1
+
+
+def stopped_and_continued(pipe, image, e, path, later=None):
+    """(e_opt, history) of a fit that is stopped after three of six steps and continued, with what `later` changes."""
+    given = {"pipe": pipe, "image": image, "e_tgt": e, "steps": 6, "batch": 2}
+    stop = Run(checkpoint=path, watch=lambda name, history: len(history.loss) == 3)
+    imagic.optimize_embedding(**given, generator=seeded(), run=stop)
+    return imagic.optimize_embedding(**{**given, "generator": seeded(), "run": Run(checkpoint=path), **(later or {})})
+
+
+def test_a_fit_that_was_begun_on_one_machine_goes_on_on_another(pipe, image, e_tgt, tmp_path):
+    """There the text encoder's last digits differ, and the model may be loaded in another precision."""
+    whole, history = imagic.optimize_embedding(pipe, image, e_tgt, steps=6, batch=2, generator=seeded())
+    there = e_tgt * (1 + 1e-5 * torch.randn(e_tgt.shape, generator=seeded(1)))
+    half = image.half().float()
+    e_opt, again = stopped_and_continued(pipe, image, e_tgt, tmp_path / "a", {"e_tgt": there, "image": half})
+    assert again.loss[:3] == history.loss[:3] and again.loss == pytest.approx(history.loss, rel=1e-2)
+    torch.testing.assert_close(e_opt, whole, rtol=1e-2, atol=1e-2)
+
+
+def test_what_is_another_fit_is_refused_by_name(pipe, image, e_tgt, tmp_path):
+    other = with_unet(pipe, copy.deepcopy(pipe.unet))
+    with torch.no_grad():
+        other.unet.conv_out.bias += 0.1
+    changes = {
+        "another text": {"e_tgt": imagic.encode_text(pipe, "a brown dog jumping on the beach")},
+        "another picture": {"image": (image + 2 / 255).clamp(-1, 1)},
+        "another model": {"pipe": other},
+        "another seed": {"generator": seeded(1)},
+        "batch 2, not 3": {"batch": 3},
+    }
+    for k, (name, change) in enumerate(changes.items()):
+        with pytest.raises(ValueError, match=f"from a training with {name}: choose another folder, or delete"):
+            stopped_and_continued(pipe, image, e_tgt, tmp_path / str(k), change)

@@ -1,0 +1,163 @@
+"""Stage 2 against ground truth: float64 differences, a loop written out, what learns and what stays."""
+
+import copy
+
+import pytest
+import torch
+from common import loss_by_hand, same, seeded, weights
+
+import imagic_lib as imagic
+from imagic_lib import LoRA, Run, stage1_embedding, stage2_finetuning
+from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
+from imagic_lib.stage2_finetuning import with_unet
+
+
+def test_defaults_of_stable_diffusion_are_the_paper_s():
+    assert stage1_embedding.DEFAULTS["stable-diffusion"] == {"steps": 1000, "lr": 2e-3, "batch": 1}
+    assert stage2_finetuning.DEFAULTS["full"]["stable-diffusion"] == {
+        "steps": 1500,
+        "lr": 5e-7,
+        "batch": 1,
+        "decay": 0.0,
+    }
+
+
+def test_fine_tuning_changes_a_copy_and_a_second_fit_starts_clean(pipe, image, e_tgt):
+    """Bug 6: the second fit starts from the tuned UNet."""
+    before = weights(pipe.unet)
+    tuned, first = imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded())
+    again, second = imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded())
+    assert same(weights(pipe.unet), before) and not same(weights(tuned.unet), before)
+    assert first.loss == second.loss and same(weights(tuned.unet), weights(again.unet))
+    assert tuned.vae is pipe.vae and not tuned.unet.training
+    assert not any(p.requires_grad for p in tuned.unet.parameters())
+    assert all(p.requires_grad for p in pipe.unet.parameters())
+
+
+def test_stage_2_gradient_equals_float64_finite_differences(pipe, image, e_tgt):
+    double = copy.deepcopy(pipe).to(torch.float64)
+    process, latents = forward_process(double), encode_image(double, image.double())
+    weight = double.unet.conv_out.weight
+
+    def loss():
+        return denoising_loss(double.unet, process, latents, e_tgt.double(), 2, seeded(3))
+
+    by_hand = loss_by_hand(double, double.unet, latents, e_tgt.double(), 2, seeded(3))
+    torch.testing.assert_close(loss(), by_hand)
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = torch.randn(weight.shape, generator=seeded(1), dtype=torch.float64)
+    with torch.no_grad():
+        weight += 1e-5 * direction
+        above = loss()
+        weight -= 2e-5 * direction
+        slope = (above - loss()) / 2e-5
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-12)
+
+
+def test_lora_trains_only_its_adapters_and_leaves_the_loaded_model_alone(pipe, image, e_tgt):
+    before = weights(pipe.unet)
+    tuned, history = imagic.fine_tune(
+        pipe, image, e_tgt, method=LoRA(rank=2), steps=4, lr=1e-2, batch=4, generator=seeded()
+    )
+    assert same(weights(pipe.unet), before) and not hasattr(pipe.unet, "peft_config")
+    base = {k.replace(".base_layer", ""): v for k, v in weights(tuned.unet).items() if "lora" not in k}
+    assert same(base, before) and history.probe_loss[-1] != history.probe_loss[0]
+    adapters = [n for n, _ in tuned.unet.named_parameters() if "lora" in n]
+    assert adapters and all(".to_q." in n or ".to_v." in n for n in adapters)
+
+
+def test_unknown_method_or_layer_is_one_clear_sentence(pipe, image, e_tgt):
+    with pytest.raises(ValueError, match="choose 'full' or 'lora'"):
+        imagic.fine_tune(pipe, image, e_tgt, method="dreambooth", steps=1)
+    with pytest.raises(ValueError, match="no layer named 'to_z'"):
+        imagic.fine_tune(pipe, image, e_tgt, method=LoRA(targets=["to_z"]), steps=1)
+
+
+def test_full_fine_tuning_of_half_precision_weights_is_refused(pipe, image, e_tgt):
+    half = with_unet(pipe, copy.deepcopy(pipe.unet).half())
+    with pytest.raises(ValueError, match=r"vanish in torch.float16 weights: load the model in float32"):
+        imagic.fine_tune(half, image, e_tgt, steps=1)
+
+
+def test_settings_that_can_t_be_are_one_clear_sentence(pipe, image, e_tgt):
+    for bad in ({"steps": -1}, {"lr": 0.0}, {"batch": 0}):
+        with pytest.raises(ValueError, match=rf"{next(iter(bad))} is .*: it must be"):
+            imagic.optimize_embedding(pipe, image, e_tgt, **bad)
+    for decay in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=rf"decay is {decay}: it (must be 0 or more|is a share)"):
+            imagic.fine_tune(pipe, image, e_tgt, decay=decay)
+    for seeds in ([], 0, [-1], [0.5], [2**63]):
+        with pytest.raises(ValueError, match="seeds must be a list"):
+            imagic.generate(pipe, e_tgt, seeds)
+
+
+@pytest.mark.parametrize("method", ["full", LoRA(rank=3, targets=["to_k", "conv1"])], ids=["full", "lora"])
+def test_stage_2_is_plain_adam_on_the_paper_s_loss_with_a_rate_that_falls(pipe, image, e_tgt, method):
+    """The loop written out: the library must give the same numbers, from the caller's noise."""
+    given = {"steps": 4, "lr": 1e-3, "batch": 2, "decay": 0.5}
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, method=method, generator=seeded(5), **given)
+    unet, z, generator = copy.deepcopy(pipe.unet), encode_image(pipe, image), seeded(5)
+    if method != "full":
+        stage2_finetuning.add_lora(unet, method, seed=5)
+    learning = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    for step, rate in enumerate([1e-3, 1e-3, 1e-3, 5e-4]):
+        if step == 0:
+            adam = torch.optim.Adam(learning.values(), lr=rate)
+        adam.param_groups[0]["lr"] = rate
+        loss = loss_by_hand(pipe, unet, z, e_tgt, 2, generator)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        assert history.loss[step] == pytest.approx(loss.item(), rel=1e-4)
+        assert history.learning_rate[step] == pytest.approx(rate)
+    found = weights(tuned.unet)
+    for name, value in learning.items():
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-3, atol=1e-5)
+    start = dict(pipe.unet.named_parameters())
+    moved = max((found[n] - start[n]).abs().max() for n in learning if n in start) if method == "full" else 1
+    assert moved > 5e-4, "it did learn"
+
+
+def test_the_adapters_have_the_rank_and_the_layers_that_were_asked_for(pipe, image, e_tgt):
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method=LoRA(3, ["to_k"]), steps=1, batch=1)
+    found = {n: p.shape for n, p in tuned.unet.named_parameters() if "lora_A" in n}
+    assert found and all(".to_k." in n and shape[0] == 3 for n, shape in found.items())
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method="lora", steps=1, batch=1)
+    assert {p.shape[0] for n, p in tuned.unet.named_parameters() if "lora_A" in n} == {LoRA().rank} == {4}
+
+
+def test_a_fine_tuning_that_settled_ends_before_its_steps(pipe, image, e_tgt):
+    settled = Run(patience=1, probe_every=1)
+    _, history = imagic.fine_tune(pipe, image, e_tgt, steps=9, lr=1e-9, batch=1, generator=seeded(), run=settled)
+    assert len(history.loss) == 1
+
+
+def test_a_pipeline_with_another_unet_keeps_its_safety_checker(pipe):
+    checked = with_unet(pipe, pipe.unet)
+    checked.safety_checker, checked.feature_extractor = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    other = with_unet(checked, copy.deepcopy(pipe.unet))
+    assert other.safety_checker is checked.safety_checker and other.unet is not pipe.unet
+    assert all(getattr(other, part) is getattr(checked, part) for part in set(pipe.components) - {"unet"})
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"rank": 0}, "rank is 0: it must be 1 or more"),
+        ({"rank": 2.5}, "rank is 2.5: it must be a whole number"),
+        ({"targets": "to_q"}, "targets is 'to_q': give a list of layers"),
+        ({"targets": []}, "give a list of layers"),
+    ],
+)
+def test_a_lora_that_can_t_be_is_one_clear_sentence(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        LoRA(**given)
+
+
+def test_full_and_lora_are_different_trainings_for_a_checkpoint(pipe, image, e_tgt, tmp_path):
+    run = Run(checkpoint=tmp_path / "c")
+    imagic.fine_tune(pipe, image, e_tgt, steps=1, batch=1, method="lora", run=run)
+    for method, name in (("full", "another method"), (LoRA(2), "rank 4, not 2"), (LoRA(4, ["to_k"]), "targets")):
+        given = {"method": method, "lr": 1e-2, "decay": 0.5}
+        with pytest.raises(ValueError, match=f"from a training with {name}"):
+            imagic.fine_tune(pipe, image, e_tgt, steps=1, batch=1, run=run, **given)

@@ -1,0 +1,169 @@
+"""Stage 4 against ground truth: diffusers' own pipeline, bit for bit."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from common import seeded
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from transformers import BatchFeature
+
+import imagic_lib as imagic
+from imagic_lib.diffusion import encode_image, forward_process, noised
+from imagic_lib.stage2_finetuning import with_unet
+from imagic_lib.stage4_inference import denoise, predicted_original
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_generate_equals_diffusers_bit_for_bit(pipe, e_tgt, guidance):
+    ours = imagic.generate(pipe, e_tgt, [11], steps=5, guidance_scale=guidance, negative_prompt="a cat")
+    theirs = pipe(
+        prompt_embeds=e_tgt,
+        negative_prompt="a cat" if guidance > 1 else None,
+        num_inference_steps=5,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(11),
+        height=128,
+        width=128,
+    ).images[0]
+    assert ours[0].tobytes() == theirs.tobytes()
+
+
+def test_pictures_come_embedding_by_embedding_with_the_same_noise_for_a_seed(pipe, e_tgt):
+    other = imagic.encode_text(pipe, "a red car in the snow")
+    starts = []
+    both = imagic.generate(
+        pipe,
+        torch.cat([e_tgt, other]),
+        [1, 2],
+        steps=2,
+        callback=lambda s: starts.append(s.z_t.clone()) if s.index == 0 else None,
+    )
+    assert len(both) == 4
+    z = torch.cat(starts)
+    assert torch.equal(z[0], z[2]) and torch.equal(z[1], z[3]) and not torch.equal(z[0], z[1])
+    alone = imagic.generate(pipe, other, [2], steps=2)
+    difference = abs(imagic.pictures.to_tensor(alone[0]) - imagic.pictures.to_tensor(both[3])).max()
+    assert difference <= 2 / 127.5  # another batch size rounds otherwise
+
+
+def test_the_callback_sees_the_predicted_original(pipe, image, e_tgt):
+    """With the true noise as the answer, the predicted original is the original, for ε and for v."""
+    z, noise, t = encode_image(pipe, image), torch.randn(1, 4, 16, 16), 400
+    for kind in ("epsilon", "v_prediction"):
+        other = copy.deepcopy(pipe)
+        other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=kind)
+        z_t, answer = noised(forward_process(other), z, noise, torch.tensor([t]))
+        torch.testing.assert_close(predicted_original(other.scheduler, z_t, answer, t), z, rtol=1e-4, atol=1e-4)
+    seen = []
+    imagic.generate(pipe, e_tgt, [0], steps=4, callback=seen.append)
+    assert [s.index for s in seen] == [0, 1, 2, 3] and seen[0].timestep > seen[-1].timestep
+    assert seen[0].z_0.shape == seen[0].z_t.shape == (1, 4, 16, 16)
+
+
+def test_sampling_leaves_the_pipelines_scheduler_untouched(pipe, e_tgt):
+    pipe.scheduler.set_timesteps(7)
+    imagic.generate(pipe, e_tgt, [0], steps=3)
+    assert len(pipe.scheduler.timesteps) == 7
+
+
+def test_the_model_is_a_drop_in_for_a_pipeline_built_anew(pipe, e_tgt):
+    other = with_unet(pipe, copy.deepcopy(pipe.unet))
+    assert isinstance(other, StableDiffusionPipeline)
+    assert (
+        imagic.generate(other, e_tgt, [0], steps=2)[0].tobytes()
+        == imagic.generate(pipe, e_tgt, [0], steps=2)[0].tobytes()
+    )
+
+
+def test_samplers_by_name_share_the_models_noise_process(pipe, e_tgt):
+    pictures = set()
+    for name in ("ddim", "pndm", "dpm++"):
+        scheduler = imagic.stage4_inference.sampler(pipe, name)
+        assert torch.equal(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
+        pictures.add(imagic.generate(pipe, e_tgt, [0], steps=4, scheduler=name)[0].tobytes())
+    assert len(pictures) == 3
+    pndm = imagic.stage4_inference.sampler(pipe, "pndm")
+    pndm.set_timesteps(4)
+    assert len(pndm.timesteps) == 5  # one call more than steps; with its Runge-Kutta start it would be 13
+    with pytest.raises(ValueError, match="'euler' is unknown: choose one of ddim, pndm"):
+        imagic.generate(pipe, e_tgt, [0], scheduler="euler")
+    with pytest.raises(ValueError, match=r"EulerDiscreteScheduler is not supported: give scheduler= one of ddim"):
+        imagic.generate(pipe, e_tgt, [0], scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config))
+
+
+def test_a_safety_checker_that_the_model_ships_stays_on(pipe, e_tgt):
+    other = with_unet(pipe, pipe.unet)
+    calls = []
+
+    class Checker(torch.nn.Linear):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, images, clip_input):
+            calls.append((images.shape, clip_input.shape))
+            return images, [True, False]
+
+    def look(pictures, return_tensors):
+        return BatchFeature({"pixel_values": torch.zeros(len(pictures), 3, 8, 8)})
+
+    other.safety_checker, other.feature_extractor = Checker(1, 1), look
+    with pytest.warns(UserWarning, match="flagged 1 of 2 pictures") as caught:
+        flagged, fine = imagic.generate(other, e_tgt, [0, 1], steps=1)
+    assert caught[0].filename == __file__, "the warning points at the caller's line"
+    assert flagged.getextrema() == ((0, 0),) * 3 and fine.getextrema() != ((0, 0),) * 3
+    assert calls == [((2, 128, 128, 3), (2, 3, 8, 8))]
+
+
+def test_guidance_follows_its_formula_below_1_too(pipe, e_tgt):
+    """ε_∅ + s·(ε_text - ε_∅): at 0 the negative prompt alone draws, at 1 the text alone."""
+
+    def drawn(e, scale, negative="a cat"):
+        steps = []
+        imagic.generate(pipe, e, [0], steps=2, guidance_scale=scale, negative_prompt=negative, callback=steps.append)
+        return steps[-1].z_t
+
+    cat = imagic.encode_text(pipe, "a cat")
+    torch.testing.assert_close(drawn(e_tgt, 0), drawn(cat, 1), rtol=1e-4, atol=1e-5)
+    half = drawn(e_tgt, 0.5)
+    assert not torch.allclose(half, drawn(e_tgt, 0), atol=1e-4) and not torch.allclose(half, drawn(e_tgt, 1), atol=1e-4)
+
+
+def test_without_guidance_the_unet_is_asked_for_one_answer(pipe, e_tgt, monkeypatch):
+    asked, ask = [], pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda z, *rest, **more: asked.append(len(z)) or ask(z, *rest, **more))
+    for scale in (1, 3):
+        imagic.generate(pipe, e_tgt, [0], steps=1, guidance_scale=scale)
+    assert asked == [1, 2]
+
+
+def test_the_sampling_loop_knows_only_a_function(pipe):
+    """With an oracle that knows the noise, every sampler arrives at the latents that it was added to."""
+    z, noise = torch.randn(2, 4, 16, 16, generator=seeded()), torch.randn(2, 4, 16, 16, generator=seeded(1))
+    scheduler = imagic.stage4_inference.sampler(pipe, "ddim")
+    scheduler.set_timesteps(10)
+    start = forward_process(pipe).add_noise(z, noise, scheduler.timesteps[:1].expand(2))
+    found = denoise(lambda z_t, t: noise, start, scheduler)
+    last = forward_process(pipe).alphas_cumprod[0]
+    torch.testing.assert_close(found, last.sqrt() * z + (1 - last).sqrt() * noise, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"steps": 0}, "steps is 0: it must be above 0"),
+        ({"steps": 2.5}, "steps is 2.5: it must be a whole number"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"embeddings": torch.zeros(0, 8, 32)}, r"the embeddings have the shape \(0, 8, 32\)"),
+        ({"embeddings": torch.zeros(8, 32)}, r"the embeddings have the shape \(8, 32\)"),
+    ],
+)
+def test_what_can_t_be_drawn_is_one_clear_sentence(pipe, e_tgt, given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        imagic.generate(pipe, **{"embeddings": e_tgt, "steps": 1} | given)
+
+
+def test_seeds_of_numpy_are_seeds(pipe, e_tgt):
+    ours = imagic.generate(pipe, e_tgt, np.arange(2), steps=1)
+    assert [p.tobytes() for p in ours] == [p.tobytes() for p in imagic.generate(pipe, e_tgt, [0, 1], steps=1)]

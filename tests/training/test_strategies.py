@@ -1,0 +1,210 @@
+"""Strategies for little memory: real half precision, the same weights, and nobody is in the way."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from common import seeded, weights
+
+import imagic_lib as imagic
+from imagic_lib import Run
+from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
+from imagic_lib.training import loop
+from imagic_lib.training.loop import one_step
+from imagic_lib.training.memory import LiveBytes
+from imagic_lib.training.strategies import Strategy, stepping, unet_copy, waiting
+
+
+def strategy(**changes):
+    given = {"method": "full", "dtype": torch.float32, "optimizer": "Adam", "checkpointing": False}
+    return Strategy(**(given | changes))
+
+
+def test_a_fit_encodes_the_picture_once_and_asks_the_unet_once_a_step_without_guidance(pipe, image, e_tgt, monkeypatch):
+    """Bug 12: the VAE run at every step, and guidance inside the training loss."""
+    encoded, asked = [], []
+    encode, ask = pipe.vae.encode, pipe.unet.forward
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    monkeypatch.setattr(pipe.unet, "forward", lambda z, *rest, **more: asked.append(len(z)) or ask(z, *rest, **more))
+    imagic.optimize_embedding(pipe, image, e_tgt, steps=3, batch=2, generator=seeded(), run=Run(probe_every=100))
+    assert encoded == [1]
+    assert asked == [4, 4, 2, 2, 2, 4, 4]  # the probe before and after in two halves, and one question a step
+
+
+def test_the_copy_that_learns_is_made_where_it_stays(pipe):
+    """Copied first and moved to the GPU later, the UNet would for a while be in the computer's memory twice."""
+
+    class InTheComputer(LiveBytes):
+        def watch(self, *tensors):
+            super().watch(*(t for t in tensors if t.device.type == "cpu"))
+
+    size = sum(p.nbytes for p in pipe.unet.parameters())
+    with InTheComputer() as live:
+        live.watch(*pipe.unet.parameters())
+        elsewhere = unet_copy(pipe.unet, strategy(checkpointing=True), torch.device("meta"))
+    assert live.peak == size == sum(p.nbytes for p in elsewhere.parameters())
+
+
+def test_a_copy_shares_nothing_and_has_the_strategys_precision(pipe):
+    half = unet_copy(pipe.unet, strategy(dtype=torch.bfloat16), torch.device("cpu"))
+    same = unet_copy(pipe.unet, None, torch.device("cpu"))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    for (name, old), new in zip(pipe.unet.named_parameters(), same.parameters(), strict=True):
+        assert torch.equal(old, new) and old.data_ptr() != new.data_ptr(), name
+        assert new.requires_grad == old.requires_grad and new.stride() == old.stride()
+
+
+@pytest.mark.parametrize("train_mode", [True, False])
+def test_gradient_checkpointing_works_in_eval_mode_too(pipe, image, e_tgt, train_mode):
+    """Bug 10: gradient checkpointing that is silently off in eval mode."""
+    kept = {}
+    for checkpointing in (False, True):
+        unet = unet_copy(pipe.unet, strategy(checkpointing=checkpointing), torch.device("cpu"))
+        unet.train(train_mode)
+        sizes = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            denoising_loss(unet, forward_process(pipe), encode_image(pipe, image), e_tgt, 2, seeded())
+        kept[checkpointing] = sum(sizes)
+    assert kept[True] < 0.7 * kept[False]
+
+
+def test_every_full_strategy_gives_the_same_weights(pipe, image, e_tgt):
+    fits = [
+        imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded(), run=Run(strategy=s))
+        for s in (None, strategy(checkpointing=True), strategy(optimizer="Adam in backward"))
+    ]
+    plain = weights(fits[0][0].unet)
+    for tuned, history in fits[1:]:
+        assert history.loss == pytest.approx(fits[0][1].loss, rel=1e-4)
+        for name, value in weights(tuned.unet).items():
+            torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)
+        assert all(p.grad is None for p in tuned.unet.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_mixed_precision_is_real_or_absent(pipe, image, e_tgt, dtype, monkeypatch):
+    """Bug 1: a loss that is scaled for half precision while everything runs in single precision."""
+    seen = []
+
+    def step(loss, progress):
+        seen.append((loss.item(), progress.scaler))
+        return one_step(loss, progress)
+
+    monkeypatch.setattr(loop, "one_step", step)
+    frugal = strategy(method="lora", dtype=dtype)
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, steps=2, generator=seeded(), run=Run(strategy=frugal))
+    losses, scalers = zip(*seen, strict=True)
+    assert list(losses) == history.loss  # in the units of the loss: nobody scaled it on the way
+    assert {type(s) for s in scalers} == {torch.amp.GradScaler if dtype == torch.float16 else type(None)}
+    assert tuned.unet.conv_in.weight.dtype == dtype and not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_lora_trains_and_draws(pipe, image, e_tgt, dtype):
+    """Bug 2: noise drawn in single precision crashes in float16. Here adapters and optimizer stay in float32."""
+    frugal = strategy(method="lora", dtype=dtype, checkpointing=True)
+    tuned, history = imagic.fine_tune(
+        pipe, image, e_tgt, steps=12, lr=2e-2, batch=4, generator=seeded(), run=Run(strategy=frugal, probe_every=6)
+    )
+    assert tuned.unet.dtype == dtype and pipe.unet.dtype == torch.float32
+    adapters = [p for n, p in tuned.unet.named_parameters() if "lora" in n]
+    assert {p.dtype for p in adapters} == {torch.float32}
+    assert history.probe_loss[-1] < history.probe_loss[0]
+    assert imagic.generate(tuned, e_tgt, [0], steps=2)[0].size == (128, 128)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stage_1_in_half_precision_keeps_e_opt_in_float32(pipe, image, e_tgt, dtype):
+    frugal = strategy(method="lora", dtype=dtype, checkpointing=True)
+    e_opt, history = imagic.optimize_embedding(
+        pipe, image, e_tgt, steps=12, lr=0.05, batch=4, generator=seeded(), run=Run(strategy=frugal)
+    )
+    assert e_opt.dtype == torch.float32 and history.probe_loss[-1] < history.probe_loss[0]
+    assert not pipe.unet.is_gradient_checkpointing
+
+
+def test_what_is_not_trained_waits_in_the_computers_memory_and_comes_back(monkeypatch):
+    class Part(torch.nn.Linear):
+        moves, full = (), False
+
+        def parameters(self, recurse=True):
+            yield SimpleNamespace(device=torch.device("cuda:1"))
+
+        def to(self, device):
+            self.moves += (str(device),)
+            if self.full and device != "cpu":
+                raise torch.OutOfMemoryError("no room")
+            return self
+
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module.to(device))
+    part, here = Part(1, 1), torch.nn.Linear(1, 1)
+    with pytest.raises(KeyError), waiting(part, here):
+        assert part.moves == ("cpu",)
+        raise KeyError
+    assert part.moves == ("cpu", "cuda:1")
+    full = Part(1, 1)
+    full.full = True
+    with pytest.raises(torch.OutOfMemoryError), waiting(full):
+        pass
+    assert full.moves == ("cpu", "cuda:1", "cpu")
+
+
+class Adam8bit(torch.optim.Adam):
+    """What bitsandbytes has under this name takes weights and a rate, too."""
+
+    def __init__(self, weights, lr):
+        super().__init__(weights, lr=lr)
+        made.append((sum(p.numel() for p in self.param_groups[0]["params"]), lr))
+
+
+made = []
+
+
+def test_the_8_bit_optimizer_trains_and_its_state_is_of_its_own_kind(pipe, image, e_tgt, monkeypatch, tmp_path):
+    """bitsandbytes needs a GPU: a stand-in module shows that the branch does its work."""
+    made.clear()
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", module := ModuleType("bitsandbytes.optim"))
+    module.Adam8bit = Adam8bit
+    run = Run(strategy=strategy(optimizer="Adam 8-bit"), checkpoint=tmp_path / "c")
+    plain, one = imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-3, batch=1, generator=seeded())
+    tuned, two = imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-3, batch=1, generator=seeded(), run=run)
+    assert made == [(sum(p.numel() for p in pipe.unet.parameters()), 1e-3)]
+    assert two.loss == pytest.approx(one.loss, rel=1e-4)
+    for name, value in weights(tuned.unet).items():
+        torch.testing.assert_close(value, weights(plain.unet)[name], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="optimizer 'Adam8bit', not 'Adam'"):
+        again = Run(checkpoint=tmp_path / "c")
+        imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-3, batch=1, generator=seeded(), run=again)
+
+
+def test_a_checkpoint_goes_on_with_another_strategy_that_has_the_same_optimizer(pipe, image, e_tgt, tmp_path):
+    """A T4 steps in the backward pass, a larger GPU need not: the state is the same."""
+    given = {"steps": 4, "lr": 1e-3, "batch": 1}
+    whole, _ = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), **given)
+    first = Run(
+        strategy=strategy(optimizer="Adam in backward"),
+        checkpoint=tmp_path / "c",
+        watch=lambda name, history: len(history.loss) == 2,
+    )
+    imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=first, **given)
+    then = Run(strategy=strategy(checkpointing=True), checkpoint=tmp_path / "c")
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=then, **given)
+    assert len(history.loss) == 4
+    for name, value in weights(tuned.unet).items():
+        torch.testing.assert_close(value, weights(whole.unet)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_moments_are_gone_when_the_other_networks_come_back():
+    weight = torch.nn.Parameter(torch.ones(3))
+    with stepping({"w": weight}, 0.1, None) as adam:
+        weight.sum().backward()
+        adam.step()
+        assert adam.state
+    assert not adam.state
