@@ -1,6 +1,7 @@
 # make demo   set up and run one edit            make lab         JupyterLab with the notebooks
 # make test   set up and run all checks          make notebooks   run the notebooks and store what they show
 # make clean  remove the environments            make test-colab  the checks with the versions that Colab has
+# make mutants [MODULES="pictures ..."]          put faults into the library and count those that the tests notice
 #
 # TORCH_INDEX: the address of PyTorch's CPU-only packages, as shown by pytorch.org -> Get Started ->
 # Compute Platform: CPU. `make demo TORCH_INDEX=<address>` spares the download of a CUDA build.
@@ -13,25 +14,29 @@ PYTEST      := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 TWO         := -n 2 --dist loadscope
 INSTALL     := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint test-library test-notebooks test-colab notebooks lab clean
+.PHONY: demo test lint test-library test-notebooks test-colab mutants notebooks lab clean
 
 demo: .venv/ready
 	$(RUN) -m imagic_lib demo
 
-test: lint test-library test-notebooks
+# the library's tests come last: their last line says whether the notebooks were opened in a browser
+test: lint test-notebooks test-library
 
 lint: .venv/ready-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
 test-library: .venv/ready-dev
-	$(PYTEST) $(TWO) --cov --cov-report=term
+	$(PYTEST) $(TWO) --cov --cov-report=term --cov-fail-under=97
 
-test-notebooks: .venv/ready-dev # how: the options in tests/nbval.args
-	$(PYTEST) @tests/nbval.args notebooks $(TWO)
+test-notebooks: .venv/ready-dev # how: tests/notebook_run.py
+	$(PYTEST) -p tests.notebook_run notebooks $(TWO)
 
 test-colab: .venv-colab/ready
 	$(COLAB) -m pytest
+
+mutants: .venv/ready-mutants # some hours; stopped, it goes on where it was
+	$(RUN) tests/mutants.py $(MODULES)
 
 notebooks: .venv/ready
 	$(RUN) notebooks/build.py
@@ -49,6 +54,10 @@ clean:
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
 	$(RUN) $(INSTALL) -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+.venv/ready-mutants: .venv/ready-dev tests/mutants.txt
+	$(RUN) $(INSTALL) -r tests/mutants.txt -c constraints.txt
 	touch $@
 
 .venv-colab/ready: tests/colab.txt

@@ -19,37 +19,48 @@ from nbclient import NotebookClient
 HERE = Path(__file__).resolve().parent
 PYPROJECT = HERE.parent / "pyproject.toml"
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
+# Nothing is downloaded while notebooks are built or checked, and all stored numbers come from a CPU.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 WIDGET = "application/vnd.jupyter.widget-view+json"
-COLAB_CELL = """# On Colab the packages are there and only this repository is missing; elsewhere nothing happens here.
-import subprocess
-import sys
+PLACEHOLDER = "/OWNER/"  # in an address: the repository has none yet, and a stranger could take the name
+CLONE = """
+address, tag = "{address}", "{tag}"
+if "google.colab" in sys.modules and not any((place / "imagic_lib").is_dir() for place in places):
+    subprocess.run(["git", "clone", "-q", "--depth", "1", "--branch", tag, address, "/content/imagic"], check=True)"""
+COLAB_CELL = """# On Colab the packages are there and only this repository is missing; elsewhere nothing is fetched.
+{imports}import sys
 from pathlib import Path
 
-address, tag = "{address}", "{tag}"
-places = [Path.cwd(), *Path.cwd().parents, Path("/content/imagic")]
-if "google.colab" in sys.modules and not any((place / "imagic_lib").is_dir() for place in places):
-    subprocess.run(["git", "clone", "-q", "--depth", "1", "--branch", tag, address, "/content/imagic"], check=True)
-sys.path.insert(0, str(next(place for place in places if (place / "imagic_lib").is_dir())))"""
+places = [Path.cwd(), *Path.cwd().parents, Path("/content/imagic")]{clone}
+found = [place for place in places if (place / "imagic_lib").is_dir()]
+if not found:
+    raise FileNotFoundError("imagic_lib is not here: open this notebook in its repository (in Colab: /content/imagic)")
+sys.path.insert(0, str(found[0]))"""
 
 
-def address() -> tuple[str, str]:
-    """(the repository's address, the tag of this version), from pyproject.toml."""
+def address() -> tuple[str | None, str]:
+    """(the repository's address or None while it has none, the tag of this version), from pyproject.toml."""
     text = PYPROJECT.read_text(encoding="utf-8")
     repository = re.search(r'^Repository = "(.+)"', text, re.MULTILINE).group(1)
-    return repository, "v" + re.search(r'^version = "(.+)"', text, re.MULTILINE).group(1)
+    version = re.search(r'^version = "(.+)"', text, re.MULTILINE).group(1)
+    return None if PLACEHOLDER in repository else repository, "v" + version
 
 
 def badge(name: str) -> str:
-    """The Markdown of a button that opens this notebook, at this version, in Colab."""
+    """The Markdown of a button that opens this notebook, at this version, in Colab. Without an address: Colab alone."""
     repository, tag = address()
-    path = repository.removeprefix("https://github.com/")
-    target = f"https://colab.research.google.com/github/{path}/blob/{tag}/notebooks/{name}"
+    target = "https://colab.research.google.com/"
+    if repository:
+        target += f"github/{repository.removeprefix('https://github.com/')}/blob/{tag}/notebooks/{name}"
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({target})"
 
 
 def colab_cell() -> str:
+    """The code that finds the library, and on Colab clones it; where there is no address yet, nothing is cloned."""
     repository, tag = address()
-    return COLAB_CELL.format(tag=tag, address=repository)
+    if repository is None:
+        return COLAB_CELL.format(imports="", clone="")
+    return COLAB_CELL.format(imports="import subprocess\n", clone=CLONE.format(address=repository, tag=tag))
 
 
 def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
@@ -82,7 +93,8 @@ def build(path: Path, run: bool = True) -> None:
     put_address(notebook, path.name)
     if run:
         began = time.monotonic()
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+        client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}})
+        client.execute(env=os.environ | ENVIRONMENT)
         print(f"{path.name}: {time.monotonic() - began:.0f} s", flush=True)
         tidy(notebook)
     whole = path.with_suffix(".tmp")

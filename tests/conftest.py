@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network, whatever the shell says
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from pathlib import Path
@@ -17,6 +17,25 @@ from imagic_lib.toyworld import Scene, clip, dataset, unet
 
 WIDTH = 32  # of the text embedding
 SCENES = 500  # so many captions hold every word at least once
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Browser(config))
+
+
+class Browser:
+    """Says in the last line of a run that the notebooks were not opened in a browser, and why."""
+
+    def __init__(self, config: pytest.Config):
+        self.config, self.reason = config, ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and "test_browser" in report.nodeid:
+            self.reason = report.longrepr[2].removeprefix("Skipped: ")
+
+    def pytest_unconfigure(self) -> None:
+        if self.reason and not hasattr(self.config, "workerinput"):  # pytest-xdist's workers have no terminal
+            print(f"NOT TESTED: the notebooks in a browser. {self.reason}", flush=True)
 
 
 @pytest.fixture(scope="session")

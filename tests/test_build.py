@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from types import ModuleType
+
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
@@ -50,6 +54,53 @@ def test_a_new_address_reaches_badge_and_colab_cell_and_nothing_is_run(folder):
     badge, colab, _ = read(folder / "01_made_up.ipynb")
     assert target.replace("a-class", "b-class").replace("2.3.4", "3.0.0") in badge.source
     assert 'address, tag = "https://github.com/b-class/imagic", "v3.0.0"' in colab.source
+
+
+@pytest.fixture
+def on_colab(tmp_path, monkeypatch):
+    """An empty folder on Colab, as far as the cell can see. Returns what was given to subprocess.run."""
+    empty, calls = tmp_path / "empty", []
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: calls.append(command))
+    return calls
+
+
+def test_on_colab_the_repository_is_cloned_at_its_tag(folder, on_colab):
+    with pytest.raises(FileNotFoundError, match="imagic_lib is not here"):  # nothing was really cloned
+        exec(build.colab_cell(), {})
+    [command] = on_colab
+    assert command[:3] == ["git", "clone", "-q"] and command[-4:-1] == ["--branch", "v2.3.4", build.address()[0]]
+
+
+def test_a_repository_without_an_address_is_not_cloned_from_whoever_takes_the_placeholder(folder, on_colab):
+    build.PYPROJECT.write_text(build.PYPROJECT.read_text().replace("a-class", "OWNER"))
+    assert build.address() == (None, "v2.3.4")
+    with pytest.raises(FileNotFoundError, match="imagic_lib is not here"):
+        exec(build.colab_cell(), {})
+    assert on_colab == [] and "OWNER" not in build.colab_cell() + build.badge("01_made_up.ipynb")
+
+
+def test_the_colab_cell_finds_the_library_above_and_says_so_if_it_is_not_there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(FileNotFoundError, match="open this notebook in its repository"):
+        exec(build.colab_cell(), {})
+    (folder.parent / "imagic_lib").mkdir()
+    exec(build.colab_cell(), {})
+    assert sys.path == [str(folder.parent)]
+
+
+def test_notebooks_are_built_offline_and_on_the_cpu(folder):
+    """Like this `make notebooks` on a machine with a GPU stores the numbers that the checks find."""
+    write(
+        folder / "01_made_up.ipynb",
+        "import os\nprint(os.environ['HF_HUB_OFFLINE'], [os.environ['CUDA_VISIBLE_DEVICES']])",
+    )
+    (folder.parent / "imagic_lib").mkdir()
+    build.main(["01"])
+    assert read(folder / "01_made_up.ipynb")[2].outputs[0].text == "1 ['']\n"
 
 
 def test_tidy_leaves_out_what_no_reader_sees():

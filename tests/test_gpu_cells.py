@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
+import torch
 from PIL import Image
 
 import imagic_lib as imagic
@@ -33,6 +34,8 @@ def cells(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     names = {"on_gpu": True, "Path": Path, "upload": False, "use_drive": False, "photo": Path("old.jpg")}
     names |= {"folder": tmp_path, "chosen": Image.new("RGB", (8, 8)), "eta": 0.7, "seed": 3, "mounted": calls}
+    picture = Image.new("RGB", (8, 8))
+    names |= {"seeds": [3, 4], "etas": [0.0, 0.7], "rows": [[picture, picture], [picture, picture]]}
     found = gpu_cells("07_stable_diffusion.ipynb")
     assert len(found) == 4
     return SimpleNamespace(upload=found[0], drive=found[1], plan=found[2], keep=found[3]), names
@@ -44,6 +47,23 @@ def test_an_uploaded_photo_becomes_the_input(cells):
     assert result["photo"] == Path("my photo.jpg")
     exec(source.upload, names, untouched := {})
     assert "photo" not in untouched
+
+
+def test_an_upload_that_is_cancelled_leaves_the_photo(cells, monkeypatch):
+    source, names = cells
+    monkeypatch.setattr(sys.modules["google.colab"].files, "upload", dict)
+    exec(source.upload, names | {"upload": True}, result := {})
+    assert result["photo"] == Path("old.jpg")
+
+
+def test_without_a_network_a_gpu_alone_asks_for_no_large_model(monkeypatch, capsys):
+    """Else the check of notebook 07 would fetch 5.5 GB on a machine with a GPU."""
+    [first] = [c.source for c in nbformat.read(FOLDER / "07_stable_diffusion.ipynb", 4).cells if "on_gpu =" in c.source]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for offline, model in ((True, "tiny"), (False, "CompVis/stable-diffusion-v1-4")):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        exec(first, names := {})
+        assert names["model"] == model and ("embedded model" in capsys.readouterr().out) == offline
 
 
 def test_drive_is_mounted_only_if_asked_for(cells):
@@ -70,9 +90,11 @@ def test_the_plan_or_the_reader_chooses_the_strategy_and_nothing_starts_that_doe
         run(1)
 
 
-def test_the_chosen_picture_is_kept_and_what_is_kept_is_listed(cells, tmp_path, capsys):
+def test_the_chosen_picture_and_all_others_are_kept_and_listed(cells, tmp_path, capsys):
     source, names = cells
     exec(source.keep, names)
+    wanted = {f"eta-{eta}-seed-{seed}.png" for eta in ("0", "0.7") for seed in (3, 4)}
+    assert wanted <= {path.name for path in tmp_path.iterdir()}
     assert Image.open(tmp_path / "chosen-eta-0.7-seed-3.png").size == (8, 8)
     assert "chosen-eta-0.7-seed-3.png" in capsys.readouterr().out
 

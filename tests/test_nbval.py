@@ -1,4 +1,4 @@
-"""The command that runs the notebooks, `pytest @tests/nbval.args`, fails where it should: shown on made-up ones."""
+"""The command that runs the notebooks, `pytest -p tests.notebook_run`, fails where it should: shown on made-up ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ pytest.importorskip("nbval", reason="nbval runs the notebooks; Colab has none")
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-from nbval.plugin import get_sanitize_patterns
+from notebook_run import near, settled
 from test_notebooks import CHECKED, Notebook, checked_cells, read
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = "-m pytest @tests/nbval.args"
+COMMAND = "-m pytest -p tests.notebook_run"
 
 MOVED_SLIDER = """
 import ipywidgets
@@ -63,11 +63,10 @@ def test_a_good_notebook_passes(tmp_path):
     code, said = run(
         tmp_path,
         stored("print(1 + 1)", "2\n", checked=True),
-        stored("print(object())", "<object object at 0x7f0000000000>\n", checked=True),
         stored("import random, sys\nprint(random.random(), file=sys.stderr)\nprint(random.random())", "0.5\n"),
         picture,
     )
-    assert code == 0 and "4 passed" in said, said
+    assert code == 0 and "3 passed" in said, said
 
 
 def test_a_wrong_stored_output_fails(tmp_path):
@@ -93,7 +92,64 @@ def test_a_checked_cell_that_was_never_run_is_found_by_its_rule_alone(tmp_path):
     assert isinstance(notebook, Notebook) and any("wants a count" in problem for problem in checked_cells(notebook))
 
 
-def test_no_rule_for_sanitising_is_dropped():
-    """A 'replace:' without its trailing space is dropped in silence."""
-    text = (ROOT / "tests" / "nbval-sanitize.cfg").read_text(encoding="utf-8")
-    assert len(get_sanitize_patterns(text)) == len(re.findall("^regex", text, re.MULTILINE)) > 0
+@pytest.mark.parametrize(
+    ("printed", "before"),
+    [
+        ("probe loss 0.21 at η = 0.8", "probe loss 0.17 at η = 0.8"),  # another loss
+        ("7 of 8 are right", "8 of 8 are right"),
+        ("it took 500 s", "it took 3 s"),
+        ("not yet: think once more", "right: so it is"),  # a solution that is wrong
+    ],
+)
+def test_another_number_or_verdict_fails(tmp_path, printed, before):
+    code, said = run(tmp_path, stored(f"print({printed!r})", before + "\n", checked=True))
+    assert code == 1 and "Cell outputs differ" in said, said
+
+
+def test_a_number_that_only_another_processor_rounds_differently_passes(tmp_path):
+    cells = stored("print('probe loss 0.21, PSNR 31.4 dB')", "probe loss 0.20, PSNR 30.2 dB\n", checked=True)
+    code, said = run(tmp_path, cells)
+    assert code == 0 and "1 passed" in said, said
+
+
+def test_near_is_five_percent_or_one_unit_of_the_last_digit():
+    assert near("0.21", "0.20") and near("0.19", "0.20") and not near("0.22", "0.20")
+    assert near("31.5", "30.0") and not near("31.6", "30.0") and not near("-30.0", "30.0")
+    assert near("-0.1", "0.0") and not near("0.2", "0.0")
+
+
+def test_only_decimals_in_the_same_words_are_settled():
+    assert settled("a  9.9, b 5.0", "a 10.1, b 7.0") == "a 10.1, b 5.0"
+    assert settled("of 31 the mean 0.51", "of 30 the mean 0.50") == "of 31 the mean 0.51"
+    assert settled("version 1.2.3", "version 1.2.4") == "version 1.2.3"
+    assert settled("0.5", "0.5 0.5") == "0.5"
+
+
+WARNS = "import warnings\nwarnings.warn('nobody expects this')"
+
+
+def test_a_new_warning_fails_wherever_it_comes(tmp_path):
+    code, said = run(tmp_path, stored(WARNS))
+    assert code == 1 and "UserWarning: nobody expects this" in said, said
+
+
+def test_a_warning_that_the_text_speaks_of_passes(tmp_path):
+    cell = stored(WARNS)
+    cell.metadata["tags"] = ["warns"]
+    code, said = run(tmp_path, cell)
+    assert code == 0 and "1 passed" in said, said
+
+
+def test_a_progress_bar_in_a_checked_cell_is_not_compared(tmp_path):
+    source = "from tqdm.auto import tqdm\nprint(sum(tqdm(range(4))))"
+    code, said = run(tmp_path, stored(source, "6\n", checked=True))
+    assert code == 0 and "1 passed" in said, said
+
+
+def test_the_notebooks_run_offline_and_without_a_gpu(tmp_path, monkeypatch):
+    """On a machine with a GPU notebook 07 would download 5.5 GB, and all numbers would be others than the stored."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    asked = "import os\nprint(os.environ.get('HF_HUB_OFFLINE'), repr(os.environ['CUDA_VISIBLE_DEVICES']))"
+    code, said = run(tmp_path, stored(asked, "1 ''\n", checked=True))
+    assert code == 0 and "1 passed" in said, said

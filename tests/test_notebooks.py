@@ -58,6 +58,20 @@ def printed(cell: nbformat.NotebookNode) -> str:
     return "\n".join(parts)
 
 
+def printed_line(cell: nbformat.NotebookNode) -> str:
+    return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+
+
+def calls_of_print(source: str) -> list[ast.Call]:
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+def is_constant(call: ast.Call) -> bool:
+    """Does it print the same whatever was computed?"""
+    return not any(isinstance(node, ast.Name) for argument in call.args for node in ast.walk(argument))
+
+
 def checks_called(source: str) -> set[str]:
     return set(re.findall(r"\bchecks\.(check_\w+)\(", source))
 
@@ -144,15 +158,22 @@ def tidied(notebook: Notebook) -> Iterator[str]:
 
 
 def checked_cells(notebook: Notebook) -> Iterator[str]:
-    """nbval passes a cell that was never run, whatever it prints: there must be something to compare with."""
-    if len(notebook.code(CHECKED)) < 2:
-        yield "fewer than two cells whose output is compared"
+    """nbval passes a cell that was never run, whatever it prints: there must be something to compare with.
+
+    And a line that an experiment can't change compares nothing: it must be made of values, and show a number.
+    """
+    experiments = [cell for cell in notebook.code(CHECKED) if cell not in notebook.code(SOLUTION)]
+    if len(experiments) < 2:
+        yield "fewer than two experiments whose output is compared"
     for cell in notebook.code(CHECKED):
         name = cell.source.splitlines()[-1]
-        if cell.execution_count is None or [output.get("name") for output in cell.outputs] != ["stdout"]:
-            yield f"a checked cell wants a count and stdout alone: {name}"
+        if cell.execution_count is None or not printed_line(cell):
+            yield f"a checked cell wants a count and something printed: {name}"
         if found := RAW_FLOAT.search(printed(cell)):
             yield f"a checked cell prints digits that differ between machines, {found.group()!r}: {name}"
+    for cell in experiments:
+        if not re.search(r"\d", printed_line(cell)) or all(map(is_constant, calls_of_print(cell.source))):
+            yield f"a checked cell prints no number of its experiment: {cell.source.splitlines()[-1]}"
 
 
 def described_pictures(notebook: Notebook) -> Iterator[str]:
@@ -188,6 +209,8 @@ def exercises(notebook: Notebook) -> Iterator[str]:
         if "not attempted" not in printed(stub):
             yield f"an exercise as it stands should print 'not attempted yet': {checks_called(stub.source)}"
     for solution in solutions:
+        if CHECKED not in tags(solution):
+            yield f"a solution isn't compared, so a wrong one would pass: {checks_called(solution.source)}"
         if "right" not in printed(solution) or "not yet" in printed(solution):
             yield f"a solution isn't found right: {checks_called(solution.source) or solution.source[:40]}"
         if not solution.metadata.get("jupyter", {}).get("source_hidden"):
@@ -293,12 +316,12 @@ def sound() -> Notebook:
         code(build.colab_cell(), "colab"),
         new_markdown_cell("**Predict.** Is $E[x](y)$ one? See [below](#Summary), [more](../data/images/README.md)."),
         code("plots.show(figure)", picture=True),
-        code("print(1)", CHECKED, text="1\n"),
-        code("print(0.5)", CHECKED, text="0.5\n"),
+        code("print(loss)", CHECKED, text="1\n"),
+        code("print(f'{loss:.1f}')", CHECKED, text="0.5\n"),
         code("answer = ...\nchecks.check_one(answer)", text=stub),
-        code("checks.check_one(1)", SOLUTION, text=right),
+        code("checks.check_one(1)", SOLUTION, CHECKED, text=right),
         code("def two():\n    return ...\n\n\nchecks.check_two(two)", text=stub),
-        code("checks.check_two(lambda: 2)", SOLUTION, text=right),
+        code("checks.check_two(lambda: 2)", SOLUTION, CHECKED, text=right),
         new_markdown_cell("## Summary\n\n- It was made up."),
     ]
     return Notebook(FOLDER / name, new_notebook(cells=cells))
@@ -332,8 +355,8 @@ BROKEN = [
     (has_its_parts, source(1, "Prerequisites", "Before")),
     (has_its_parts, source(1, "Download", "Fetched")),
     (has_its_parts, source(-1, "- It", "It")),
-    (has_its_address, source(0, "/blob/v", "/blob/x")),
-    (has_its_address, source(2, "check=True", "check=False")),
+    (has_its_address, source(0, "https://colab.research.google.com/)", "https://example.org/)")),
+    (has_its_address, source(2, "import sys", "import sys, subprocess")),
     (has_its_address, lambda n: n.node.cells.pop(2)),
     (short_cells, source(4, "plots", "1\n" * LONGEST_CELL + "plots")),
     (more_text_than_code, source(1, 1500 * ".", "")),
@@ -353,12 +376,16 @@ BROKEN = [
     (checked_cells, lambda n: n.code(CHECKED)[0].update(outputs=n.node.cells[4].outputs)),
     (checked_cells, lambda n: n.code(CHECKED)[0].outputs[0].update(text="loss 0.12345")),
     (checked_cells, lambda n: n.code(CHECKED)[0].outputs[0].update(text="loss 1e-05")),
+    (checked_cells, lambda n: n.code(CHECKED)[0].outputs[0].update(text="the loss fell: True")),
+    (checked_cells, source(5, "print(loss)", "assert loss < 2\nprint('below 2')")),
+    (checked_cells, source(5, "print(loss)", "loss")),
     (described_pictures, lambda n: n.node.cells[4].outputs[0].update(metadata={})),
     (described_pictures, add("![](../data/demo.png)")),
     (predictions, source(3, "**Predict", "**Guess")),
     (predictions, lambda n: n.node.cells.pop(4) and n.node.cells.insert(4, new_markdown_cell("So?"))),
     (exercises, lambda n: n.code(SOLUTION)[0].update(metadata={})),
     (exercises, lambda n: n.code(SOLUTION)[0].metadata.pop("jupyter")),
+    (exercises, lambda n: tags(n.code(SOLUTION)[0]).remove(CHECKED)),
     (exercises, source(8, "check_one", "check_two")),
     (exercises, source(7, "= ...", "= None")),
     (exercises, lambda n: n.node.cells[7].outputs[0].update(text="not yet: think")),

@@ -20,11 +20,17 @@ def attempted(answer) -> bool:
 
 
 def near(answer, value: float, within: float) -> bool:
-    """Is it this number, up to a little? What is no number at all is not."""
+    """Is the answer this number, up to a little? False for what is no number."""
+    return all_near([answer], [value], within)
+
+
+def all_near(answers, values: Sequence[float], within: float) -> bool:
+    """Are the answers as many numbers as the values, and each near its own? False for what are no numbers."""
     try:
-        return abs(float(answer) - value) < within
+        given = [float(answer) for answer in answers]
     except (TypeError, ValueError):
         return False
+    return len(given) == len(values) and all(abs(a - b) < within for a, b in zip(given, values, strict=True))
 
 
 def verdict(right: bool, praise: str, hint: str) -> None:
@@ -133,16 +139,8 @@ def check_needed_to_sample(answer: str) -> None:
 def check_edit_size(answer: tuple[float, float]) -> None:
     """Notebook 06: the size of a saved edit of Stable Diffusion 1.4: full in GB, LoRA in MB."""
     if attempted(answer):
-        try:
-            full, lora = map(float, answer)
-        except (TypeError, ValueError):
-            full = lora = 0.0
-        right = abs(full - 3.44) < 0.05 and abs(lora - 1.59) < 0.05
-        verdict(
-            right,
-            "the LoRA is more than 2,000 times smaller",
-            "weights times 4 bytes, in units of 1e9 and of 1e6 bytes",
-        )
+        hint = "weights times 4 bytes, in units of 1e9 and of 1e6 bytes"
+        verdict(all_near(answer, (3.44, 1.59), 0.05), "the LoRA is more than 2,000 times smaller", hint)
 
 
 def check_unet_calls(answer: int) -> None:
@@ -238,15 +236,10 @@ def check_linear_head(answer: Callable) -> None:
 def check_paired(answer: Callable) -> None:
     """Notebook 09: answer(ours, mse) is (mean, standard error) of the paired differences."""
     ours, mse = [30.5, 24.0, 28.0, 33.5], [30.0, 23.0, 28.0, 32.0]
-    if not attempted(given := answer(ours, mse)):
-        return
-    try:
-        mean, error = map(float, given)
-    except (TypeError, ValueError):
-        mean = error = float("nan")
-    right = abs(mean - 0.75) < 1e-3 and abs(error - 0.3227) < 1e-3
-    hint = "subtract pair by pair first; the error is the differences' std (n - 1) / √n"
-    verdict(right, "unpaired, the same numbers would have drowned in the spread of the pictures", hint)
+    if attempted(given := answer(ours, mse)):
+        hint = "subtract pair by pair first; the error is the differences' std (n - 1) / √n"
+        praise = "unpaired, the same numbers would have drowned in the spread of the pictures"
+        verdict(all_near(given, (0.75, 0.3227), 1e-3), praise, hint)
 
 
 def check_lora_count(answer: Callable) -> None:

@@ -1,4 +1,4 @@
-"""Figures: the sheet of one edit, and how its two trainings went. Readable from the last row."""
+"""Figures of the notebooks: grids of pictures, the sheet of one edit, loss curves. Large enough for a projector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito: told apart by colour-blind readers too
+# two colours of Okabe and Ito, which colour-blind readers can tell apart
 RAW, PROBE = "#999999", "#0072B2"
 
 
@@ -85,7 +85,7 @@ def loss_curve(axis: Axes, history: History, title: str) -> None:
 
 
 def loss_curves(embedding_history: History, unet_history: History) -> Figure:
-    """Both trainings of an edit side by side, on one scale: stage 2 goes on where stage 1 stopped."""
+    """Both trainings of an edit side by side, on one scale: stage 2 starts at the loss where stage 1 stopped."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")

@@ -339,9 +339,8 @@ class EditApp(widgets.VBox):
     def work(self, image, text: str) -> None:
         """Stages 1 to 4; runs in the thread."""
         with self.errors_shown():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # `checked_input` has shown them
-                result = run_edit(self.pipe, image, text, **self.settings, watch=self.watch)
+            # no catch_warnings here: its filters hold for the whole process, other cells included
+            result = run_edit(self.pipe, image, text, **self.settings, watch=self.watch)
             self.stop_button.disabled = True
             etas, seeds, steps = self.sampling.values()
             self.say(f"⏳ stages 3 and 4: {len(etas) * len(seeds)} pictures …")

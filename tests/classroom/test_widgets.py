@@ -5,6 +5,7 @@ import inspect
 import io
 import re
 import threading
+import warnings
 
 import ipywidgets
 import numpy as np
@@ -282,6 +283,17 @@ def test_while_an_edit_runs_no_second_one_starts_and_waiting_may_end(app, monkey
     app.stop()
     go.set()
     app.wait(timeout=600)
+
+
+def test_while_an_edit_runs_other_cells_may_warn(app, monkeypatch):
+    filters = list(warnings.filters)
+    go = started_and_held(app, monkeypatch, at_step=1)
+    try:
+        assert warnings.filters == filters
+    finally:
+        app.stop()
+        go.set()
+        app.wait(timeout=600)
 
 
 @pytest.mark.parametrize("how", ["run", "click"])

@@ -1,0 +1,195 @@
+"""Mutation tests: small faults are put into a module, one at a time, and the tests should notice each of them.
+
+`make mutants` goes through the stages, `edit.py`, `pictures.py` and `training/` on one core, and takes some hours;
+`make mutants MODULES="pictures stage3_interpolation"` takes these alone. Stopped and started again it goes on where it
+was, and a function that has changed since is tried anew. The tool is mutmut (mutmut.readthedocs.io). Everything happens
+in copies under runs/mutants/, and at the end the score and the survivors are written into tests/README.md.
+`cd runs/mutants/MODULE && python -m mutmut show NAME` shows a survivor.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from itertools import takewhile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = ROOT / "runs" / "mutants"
+README = ROOT / "tests" / "README.md"
+MODULES = ["stage*.py", "edit.py", "pictures.py", "training/[a-z]*.py"]  # of imagic_lib
+ALSO = {  # besides tests/test_MODULE*.py these tests are about a module
+    "edit": ["test_sweeps*.py", "test_cli*.py"],
+    "training/": ["test_stage*.py", "training/test_*.py"],
+}
+AROUND = 25  # so many characters of a line are shown before and after a change
+NOTICED = ("killed", "timeout", "segfault")  # whatever stops the tests is noticed
+SETTINGS = """[mutmut]
+source_paths=imagic_lib
+only_mutate=imagic_lib/{module}.py
+pytest_add_cli_args_test_selection=
+{tests}
+pytest_add_cli_args=
+    -p
+    no:cacheprovider
+    --hypothesis-seed=0
+use_git_change_detection=false
+timeout_constant=60
+"""
+
+
+def modules() -> list[str]:
+    """'stage1_embedding', ..., 'training/checkpoints', ...: what is given faults."""
+    library = ROOT / "imagic_lib"
+    return [str(p.relative_to(library).with_suffix("")) for pattern in MODULES for p in sorted(library.glob(pattern))]
+
+
+def tests_of(module: str) -> list[str]:
+    """The test files of a module, relative to the repository. Raises ValueError if there are none or no module."""
+    if module not in modules():
+        raise ValueError(f"no module {module!r} is given faults: choose among {', '.join(modules())}")
+    parent, _, name = module.rpartition("/")
+    patterns = [f"{parent}/test_{name}*.py".lstrip("/")]
+    patterns += [pattern for start, more in ALSO.items() if module.startswith(start) for pattern in more]
+    tests = ROOT / "tests"
+    found = sorted({str(path.relative_to(ROOT)) for pattern in patterns for path in tests.glob(pattern)})
+    if not found:
+        raise ValueError(f"there are no tests of {module!r}: tests/{patterns[0]} is missing")
+    return found
+
+
+def undecorated(source: str) -> str:
+    """The same module with `f = d(f)` after each function in place of `@d` above it: mutmut skips decorated ones."""
+    lines = source.splitlines()
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    for node in sorted(functions, key=lambda node: -node.lineno):
+        names = [ast.unparse(decorator) for decorator in node.decorator_list]
+        if not names or names == ["classmethod"] or any(name.endswith(".setter") for name in names):
+            continue
+        wrapped = node.name
+        for name in reversed(names):
+            wrapped = f"{name}({wrapped})"
+        lines.insert(node.end_lineno, f"{' ' * node.col_offset}{node.name} = {wrapped}")
+        del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
+    return "\n".join(lines) + "\n"
+
+
+def prepare(module: str) -> Path:
+    """A folder with the library, its tests and mutmut's settings, up to date; what was found out before stays."""
+    folder = HOME / module.replace("/", "-")
+    for name in ("imagic_lib", "tests"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    target = folder / "imagic_lib" / f"{module}.py"
+    target.write_text(undecorated(target.read_text(encoding="utf-8")), encoding="utf-8")
+    tests = "\n".join(f"    {name}" for name in tests_of(module))
+    with (folder / "tests" / "conftest.py").open("a", encoding="utf-8") as file:
+        file.write("\n\nimport mutants\n\nmutants.hide_wrapper()\n")
+    (folder / "setup.cfg").write_text(SETTINGS.format(module=module, tests=tests), encoding="utf-8")
+    for place in (folder, folder / "mutants"):
+        place.mkdir(exist_ok=True)
+        if not (place / "data").exists():
+            (place / "data").symlink_to(ROOT / "data")
+    return folder
+
+
+def hide_wrapper() -> None:
+    """Let warnings point at the caller's line, though in a copy mutmut's wrapper stands between caller and function."""
+    plain = warnings.warn
+    if hasattr(plain, "hides_wrapper"):  # the tests run several times in one process
+        return
+
+    def warn(message, category=None, stacklevel=1, source=None, **more):
+        frame, level, between = sys._getframe(1), 1, 0
+        while level < stacklevel and (frame := frame.f_back):
+            wrapper = "mutmut" in Path(frame.f_code.co_filename).parts
+            level, between = level + (not wrapper), between + wrapper
+        plain(message, category, stacklevel + 1 + between, source, **more)
+
+    warn.hides_wrapper = True
+    warnings.warn = warn
+
+
+def mutmut(folder: Path, *arguments: str) -> str:
+    """What `mutmut` says in that folder. Raises RuntimeError if it fails, for example because a test fails as it is."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-m", "mutmut", *arguments], cwd=folder, env=environment, text=True,
+                          encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"mutmut {' '.join(arguments)} failed in {folder}:\n{done.stdout[-3000:]}")
+    return done.stdout
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Each mutant that was tried, and what became of it: 'killed', 'survived', 'no tests', 'timeout', ..."""
+    found = re.findall(r"^ +(\S+): (.+)$", mutmut(folder, "results", "--all", "true"), re.MULTILINE)
+    return {name: state for name, state in found if state not in ("not checked", "skipped")}
+
+
+def alike(a: str, b: str) -> int:
+    """How many first characters are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def change_of(diff: str) -> str:
+    """A survivor in one line, `old` → `new`, with what both have in common cut short."""
+    lines = [line for line in diff.splitlines() if re.match(r"[-+](?![-+])", line)]
+    old, new = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
+    start = max(0, alike(old, new) - AROUND)
+    end = max(0, alike(old[start + AROUND :][::-1], new[start + AROUND :][::-1]) - AROUND)
+    before, after = "…" * (start > 0), "…" * (end > 0)
+    return " → ".join(f"`{before}{code[start : len(code) - end].strip()}{after}`" for code in (old, new))
+
+
+def function_of(name: str) -> str:
+    """'stage1.Class.function' of mutmut's 'imagic_lib.stage1.xǁClassǁfunction__mutmut_3'."""
+    return (
+        re.sub(r"__mutmut_\d+$", "", name)
+        .removeprefix("imagic_lib.")
+        .replace("xǁ", "")
+        .replace("ǁ", ".")
+        .replace(".x_", ".")
+    )
+
+
+def report(tried: dict[str, dict[str, str]], changes: dict[str, str]) -> str:
+    """The score as a Markdown table, and the survivors by name. changes: what each survivor changed."""
+    lines = ["| module | mutants | noticed | |", "|---|---|---|---|"]
+    rows = [(module, len(states), sum(s in NOTICED for s in states.values())) for module, states in tried.items()]
+    for module, count, noticed in [*rows, ("all", sum(r[1] for r in rows), sum(r[2] for r in rows))]:
+        lines.append(f"| {module} | {count} | {noticed} | {noticed / max(1, count):.0%} |")
+    left = [name for states in tried.values() for name, state in states.items() if state not in NOTICED]
+    return "\n".join([*lines, "", "Survivors:", "", *(f"- {function_of(n)}: {changes[n]}" for n in left)])
+
+
+def write_report(text: str) -> None:
+    """Put it between the two marks in tests/README.md."""
+    page = README.read_text(encoding="utf-8")
+    page = re.sub(r"(?s)(<!-- mutants -->\n).*(<!-- /mutants -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page)
+    README.write_text(page, encoding="utf-8")
+
+
+def main(chosen: list[str]) -> None:
+    chosen = chosen or modules()
+    for module in chosen:
+        tests_of(module)  # a wrong name is found before hours are spent
+    for module in chosen:
+        print(f"{module} ...", flush=True)
+        mutmut(prepare(module), "run", "--max-children", "1")
+    folders = {module: HOME / module.replace("/", "-") for module in modules()}
+    tried = {module: results(folder) for module, folder in folders.items() if (folder / "mutants").exists()}
+    changes = {}
+    for module, states in tried.items():
+        for name in (name for name, state in states.items() if state not in NOTICED):
+            changes[name] = change_of(mutmut(folders[module], "show", name))
+    write_report(report(tried, changes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,40 @@
+"""What `make test` promises: coverage has a threshold, and a browser that is missing is said at the very end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def commands(goal: str) -> list[str]:
+    """What `make goal` would run."""
+    done = subprocess.run(["make", "-n", goal], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_too_little_coverage_fails():
+    assert any("--cov " in line and "--cov-fail-under=97" in line for line in commands("test"))
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "two workers"])
+def test_a_missing_browser_is_said_in_the_last_line(tmp_path, workers):
+    """The same plugin as here, on a browser test that is skipped as on a machine without Chromium."""
+    if workers:
+        pytest.importorskip("xdist", reason="pytest-xdist is not installed, as on Colab")
+    (tmp_path / "test_browser.py").write_text("import pytest\n\ndef test_page():\n    pytest.skip('no Chromium')\n")
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", *workers, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "NOT TESTED: the notebooks in a browser. no Chromium"
+
+
+def test_the_tests_with_the_browser_run_last():
+    lines = commands("test")
+    assert "-m pytest" in lines[-1] and "--cov" in lines[-1] and any("notebook_run" in line for line in lines)

@@ -1,0 +1,111 @@
+"""`make mutants`: which tests belong to which module, and how its report reads. The tool itself is not run here."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+import mutants
+import pytest
+
+DECORATED = """
+class Row:
+    @property
+    def peak(self):
+        return 3
+
+    @classmethod
+    def made(cls):
+        return cls()
+
+@contextmanager
+@with_word("a")
+def given(word):
+    yield word
+
+def plain():
+    return 1
+"""
+
+
+def test_every_module_of_the_method_is_given_faults_and_has_its_tests():
+    assert {"stage1_embedding", "stage4_inference", "edit", "pictures", "training/loop"} <= set(mutants.modules())
+    assert "training/__init__" not in mutants.modules() and len(set(mutants.modules())) == len(mutants.modules())
+    for module in mutants.modules():
+        assert mutants.tests_of(module)
+    assert mutants.tests_of("pictures") == ["tests/test_pictures.py"]
+    assert "tests/training/test_loop.py" in mutants.tests_of("training/loop")
+
+
+def test_a_wrong_name_and_a_module_without_tests_are_refused(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="no module 'stage9' is given faults: choose among stage1_embedding"):
+        mutants.tests_of("stage9")
+    (tmp_path / "imagic_lib").mkdir()
+    (tmp_path / "imagic_lib" / "edit.py").touch()
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match=r"tests/test_edit\*\.py is missing"):
+        mutants.tests_of("edit")
+
+
+def test_without_its_decorator_a_function_does_the_same():
+    """So mutmut, which skips decorated functions, finds faults for `generate` and the context managers, too."""
+
+    def with_word(word):
+        return lambda function: lambda other: function(word + other)
+
+    source = mutants.undecorated(DECORATED)
+    assert source.count("@") == 1 and "@classmethod" in source
+    names = {"contextmanager": contextlib.contextmanager, "with_word": with_word}
+    exec(source, names)
+    assert names["Row"].made().peak == 3 and names["plain"]() == 1
+    with names["given"]("b") as word:
+        assert word == "ab"
+
+
+def test_a_warning_points_at_the_caller_though_a_wrapper_stands_between(monkeypatch):
+    monkeypatch.setattr(warnings, "warn", warnings.warn)  # put back afterwards
+    wrapper = compile("def call(function):\n    return function()", "/somewhere/mutmut/wrapper.py", "exec")
+    exec(wrapper, names := {})
+    mutants.hide_wrapper()
+    mutants.hide_wrapper()
+    with pytest.warns(UserWarning) as caught:
+        names["call"](lambda: warnings.warn("look", stacklevel=2))
+        (lambda: warnings.warn("look", stacklevel=2))()
+    assert [warning.filename for warning in caught] == [__file__, __file__]
+
+
+def test_the_report_counts_and_names_the_survivors():
+    tried = {
+        "pictures": {
+            "imagic_lib.pictures.x_psnr__mutmut_1": "killed",
+            "imagic_lib.pictures.x_psnr__mutmut_2": "timeout",
+        },
+        "edit": {"imagic_lib.edit.xǁEditǁsave__mutmut_12": "survived", "imagic_lib.edit.x_run__mutmut_3": "no tests"},
+    }
+    changes = {"imagic_lib.edit.xǁEditǁsave__mutmut_12": "`1` → `2`", "imagic_lib.edit.x_run__mutmut_3": "`a` → `b`"}
+    assert mutants.report(tried, changes).splitlines()[2:] == [
+        "| pictures | 2 | 2 | 100% |",
+        "| edit | 2 | 0 | 0% |",
+        "| all | 4 | 2 | 50% |",
+        "",
+        "Survivors:",
+        "",
+        "- edit.Edit.save: `1` → `2`",
+        "- edit.run: `a` → `b`",
+    ]
+
+
+def test_a_survivor_is_told_by_what_was_changed():
+    diff = "# name: survived\n--- a.py\n+++ a.py\n@@ -1,3 +1,3 @@\n def f():\n-    return -1\n+    return +1\n"
+    assert mutants.change_of(diff) == "`return -1` → `return +1`"
+    long = "-" + 60 * "a" + " / " + 60 * "b" + "\n+" + 60 * "a" + " * " + 60 * "b"
+    cut = "`…" + 24 * "a" + " {} " + 24 * "b" + "…`"
+    assert mutants.change_of(long) == cut.format("/") + " → " + cut.format("*")
+
+
+def test_the_report_replaces_the_old_one(tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text("Before.\n<!-- mutants -->\nold\n<!-- /mutants -->\nAfter.\n")
+    monkeypatch.setattr(mutants, "README", page)
+    mutants.write_report(r"new \\1")
+    assert page.read_text() == "Before.\n<!-- mutants -->\nnew \\\\1\n<!-- /mutants -->\nAfter.\n"
