@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 import imagic_lib as imagic
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr, to_tensor
+from imagic_lib.toyworld.edits import KINDS, VERSION, toyedit
 from imagic_lib.toyworld.reader import Reader, load_reader
-from imagic_lib.toyworld.toyedit import KINDS, VERSION, toyedit
 from imagic_lib.training.checkpoints import write_atomically
 
 ETAS, SEEDS, STEPS = (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0), tuple(range(8)), 20

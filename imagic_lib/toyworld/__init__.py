@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+from imagic_lib.toyworld.edits import toyedit
+from imagic_lib.toyworld.reader import load_reader
 from imagic_lib.toyworld.scene import ATTRIBUTES, TEST_SEEDS, Identity, Scene
 
-__all__ = ["ATTRIBUTES", "TEST_SEEDS", "Identity", "Scene", "load_scene"]
+__all__ = ["ATTRIBUTES", "TEST_SEEDS", "Identity", "Scene", "load_reader", "load_scene", "toyedit"]
 
 
 def load_scene(path: str | Path) -> Scene:

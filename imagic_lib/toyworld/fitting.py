@@ -31,25 +31,25 @@ def fit(picture: Tensor, scene: Scene, strokes: Strokes) -> Scene:
     best = error(numbers)
     for step in STEPS:
         shown = visible(from_numbers(attributes, numbers))
-        for name in (*NUMBERS, *SWITCHES, "collar colour"):
+        for name in (*NUMBERS, *SWITCHES):
             if name not in shown or name in CLOUDS_SEEN:
                 continue
-            for value in others(name, numbers[name], step):
-                changed = numbers | {name: value}
-                if (found := error(changed)) < best:
-                    best, numbers = found, changed
+            for change in others(name, numbers, step):
+                if (found := error(numbers | change)) < best:
+                    best, numbers = found, numbers | change
                     if name in NUMBERS:
                         break
     return from_numbers(attributes, numbers)
 
 
-def others(name: str, value: float, step: float) -> list[float]:
-    """What to try in place of this value."""
+def others(name: str, numbers: dict[str, float], step: float) -> list[dict[str, float]]:
+    """What to try in place of this value. A collar is tried in every colour: in a wrong one it does not fit."""
+    if name == "collar":
+        off = [{"collar": 0.0}] * bool(numbers["collar"])
+        return off + [{"collar": 1.0, "collar colour": float(k)} for k in range(len(COLLAR_COLOURS))]
     if name in SWITCHES:
-        return [1 - value]
-    if name == "collar colour":
-        return [float(k) for k in range(len(COLLAR_COLOURS)) if k != value]
-    return [v for v in (value - step, value + step) if 0 <= v < 1]
+        return [{name: 1 - numbers[name]}]
+    return [{name: v} for v in (numbers[name] - step, numbers[name] + step) if 0 <= v < 1]
 
 
 def softened(x: Tensor) -> Tensor:

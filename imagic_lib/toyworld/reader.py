@@ -38,7 +38,7 @@ from imagic_lib.training.checkpoints import load_tensors, save_tensors
 
 STEPS, LR, BATCH = 4000, 2e-3, 48
 SWITCH_NAMES = tuple(SWITCHES)
-SHIFT, WINDOW = 2, 11  # pixels: see `unexplained`
+MEDIAN, SHIFT, WINDOW = 5, 1, 11  # pixels: see `unexplained`
 PASSING = 0.95  # share of held-back drawings that count as drawn well
 
 
@@ -123,19 +123,25 @@ def roughen(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def unexplained(picture: Tensor, drawing: Tensor) -> Tensor:
-    """Where two pictures differ by more than a shift of two pixels: (128, 128), 0 where they agree.
+    """Where two pictures differ by more than a pixel of shift: (128, 128), 0 where they agree.
 
-    picture, drawing: (3, 128, 128) in [-1, 1]. Both are softened a little. A pixel of one is compared with the 25
-    pixels around the same place in the other, and the nearest colour counts; the same the other way round. The
-    differences are averaged over windows of 11 x 11 pixels, the size of a paw: a missing leg stays, an edge that
-    is soft or a pixel off goes.
+    picture, drawing: (3, 128, 128) in [-1, 1]. A median over 5 x 5 pixels takes stars and snowflakes out of both. A
+    pixel of one is compared with the 9 pixels around the same place in the other, and the nearest colour counts; the
+    same the other way round. The differences are averaged over windows of 11 x 11 pixels, the size of a paw: a
+    missing leg stays, an edge that is soft or a pixel off goes.
     """
-    both = F.avg_pool2d(F.pad(torch.stack([picture, drawing]), (1,) * 4, mode="replicate"), 3, stride=1)
-    around = F.unfold(F.pad(both, (SHIFT,) * 4, mode="replicate"), 2 * SHIFT + 1)  # (2, 3·25, 128·128)
-    around = around.view(2, 3, -1, *picture.shape[1:])
-    nearest = [(a[:, None] - others).square().mean(0).amin(0) for a, others in zip(both, around.flip(0), strict=True)]
+    both = around(torch.stack([picture, drawing]), MEDIAN).median(dim=2).values
+    near = around(both, 2 * SHIFT + 1)
+    nearest = [(a[:, None] - others).square().mean(0).amin(0) for a, others in zip(both, near.flip(0), strict=True)]
     worse = torch.stack(nearest).amax(0).sqrt() / 2
     return F.avg_pool2d(worse[None, None], WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)[0, 0]
+
+
+def around(pictures: Tensor, size: int) -> Tensor:
+    """(n, c, h, w) -> (n, c, size², h, w): for each pixel, those in the square around it."""
+    padded = F.pad(pictures, (size // 2,) * 4, mode="replicate")
+    n, c, h, w = pictures.shape
+    return F.unfold(padded, size).view(n, c, size**2, h, w)
 
 
 class Report(NamedTuple):

@@ -17,6 +17,7 @@ from imagic_lib.__main__ import NETWORKS
 from imagic_lib.models import encode_text, load_pipeline
 from imagic_lib.stage4_inference import generate
 from imagic_lib.toyworld import clip, dataset, reader, unet, vae
+from imagic_lib.toyworld.captions import vocabulary
 from imagic_lib.toyworld.drawing import BOLD
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 
@@ -170,6 +171,8 @@ def export(
     for config in (fresh / "tiny-sd" / "text_encoder" / "config.json", fresh / "tiny-clip" / "config.json"):
         # stored in half, to be opened in float32 as the UNet and the VAE are: transformers obeys this entry
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+    words = json.dumps(sorted(vocabulary()), indent=0)
+    (fresh / "tiny-sd" / "vocabulary.json").write_text(words, encoding="utf-8")  # what `models.unknown_words` reads
     the_reader.save(fresh / "reader" / "reader.safetensors")
     text = json.dumps(history)
     write_atomically(fresh / "tiny-sd" / "training.json", lambda tmp: tmp.write_text(text))

@@ -7,14 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagic_lib.toyworld import Scene, dataset, vae
+from imagic_lib import DATA, open_image
+from imagic_lib.toyworld import Scene, dataset, load_reader, load_scene, vae
 from imagic_lib.toyworld.details import DETAILS, canonical, from_numbers, share_kept, to_numbers, visible
 from imagic_lib.toyworld.drawing import BOLD, FINE, draw
+from imagic_lib.toyworld.edits import KINDS as EDIT_KINDS
+from imagic_lib.toyworld.edits import SIZES, toyedit
 from imagic_lib.toyworld.fitting import fit
 from imagic_lib.toyworld.monsters import KINDS, monsters
 from imagic_lib.toyworld.reader import Reader, ReaderNet, as_stack, reading_loss, targets, unexplained
-from imagic_lib.toyworld.toyedit import KINDS as EDIT_KINDS
-from imagic_lib.toyworld.toyedit import SIZES, toyedit
 
 
 def pictures(scenes, strokes=FINE):
@@ -163,6 +164,32 @@ def test_a_good_dog_one_step_to_the_left_is_near_to_the_truth():
 def test_pictures_of_another_size_are_refused():
     with pytest.raises(ValueError, match="pictures of 128x128"):
         as_stack(torch.zeros(3, 64, 64))
+
+
+# ------------------------------------------------------------------------------------ the shipped reader
+
+
+def test_the_shipped_reader_reads_the_shipped_drawings():
+    reader = load_reader()
+    for path in sorted((DATA / "images").glob("*.png")):
+        truth = load_scene(path)
+        report = reader.report(open_image(path), truth)
+        assert report.success and report.kept >= 0.9 and report.distance < 0.08, (path.name, report)
+
+
+def test_the_shipped_reader_catches_the_monsters():
+    """One of each kind, sharp as drawn; the card counts them through the VAE."""
+    reader = load_reader()
+    passed = [kind for kind, _, picture in monsters(1) if reader.drawn_well(picture)]
+    assert len(passed) <= 1, passed
+
+
+def test_a_damaged_or_missing_reader_ends_in_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_reader(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="damaged"):
+        load_reader(tmp_path / "bad.safetensors")
 
 
 # --------------------------------------------------------------------------------------------- ToyEdit

@@ -145,6 +145,8 @@ def test_the_recipe_gives_a_model_that_diffusers_opens_in_half_precision(made):
     assert pipe("a brown dog", num_inference_steps=2).images[0].size == (128, 128)
     weights, _ = load_tensors(made[1] / "tiny-sd" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float16}
+    words = json.loads((made[1] / "tiny-sd" / "vocabulary.json").read_text(encoding="utf-8"))
+    assert {"dog", "jumping", "meadow"} <= set(words)
 
 
 def test_the_text_encoder_is_the_text_tower_of_the_mini_clip(made):
