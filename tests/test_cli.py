@@ -17,7 +17,7 @@ import imagic_lib as imagic
 from imagic_lib import __main__ as command_line
 from imagic_lib import edit as edits
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
-from imagic_lib.__main__ import main
+from imagic_lib.__main__ import NETWORKS, main
 from imagic_lib.folder import LORA_FILE
 from imagic_lib.toyworld import Scene, recipe
 from imagic_lib.training import loop, memory
@@ -384,8 +384,12 @@ def test_train_hands_its_options_to_the_recipe(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(recipe, "make", lambda *args, **settings: made.append((args, settings)))
     runs, out = tmp_path / "runs", tmp_path / "data"
-    assert main(["train", "--runs", str(runs), "--out", str(out), "--scale", "0.01", "--seed", "7", "--bf16"]) == 0
-    assert made == [((runs, out), {"scale": 0.01, "seed": 7, "bf16": True})]
+    where = ["train", "--runs", str(runs), "--out", str(out)]
+    assert main([*where, "--scale", "0.01", "--seed", "7", "--bf16"]) == 0
+    assert main([*where, "--start", "data", "--only", "unet", "reader", "--device", "cuda"]) == 0
+    first = {"start": None, "only": NETWORKS, "scale": 0.01, "seed": 7, "bf16": True, "device": "cpu"}
+    second = {"start": Path("data"), "only": ["unet", "reader"], "device": "cuda"}
+    assert made == [((runs, out), first), ((runs, out), first | second | {"scale": 1.0, "seed": 0, "bf16": False})]
 
 
 def test_plan_prints_the_table_and_what_is_chosen(model_folder, capsys):

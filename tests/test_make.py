@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def commands(goal: str) -> list[str]:
-    """What `make goal` would run."""
-    done = subprocess.run(["make", "-n", goal], cwd=ROOT, capture_output=True, text=True, check=True)
+    """What `make goal` would run, also if this test is itself run by make."""
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    dry = ["make", "-n", "--no-print-directory", goal]
+    done = subprocess.run(dry, cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
