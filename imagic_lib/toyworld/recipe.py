@@ -56,7 +56,8 @@ def make(
     how = {"seed": seed, "bf16": bf16, "device": device}
     scenes = dataset.training_scenes(part(SCENES, 64))
     drawings = dataset.render(scenes, runs / "scenes" / "train", BOLD)
-    held_back = dataset.render(dataset.test_scenes(HELD_BACK), runs / "scenes" / "test", BOLD)
+    unseen = dataset.test_scenes(part(HELD_BACK, 16))
+    held_back = dataset.render(unseen, runs / "scenes" / "test", BOLD)
     before, history = opened(start), {}
 
     the_vae, the_unet = (before.vae, before.unet) if before else (None, None)
@@ -96,7 +97,7 @@ def make(
         net, history["reader"] = reader.train_reader(
             read, soft, every, runs, steps=part(reader.STEPS), seed=seed, bf16=bf16
         )
-        the_reader = reader.with_bound(net, dataset.test_scenes(HELD_BACK), dataset.through(the_vae, held_back), BOLD)
+        the_reader = reader.with_bound(net, unseen, dataset.through(the_vae, held_back), BOLD)
     else:
         the_reader = reader.load_reader(start / "reader" / "reader.safetensors")
     export(out, assemble(the_vae, text_encoder, tokenizer, the_unet), the_clip, the_reader, history)

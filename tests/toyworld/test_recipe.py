@@ -127,7 +127,6 @@ def test_crops_are_windows_of_the_pictures():
 def made(tmp_path_factory):
     """The whole recipe: 64 scenes and 10 steps a network, stopped once on the way."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(recipe, "HELD_BACK", 16)
     patch.setattr(unet, "BATCH", 4)
     patch.setattr(clip, "BATCH", 8)
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("out")
@@ -171,7 +170,6 @@ def test_the_recipe_writes_curves_previews_and_a_reader(made):
 
 def test_a_model_can_be_trained_on(made, tmp_path, monkeypatch):
     """Its VAE and UNet go on from their weights, its mini-CLIP and tokenizer stay."""
-    monkeypatch.setattr(recipe, "HELD_BACK", 16)
     monkeypatch.setattr(unet, "BATCH", 4)
     runs, start = made
     (tmp_path / "runs").mkdir()
