@@ -64,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
 SHOW = "Print a saved edit's settings, and draw its curves and pictures again, for any η and seed, without training."
 PLAN = """Predict the peak memory of each stage for every way of training, without a GPU, and choose the best that fits
 with a margin of 3 GiB."""
-TRAIN = """Make the embedded model: drawings, VAE, CLIP, UNet and the judge. Start it again after any stop
-and it goes on from its last checkpoint, at most a minute back. Hours on two cores: data/tiny-sd/README.md."""
+TRAIN = """Make an embedded model, or train on from one: drawings, VAE, CLIP, UNet and the reader. Start it again after
+any stop and it goes on from its last checkpoint, at most a minute back. Hours on two cores: data/tiny-sd/README.md."""
 
 
 def add_sampling(command: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ from imagic_lib.toyworld.training import train
 from imagic_lib.toyworld.vae import to_tensor
 from imagic_lib.training.checkpoints import load_tensors, save_tensors
 
-STEPS, LR, BATCH = 4000, 2e-3, 48
+STEPS, LR, BATCH = 2000, 2e-3, 48
 SWITCH_NAMES = tuple(SWITCHES)
 MEDIAN, SHIFT, WINDOW = 5, 1, 11  # pixels: see `unexplained`
 PASSING = 0.95  # share of held-back drawings that count as drawn well
@@ -176,8 +176,8 @@ class Reader:
 
     @torch.no_grad()
     def glance(self, pictures: Tensor) -> list[Scene]:
-        """The scene that each picture shows as the network reads it, all at once: the attributes are right, the
-        details are a first guess. Stars and snowflakes are not read."""
+        """The scene that each picture shows as the network reads it, all at once: the attributes as they
+        count, the details as a first guess. Stars and snowflakes are not read."""
         found = {name: values.float() for name, values in self.net(as_stack(pictures)).items()}
         return [from_numbers(best_attributes(found, k), best_numbers(found, k)) for k in range(len(pictures))]
 

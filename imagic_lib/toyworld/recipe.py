@@ -76,7 +76,7 @@ def make(
         the_clip = CLIPModel.from_pretrained(start / "tiny-clip", dtype=torch.float32)
 
     def preview(model: UNet2DConditionModel, path: Path) -> None:
-        draw_previews(assemble(the_vae, text_encoder, tokenizer, model.eval()), path)
+        draw_previews(assemble(the_vae, text_encoder, tokenizer, model.eval()).to(device), path)
 
     if "unet" in only:
         the_unet, history["unet"] = unet.train_unet(
@@ -90,6 +90,7 @@ def make(
             preview=preview,
             **how,
         )
+    pipe = assemble(the_vae, text_encoder, tokenizer, the_unet).to("cpu")  # the previews took its parts to the device
     if "reader" in only:
         every = dataset.any_scenes(part(READER_SCENES, 64))
         read = dataset.render(every, runs / "scenes" / "reader", BOLD)
@@ -100,7 +101,7 @@ def make(
         the_reader = reader.with_bound(net, unseen, dataset.through(the_vae, held_back), BOLD)
     else:
         the_reader = reader.load_reader(start / "reader" / "reader.safetensors")
-    export(out, assemble(the_vae, text_encoder, tokenizer, the_unet), the_clip, the_reader, history)
+    export(out, pipe, the_clip, the_reader, history)
 
 
 def opened(start: Path | None) -> StableDiffusionPipeline | None:

@@ -115,6 +115,6 @@ def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, avera
                 f"settings, or delete the file to start again"
             )
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    average.update({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+    average.update({k[4:]: v.to(average[k[4:]].device) for k, v in tensors.items() if k.startswith("ema.")})
     unpack_optimizer(optimizer, tensors)
     return state["done"], state["history"]
