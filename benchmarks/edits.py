@@ -36,8 +36,8 @@ def measure(pipe, judge, name: str, change: dict[str, str]) -> tuple[list[list[s
     truth = load_scene(path).edit(**change)
     edit = imagic.run_edit(pipe, imagic.load_image(path, pipe), truth.caption())
     lines, sheet = [], []
-    for tuned in (True, False):
-        rows = edit.pictures(ETAS, SEEDS, fine_tuned=tuned)
+    for scale in (1, 0):
+        rows = edit.pictures(ETAS, SEEDS, scale=scale)
         rebuilt = [psnr(row[0], edit.reconstruction) for row in rows]
         counts = {eta: right(judge, [row[c] for row in rows], truth) for c, eta in enumerate(ETAS) if eta >= 0.4}
         eta = max(counts, key=lambda e: counts[e])
@@ -47,7 +47,7 @@ def measure(pipe, judge, name: str, change: dict[str, str]) -> tuple[list[list[s
         lines.append(
             [
                 f"{load_scene(path).caption()} → {', '.join(change.values())}"
-                if tuned
+                if scale
                 else "the same without fine-tuning",
                 f"{min(rebuilt):.1f}–{max(rebuilt):.1f}",
                 f"{eta:g}",

@@ -25,14 +25,14 @@ from imagic_lib.toyworld.reader import Reader, load_reader
 from imagic_lib.training.checkpoints import write_atomically
 
 ETAS, SEEDS, STEPS = (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0), tuple(range(8)), 20
-VARIANTS = {"Imagic": True, "without fine-tuning": False}
+VARIANTS = {"Imagic": 1.0, "without fine-tuning": 0.0}  # name: scale
 GOOD_PSNR = 28.0  # dB: from here on a picture at η = 0 counts as the input
 
 
-def measure(edit: imagic.ImagicEdit, fine_tuned: bool, scene, change: dict, reader: Reader) -> dict:
+def measure(edit: imagic.ImagicEdit, scale: float, scene, change: dict, reader: Reader) -> dict:
     """One variant of one edit: counts of the seeds, means of the rest, a column for each η."""
     truth, found = scene.edit(**change), {}
-    rows = edit.pictures(ETAS, SEEDS, fine_tuned=fine_tuned, steps=STEPS)
+    rows = edit.pictures(ETAS, SEEDS, scale=scale, steps=STEPS)
     rebuilt = [psnr(row[0], edit.reconstruction) for row in rows]
     found["psnr"], found["rebuilt"] = round(float(np.mean(rebuilt)), 2), sum(p >= GOOD_PSNR for p in rebuilt)
     for column, eta in enumerate(ETAS):
@@ -76,11 +76,11 @@ def run(split: str, rows: Rows, pipe, reader: Reader) -> None:
         began = time.monotonic()
         edit = imagic.run_edit(pipe, image, truth.caption())
         seconds = round(time.monotonic() - began, 1)
-        for variant, tuned in VARIANTS.items():
+        for variant, scale in VARIANTS.items():
             if not rows.has(index, variant):
                 facts = {"version": VERSION, "edit": index, "kind": kind, "from": scene.caption()}
                 facts |= {"to": truth.caption(), "variant": variant, "seconds": seconds}
-                rows.add(facts | measure(edit, tuned, scene, change, reader))
+                rows.add(facts | measure(edit, scale, scene, change, reader))
 
 
 def interval(values: list[float], repeats: int = 2000) -> str:

@@ -71,6 +71,9 @@ any stop and it goes on from its last checkpoint, at most a minute back. Hours o
 def add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--eta", type=eta, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)")
     command.add_argument(
+        "--scale", type=scale, default=1.0, help="how much of the fine-tuning is used, from 0 to 1 (default: 1)"
+    )
+    command.add_argument(
         "--seed",
         type=whole,
         nargs="+",
@@ -100,6 +103,14 @@ def eta(text: str) -> float:
 
     if abs(value := number(text)) > FARTHEST_ETA:
         raise argparse.ArgumentTypeError(f"{text!r} is not within ±{FARTHEST_ETA:g}")
+    return value
+
+
+def scale(text: str) -> float:
+    from imagic_lib.stage2_finetuning import MOST_SCALE
+
+    if not 0 <= (value := number(text)) <= MOST_SCALE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to {MOST_SCALE:g}")
     return value
 
 
@@ -162,7 +173,7 @@ def run_edit_command(args: argparse.Namespace) -> None:
         seed=args.seed[0],
         folder=folder,
     )
-    report(edit, args.eta or ETAS, args.seed, folder)
+    report(edit, args.eta or ETAS, args.seed, folder, scale=args.scale)
 
 
 def run_show_command(args: argparse.Namespace) -> None:
@@ -183,7 +194,7 @@ def run_show_command(args: argparse.Namespace) -> None:
     if not args.model and made_with != "tiny":
         raise ValueError(f"the edit names {made_with!r} as its model: if you trust that, say so with --model")
     edit = imagic.ImagicEdit.load(folder, imagic.load_pipeline(args.model or "tiny"))
-    report(edit, args.eta or ETAS, args.seed, folder)
+    report(edit, args.eta or ETAS, args.seed, folder, scale=args.scale)
 
 
 def run_plan_command(args: argparse.Namespace) -> None:
@@ -192,7 +203,7 @@ def run_plan_command(args: argparse.Namespace) -> None:
     print(plan(args.model, args.gpu_gb))
 
 
-def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
+def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0) -> list[list]:
     """Sample, write the sheet, the single pictures and the curves, print the distances."""
     from imagic_lib.classroom.plots import edit_sheet, loss_curves
     from imagic_lib.folder import claim
@@ -200,10 +211,11 @@ def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
     from imagic_lib.training.checkpoints import write_atomically
 
     etas, seeds = list(dict.fromkeys(etas)), list(dict.fromkeys(seeds))  # each picture once
-    names = [[f"eta-{short(eta)}-seed-{seed}.png" for eta in etas] for seed in seeds]
+    much = "" if scale == 1 else f"-scale-{short(scale)}"
+    names = [[f"eta-{short(eta)}{much}-seed-{seed}.png" for eta in etas] for seed in seeds]
     claim(folder, [*(name for row in names for name in row), "edit.png", "losses.png"])
     began = time.monotonic()
-    rows = edit.pictures(etas, seeds)
+    rows = edit.pictures(etas, seeds, scale=scale)
     sampling = time.monotonic() - began
     for row_of_names, row in zip(names, rows, strict=True):
         for name, picture in zip(row_of_names, row, strict=True):
@@ -228,9 +240,9 @@ def report(edit, etas, seeds, folder: Path, truth=None) -> list[list]:
     return rows
 
 
-def short(eta: float) -> str:
-    """An η in a file's name: 0.5, 1, -0.25; different for different numbers."""
-    return str(float(eta)).removesuffix(".0")
+def short(value: float) -> str:
+    """An η or a scale in a file's name: 0.5, 1, -0.25; different for different numbers."""
+    return str(float(value)).removesuffix(".0")
 
 
 def run_demo_command(args: argparse.Namespace) -> None:

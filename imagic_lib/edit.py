@@ -75,14 +75,13 @@ class ImagicEdit:
         return to_picture(decode_latents(self.pipe, encode_image(self.pipe, self.image)))
 
     def pictures(
-        self, etas: Sequence[float] = ETAS, seeds: Sequence[int] = (0,), *, fine_tuned: bool = True, **settings
+        self, etas: Sequence[float] = ETAS, seeds: Sequence[int] = (0,), *, scale: float = 1.0, **settings
     ) -> list[list[Image.Image]]:
-        """One row of pictures a seed, one column an η. `fine_tuned=False`: what stage 2 is good for.
-        Further settings go to `generate`. Raises ValueError for no η, no seed, or one that can't be."""
+        """One row of pictures a seed, one column an η. scale: how much of stage 2 is used, λ in formulas; 0 shows what
+        the pictures are without it. Further settings go to `generate`. Raises ValueError for what can't be drawn."""
         etas, seeds = etas_of(etas), seeds_of(seeds)
-        pipe, idle = (self.tuned, self.pipe) if fine_tuned else (self.pipe, self.tuned)
-        with waiting(idle.unet):
-            flat = generate(pipe, interpolate(self.e_tgt, self.e_opt, etas), seeds, **settings)
+        with waiting(self.pipe.unet):
+            flat = generate(self.tuned, interpolate(self.e_tgt, self.e_opt, etas), seeds, scale=scale, **settings)
         return [flat[row :: len(seeds)] for row in range(len(seeds))]
 
     def save(self, folder: str | Path) -> Path:

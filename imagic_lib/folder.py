@@ -26,7 +26,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load
 LEDGER = "checkpoint-edit.safetensors"
 CHECKPOINTS = {stage: f"checkpoint-{stage}.safetensors" for stage in ("embedding", "full", "lora")}
 WRITTEN = re.compile(  # what a list of files may name, whoever wrote the list
-    rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}|{LORA_FILE}|edit\.png|losses\.png|eta-[-+.e\d]+-seed-\d+\.png"
+    rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}|{LORA_FILE}|edit\.png|losses\.png"
+    r"|eta-[-+.e\d]+(-scale-[-+.e\d]+)?-seed-\d+\.png"
 )
 SYSTEM = {"Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder, beside names with a dot
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB

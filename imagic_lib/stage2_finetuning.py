@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor
 
 from imagic_lib.diffusion import Probe, cpu_generator, denoising_loss, encode_image, forward_process, one_each
@@ -28,6 +29,7 @@ DEFAULTS = {
         "stable-diffusion": {"steps": 1500, "lr": 1e-4, "batch": 1, "decay": 0.0},
     },
 }
+MOST_SCALE = 2.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,36 @@ def add_lora(unet: UNet2DConditionModel, lora: LoRA, *, seed: int = 0) -> None:
 
 
 def with_unet(pipe: StableDiffusionPipeline, unet: torch.nn.Module) -> StableDiffusionPipeline:
-    """A pipeline that shares every part with `pipe` but its UNet."""
+    """A pipeline that shares every part with `pipe` but its UNet, and remembers that one as `loaded_unet`."""
     other = StableDiffusionPipeline(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
+    other.loaded_unet = pipe.unet
     return other
+
+
+@contextmanager
+def scaled(pipe: StableDiffusionPipeline, scale: float):
+    """The UNet of a fine-tuned pipeline with so much of its fine-tuning: θ_λ = θ + λ(θ* - θ), λ = `scale`.
+
+    1 is the tuned UNet itself, 0 draws as the loaded one. A LoRA is scaled where it is; of a UNet whose weights were
+    all trained it is a copy. Raises ValueError for a scale outside [0, 2], or if `pipe` was not fine-tuned.
+    """
+    if not 0 <= scale <= MOST_SCALE:
+        raise ValueError(f"scale is {scale}: it goes from 0, no fine-tuning, over 1, all of it, to {MOST_SCALE:g}")
+    if scale == 1:
+        yield pipe.unet
+        return
+    if not hasattr(pipe, "loaded_unet"):
+        raise ValueError(f"scale is {scale}, but this model was not fine-tuned: leave scale out")
+    if getattr(pipe.unet, "peft_config", None):
+        scale_lora_layers(pipe.unet, scale)
+        try:
+            yield pipe.unet
+        finally:
+            unscale_lora_layers(pipe.unet, scale)
+        return
+    unet = unet_copy(pipe.unet, None, pipe.unet.device)
+    with torch.no_grad():
+        for weight, loaded in zip(unet.parameters(), pipe.loaded_unet.parameters(), strict=True):
+            weight.copy_(torch.lerp(loaded.to(weight), weight, scale))
+    yield unet

@@ -23,6 +23,7 @@ from torch import Tensor
 from imagic_lib.diffusion import decode_latents
 from imagic_lib.models import encode_text, family, settings_for, warn_caller
 from imagic_lib.pictures import to_picture
+from imagic_lib.stage2_finetuning import scaled
 
 DEFAULTS = {
     "tiny": {"steps": 30, "guidance_scale": 3.0},
@@ -97,6 +98,7 @@ def generate(
     *,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    scale: float = 1.0,
     negative_prompt: str = "",
     scheduler: SchedulerMixin | str | None = None,
     callback: Callable[[Step], None] | None = None,
@@ -104,7 +106,8 @@ def generate(
     """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
 
     embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every
-    embedding. guidance_scale: 1 is the text alone, 0 the negative prompt alone (`guided`). scheduler: a name for
+    embedding. guidance_scale: 1 is the text alone, 0 the negative prompt alone (`guided`). scale: how much of the
+    fine-tuning is used, λ in formulas: 1 all, 0 nothing of it (`stage2_finetuning.scaled`). scheduler: a name for
     `sampler`, or a scheduler; the pipeline's own if left out. callback: called with a `Step` at each denoising step of
     each batch. A safety checker that the model ships blackens what it flags, and says so. Raises ValueError for what
     can't be drawn. Taught in notebooks/05_inference.ipynb.
@@ -117,10 +120,10 @@ def generate(
     noise = torch.cat([initial_noise(pipe, seed) for seed in seeds]).repeat(len(embeddings), 1, 1, 1)
     text = embeddings.repeat_interleave(len(seeds), dim=0).to(device, dtype)
     pictures = []
-    with torch.no_grad():
+    with torch.no_grad(), scaled(pipe, scale) as unet:
         empty = pipe.encode_prompt(negative_prompt, device, 1, False)[0].to(dtype)
         for z, e in zip(noise.to(dtype).split(at_once), text.split(at_once), strict=True):
-            guess = denoiser(pipe.unet, e, empty, given["guidance_scale"])
+            guess = denoiser(unet, e, empty, given["guidance_scale"])
             scheduler.set_timesteps(given["steps"], device=device)
             z = denoise(guess, z, scheduler, callback)
             pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]

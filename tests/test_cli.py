@@ -83,6 +83,8 @@ def test_bad_input_is_one_sentence_and_exit_2(edit, picture, tmp_path, capsys, m
         (["--eta", "nan"], "'nan' is not a number"),
         (["--eta", "1e30"], "'1e30' is not within ±10"),
         (["--eta", "-1e1", "-1.1e1"], "'-11' is not within ±10"),
+        (["--scale", "2.5"], "'2.5' is not from 0 to 2"),
+        (["--scale", "half"], "'half' is not a number"),
         (["--eta"], "--eta: expected at least one argument"),
         (["--seed", "-1"], "'-1'"),
         (["--steps", "1.5"], "'1.5' is not a whole number"),
@@ -134,6 +136,7 @@ def test_a_note_is_one_line_without_python_s_own_words(picture, model_folder, tm
     ("arguments", "names"),
     [
         (["--eta", "0.5", "0.50", "5e-1", "--seed", "1", "1"], {"eta-0.5-seed-1.png"}),
+        (["--eta", "0.5", "--scale", "0.7"], {"eta-0.5-scale-0.7-seed-0.png"}),
         (["--eta", "0.5", "0.5000001"], {"eta-0.5-seed-0.png", "eta-0.5000001-seed-0.png"}),
         (["--eta", "-1e-1", "-.5", "1"], {"eta--0.1-seed-0.png", "eta--0.5-seed-0.png", "eta-1-seed-0.png"}),
     ],

@@ -149,7 +149,7 @@ def test_pictures_are_the_tuned_unets_and_without_fine_tuning_the_loaded_ones(sa
     tuned, loaded = (imagic.generate(pipe, embeddings, [1, 4], steps=2) for pipe in (edit.tuned, edit.pipe))
     assert bits([tuned]) != bits([loaded])
     assert bits(edit.pictures([0, 1], [1, 4], steps=2)) == bits([tuned[0::2], tuned[1::2]])
-    assert bits(edit.pictures([0, 1], [1, 4], steps=2, fine_tuned=False)) == bits([loaded[0::2], loaded[1::2]])
+    assert bits(edit.pictures([0, 1], [1, 4], steps=2, scale=0)) == bits([loaded[0::2], loaded[1::2]])
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

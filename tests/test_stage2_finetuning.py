@@ -161,3 +161,48 @@ def test_full_and_lora_are_different_trainings_for_a_checkpoint(pipe, image, e_t
         given = {"method": method, "lr": 1e-2, "decay": 0.5}
         with pytest.raises(ValueError, match=f"from a training with {name}"):
             imagic.fine_tune(pipe, image, e_tgt, steps=1, batch=1, run=run, **given)
+
+
+def test_a_scale_is_the_share_of_the_way_from_the_loaded_weights_to_the_tuned_ones(pipe, image, e_tgt):
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-2, generator=seeded())
+    loaded, whole = weights(pipe.unet), weights(tuned.unet)
+    for scale in (0.0, 0.3, 1.0, 1.5):
+        with stage2_finetuning.scaled(tuned, scale) as unet:
+            for name, weight in unet.state_dict().items():
+                expected = loaded[name] + scale * (whole[name] - loaded[name])
+                torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-7)
+    assert same(weights(tuned.unet), whole) and same(weights(pipe.unet), loaded)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_without_any_of_its_fine_tuning_a_tuned_model_draws_as_the_loaded_one(pipe, image, e_tgt, method):
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method=method, steps=3, lr=1e-1, generator=seeded())
+    draw = {"steps": 2, "guidance_scale": 2.0}
+    loaded, whole = (imagic.generate(p, e_tgt, [1], **draw)[0].tobytes() for p in (pipe, tuned))
+    assert imagic.generate(tuned, e_tgt, [1], scale=0, **draw)[0].tobytes() == loaded
+    assert imagic.generate(tuned, e_tgt, [1], scale=1, **draw)[0].tobytes() == whole
+    assert imagic.generate(tuned, e_tgt, [1], scale=0.5, **draw)[0].tobytes() not in (loaded, whole)
+
+
+def test_the_scale_of_a_lora_is_the_one_of_diffusers_and_is_put_back(pipe, image, e_tgt):
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method="lora", steps=3, lr=1e-1, generator=seeded())
+    z, t = torch.randn(1, 4, 16, 16, generator=seeded(1)), torch.tensor([400])
+    with torch.no_grad():
+        theirs = tuned.unet(z, t, e_tgt, cross_attention_kwargs={"scale": 0.3}).sample
+        whole = tuned.unet(z, t, e_tgt).sample
+        with stage2_finetuning.scaled(tuned, 0.3) as unet:
+            assert torch.equal(unet(z, t, e_tgt).sample, theirs)
+        with pytest.raises(KeyError), stage2_finetuning.scaled(tuned, 0.3):
+            raise KeyError
+        assert torch.equal(tuned.unet(z, t, e_tgt).sample, whole) and not torch.equal(theirs, whole)
+
+
+@pytest.mark.parametrize("scale", [-0.1, 2.1, float("nan")])
+def test_a_scale_outside_its_range_is_refused(pipe, e_tgt, scale):
+    with pytest.raises(ValueError, match="it goes from 0, no fine-tuning, over 1, all of it, to 2"):
+        imagic.generate(pipe, e_tgt, [0], steps=1, scale=scale)
+
+
+def test_a_model_that_was_not_fine_tuned_has_no_scale(pipe, e_tgt):
+    with pytest.raises(ValueError, match=r"scale is 0\.5, but this model was not fine-tuned"):
+        imagic.generate(pipe, e_tgt, [0], steps=1, scale=0.5)
