@@ -71,7 +71,9 @@ any stop and it goes on from its last checkpoint, at most a minute back. Hours o
 def add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--eta", type=eta, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)")
     command.add_argument(
-        "--scale", type=scale, default=1.0, help="how much of the fine-tuning is used, from 0 to 1 (default: 1)"
+        "--scale",
+        type=scale,
+        help="how much of the fine-tuning is used, 0 to 1 (default: 1; tiny tries some pictures and takes the best)",
     )
     command.add_argument(
         "--seed",
@@ -173,7 +175,7 @@ def run_edit_command(args: argparse.Namespace) -> None:
         seed=args.seed[0],
         folder=folder,
     )
-    report(edit, args.eta or ETAS, args.seed, folder, scale=args.scale)
+    report(edit, args.eta or ETAS, args.seed, folder, scale=scale_for(edit, args))
 
 
 def run_show_command(args: argparse.Namespace) -> None:
@@ -194,13 +196,32 @@ def run_show_command(args: argparse.Namespace) -> None:
     if not args.model and made_with != "tiny":
         raise ValueError(f"the edit names {made_with!r} as its model: if you trust that, say so with --model")
     edit = imagic.ImagicEdit.load(folder, imagic.load_pipeline(args.model or "tiny"))
-    report(edit, args.eta or ETAS, args.seed, folder, scale=args.scale)
+    report(edit, args.eta or ETAS, args.seed, folder, scale=scale_for(edit, args))
 
 
 def run_plan_command(args: argparse.Namespace) -> None:
     from imagic_lib.training.memory import plan
 
     print(plan(args.model, args.gpu_gb))
+
+
+def scale_for(edit, args: argparse.Namespace) -> float:
+    """What was asked for; else the suggestion where that takes no download, unless η was chosen by hand."""
+    from imagic_lib.models import family
+
+    if args.scale is not None:
+        return args.scale
+    return suggested(edit).scale if family(edit.pipe) == "tiny" and not args.eta else 1.0
+
+
+def suggested(edit):
+    """The suggestion, said aloud."""
+    found = edit.suggest()
+    if found.scores[found.eta, found.scale] == 0:
+        print("\nno picture of a first try shows what the text says; other words or another seed may")
+        return found
+    print(f"\nsuggested: η = {found.eta:g} with {100 * found.scale:.0f} % of the fine-tuning (scale {found.scale:g})")
+    return found
 
 
 def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0) -> list[list]:
@@ -257,7 +278,7 @@ def run_demo_command(args: argparse.Namespace) -> None:
     pipe = imagic.load_pipeline("tiny")
     print(f"input: {path.name}, {load_scene(path).caption()!r}\ntext:  {truth.caption()!r}\n")
     edit = imagic.run_edit(pipe, imagic.load_image(path, pipe), truth.caption(), folder=folder)
-    report(edit, ETAS, (0, 1), folder, truth.render())
+    report(edit, ETAS, (0, 1), folder, truth.render(), suggested(edit).scale)
 
 
 def run_train_command(args: argparse.Namespace) -> None:

@@ -42,6 +42,7 @@ from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune, with_unet
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate, seeds_of
+from imagic_lib.suggestion import Suggestion, suggest
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 from imagic_lib.training.identity import hash_of_picture
 from imagic_lib.training.loop import History, Run, Watch
@@ -83,6 +84,10 @@ class ImagicEdit:
         with waiting(self.pipe.unet):
             flat = generate(self.tuned, interpolate(self.e_tgt, self.e_opt, etas), seeds, scale=scale, **settings)
         return [flat[row :: len(seeds)] for row in range(len(seeds))]
+
+    def suggest(self, **settings) -> Suggestion:
+        """The η and the scale that serve this edit best, found by drawing some pictures (`suggestion.suggest`)."""
+        return suggest(self, **settings)
 
     def save(self, folder: str | Path) -> Path:
         """Write the edit into a folder: input.png, embeddings.safetensors, the LoRA in diffusers' own file or

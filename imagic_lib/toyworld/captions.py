@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from imagic_lib.toyworld.scene import COLOURS as SCENE_COLOURS
+from imagic_lib.toyworld.scene import POSES_OF
 
 if TYPE_CHECKING:
     from imagic_lib.toyworld.scene import Scene
@@ -84,3 +86,28 @@ def varied(scene: Scene, seed: int) -> str:
     else:
         words = [noun, "that is", pose, place]
     return opening * (order < 0.70) + " ".join(word for word in words if word)
+
+
+def named(text: str) -> dict[str, str]:
+    """The attributes that a text names, in the words of the captions: the inverse of `plain`, as far as it goes.
+
+    >>> named("a puppy leaping by the sea")
+    {'subject': 'dog', 'pose': 'jumping', 'place': 'beach'}
+
+    Words that are no caption's are passed over; of two values for one attribute the first counts.
+    """
+    colours = {colour: COLOURS.get(colour, (colour,)) for colour in SCENE_COLOURS}
+    found: dict[str, str] = {}
+    text = " ".join(re.findall(r"[a-z]+", text.lower()))
+    for name, forms_of in {"subject": SUBJECTS, "colour": colours, "pose": POSES, "place": PLACES}.items():
+        if name == "pose" and "subject" in found:  # 'standing still' is said of dogs and of cars
+            forms_of = {pose: forms_of[pose] for pose in POSES_OF[found["subject"]]}
+        forms = [(form, value) for value, several in forms_of.items() for form in several]
+        places = [(match.start(), -len(form), value) for form, value in forms if (match := _phrase(form).search(text))]
+        if places:
+            found[name] = min(places)[2]
+    return found
+
+
+def _phrase(words: str) -> re.Pattern:
+    return re.compile(rf"\b{words}\b")

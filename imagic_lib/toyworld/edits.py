@@ -7,8 +7,15 @@ test, which is measured when they are. The seeds are fixed and far from those th
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
 
+import numpy as np
+import torch
+from PIL import Image
+
+from imagic_lib.pictures import to_tensor
+from imagic_lib.toyworld.captions import named
+from imagic_lib.toyworld.reader import Reader, load_reader
 from imagic_lib.toyworld.scene import ATTRIBUTES, POSES_OF, Scene
 
 VERSION = "1"  # of the list of edits; results of different versions can't be compared
@@ -43,3 +50,30 @@ def other_values(scene: Scene, kind: str) -> list[str]:
     values = POSES_OF[scene.subject] if kind == "pose" else ATTRIBUTES[kind]
     others = [value for value in values if value != getattr(scene, kind)]
     return [value for value in others if kind != "subject" or scene.pose in POSES_OF[value]]
+
+
+def goal(before: Scene, text: str) -> Scene:
+    """The scene that an edit by this text should show: what the text names is changed, all else stays.
+
+    A subject that can't have the pose of the input takes its own first one.
+    """
+    wanted = before.attributes | named(text)
+    if wanted["pose"] not in POSES_OF[wanted["subject"]]:
+        wanted["pose"] = POSES_OF[wanted["subject"]][0]
+    return before.edit(**wanted)
+
+
+def worth(reader: Reader, picture: torch.Tensor, truth: Scene, before: Scene) -> float:
+    """The share of details kept, if the picture is right in all attributes and drawn well; else 0."""
+    if reader.glance(picture)[0].attributes != truth.attributes:  # as `report` would find, without its half second
+        return 0.0
+    report = reader.report(picture, truth, before)
+    return report.kept * report.success
+
+
+def read_by(edit) -> Callable[[list[Image.Image]], list[float]]:
+    """The measure of `ImagicEdit.suggest` for drawings: `worth`, with the input's scene as the reader finds it."""
+    reader = load_reader()
+    before = reader.scene(edit.image)
+    truth = goal(before, edit.text)
+    return lambda pictures: [worth(reader, to_tensor(picture), truth, before) for picture in pictures]

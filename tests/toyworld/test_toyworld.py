@@ -287,6 +287,29 @@ def test_varied_captions_name_only_what_is_true_each_thing_once_and_always_the_s
     assert all(0.03 < count / 3000 < 0.12 for count in omitted.values()), omitted
 
 
+def test_what_a_caption_names_is_read_back_from_it():
+    for seed in range(1000):
+        scene = Scene.sample(seed)
+        assert captions.named(scene.caption()) == scene.attributes
+        found = captions.named(scene.caption(seed))
+        assert found.items() <= scene.attributes.items() and "subject" in found, scene.caption(seed)
+        assert len(found) == len(read(scene.caption(seed))), scene.caption(seed)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A Puppy, leaping by the sea!", {"subject": "dog", "pose": "jumping", "place": "beach"}),
+        ("a car standing still", {"subject": "car", "pose": "parked"}),
+        ("a dog standing still", {"subject": "dog", "pose": "standing"}),
+        ("a zebra in a skyscraper", {}),
+        ("", {}),
+    ],
+)
+def test_any_text_names_what_it_names(text, found):
+    assert captions.named(text) == found
+
+
 def test_captions_vary_by_seed_and_a_seed_repeats_itself():
     scene = Scene.sample(0, subject="dog", colour="brown", pose="sitting", place="grass")
     said = [scene.caption(seed) for seed in range(500)]
