@@ -18,7 +18,9 @@ from imagic_lib import __main__ as command_line
 from imagic_lib import edit as edits
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.__main__ import NETWORKS, main
+from imagic_lib.edit import ETAS
 from imagic_lib.folder import LORA_FILE
+from imagic_lib.suggestion import Suggestion
 from imagic_lib.toyworld import Scene, recipe
 from imagic_lib.training import loop, memory
 from imagic_lib.training.strategies import Strategy
@@ -145,6 +147,20 @@ def test_every_picture_is_drawn_once_under_a_name_of_its_own(edit, picture, tmp_
     assert edit(picture, "a brown dog", *arguments) == 0
     assert {p.name for p in (tmp_path / "out").glob("eta*")} == names
     assert f"for {len(names)} pictures" in capsys.readouterr().out
+
+
+def test_without_an_eta_the_embedded_model_s_pictures_are_drawn_at_the_suggested_scale(
+    edit, picture, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: Suggestion(0.8, 0.5, {(0.8, 0.5): 0.9}))
+    assert edit(picture, "a brown dog") == 0
+    assert {p.name for p in (tmp_path / "out").glob("eta*")} == {f"eta-{e:g}-scale-0.5-seed-0.png" for e in ETAS}
+    assert "suggested: η = 0.8 with 50 % of the fine-tuning (scale 0.5)" in capsys.readouterr().out
+    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: Suggestion(0.6, 1.0, {(0.6, 1.0): 0.0}))
+    assert edit(picture, "a brown dog") == 0
+    assert "no picture of a first try shows what the text says" in capsys.readouterr().out
+    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: pytest.fail("a scale was given"))
+    assert edit(picture, "a brown dog", "--scale", "1") == 0
 
 
 def read_edit(folder):
