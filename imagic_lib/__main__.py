@@ -138,13 +138,9 @@ def writable(folder: Path, advice: str = "choose another with --out") -> Path:
 
 
 def save_figure(figure, path: Path) -> None:
-    """As PNG. A text is the user's own and no formula: a $ in it is a dollar."""
-    from matplotlib.text import Text
-
+    """As PNG, large enough for a slide."""
     from imagic_lib.training.checkpoints import write_atomically
 
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
     write_atomically(path, lambda tmp: figure.savefig(tmp, format="png", dpi=110))
 
 

@@ -39,7 +39,8 @@ def show(figure: Figure | Image.Image, alt: str) -> None:
 
 def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), labels: Sequence[str] = (),
                  title: str = "", inch: float = 1.6) -> Figure:  # fmt: skip
-    """Rows of pictures with a title over each column and a label before each row."""
+    """Rows of pictures with a title over each column and a label before each row. The words may be a user's own, and
+    are no formulas: a $ in them is a dollar."""
     from matplotlib.figure import Figure
 
     columns = max(len(row) for row in rows)
@@ -55,10 +56,10 @@ def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = 
             if c < len(row):
                 axis.imshow(row[c])
             if r == 0 and c < len(titles):
-                axis.set_title(titles[c], fontsize=12)
+                axis.set_title(titles[c], fontsize=12, parse_math=False)
         if r < len(labels):
-            axes[r, 0].set_ylabel(labels[r], fontsize=11)
-    figure.suptitle(title, fontsize=14)
+            axes[r, 0].set_ylabel(labels[r], fontsize=11, parse_math=False)
+    figure.suptitle(title, fontsize=14, parse_math=False)
     return figure
 
 

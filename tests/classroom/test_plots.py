@@ -26,6 +26,11 @@ def test_the_sheet_has_input_etas_and_truth_in_order(pipe):
     assert (shown[4] == 200).all() and figure.get_suptitle() == "“a dog”"
 
 
+def test_a_dollar_in_a_text_is_no_formula():
+    grid = plots.picture_grid([[flat(0)]], [r"5$ and \foo{$"], [r"$\bar$"], r"$\foo{$")
+    assert plots.png_of(grid).startswith(b"\x89PNG")  # matplotlib would end in an error at the unknown \foo
+
+
 def test_curves_show_raw_and_probe_loss_with_labels():
     history = History([3.0, 2.0, 1.0], [0, 2, 3], [3.0, 2.0, 1.0], [0.1] * 3, 1.0)
     figure = plots.loss_curves(history, history)
