@@ -24,17 +24,17 @@ from imagic_lib.sweep.work import (
     CLAIMED,
     DONE,
     FAILED,
+    TRIES,
     Setup,
     attempt,
     begin_worker,
     failed_before,
     job_from,
-    note_failure,
     plain,
     work_through,
 )
 
-TRIES = 3  # so often a job may lose its worker before it counts as one that kills workers
+LOSSES = 100  # so many workers of Ray may be lost without a single job done: machines come and go
 LOOK = 0.5  # seconds between two looks at what other processes have done
 Note = Callable[[Job, str], None]
 
@@ -83,8 +83,8 @@ def local_worker(jobs: list[dict], setup: Setup, path: list[str], parent: int) -
 
 
 def watch_processes(processes: dict, start: Callable, watcher: Watcher) -> None:
-    """Until all are at their end. One that was lost is started again, unless it was so `TRIES` times without any
-    progress."""
+    """Until all are at their end. One that was lost is started again, as long as there is progress: `attempt` gives
+    up a job that kills its workers."""
     lost = 0
     try:
         while processes:
@@ -94,7 +94,7 @@ def watch_processes(processes: dict, start: Callable, watcher: Watcher) -> None:
                 if process.exitcode is None:
                     continue
                 del processes[device]
-                if process.exitcode != 0 and (lost := lost + 1) < TRIES * (len(processes) + 1):
+                if process.exitcode != 0 and (lost := lost + 1) <= TRIES * (len(processes) + 1):
                     processes[device] = start(device)
         watcher.look()
     finally:
@@ -152,20 +152,16 @@ def run_slurm(
         raise ValueError('the engine slurm needs submitit: pip install "imagic-taught[cluster]"') from None
     executor = submitit.AutoExecutor(folder=Path(setup.out) / "slurm" / "%j", cluster=cluster)
     executor.update_parameters(name="imagic-sweep", cpus_per_task=setup.cores, **options or {})
-    watcher = Watcher(jobs, setup, note)
-    for _ in range(TRIES):
-        left = plain(watcher.left.values())
-        if not left:
-            return
-        count = min(workers, len(left))
+    watcher, idle = Watcher(jobs, setup, note), 0
+    while watcher.left and idle <= TRIES:  # the tasks end when nothing is left; those that were lost are sent again
+        before, left = len(watcher.left), plain(watcher.left.values())
+        count = min(workers, before)
         tasks = executor.map_array(ArrayWorker(), [left] * count, [setup] * count, [list(sys.path)] * count)
         while not all(task.done() for task in tasks):
             time.sleep(LOOK)
             watcher.look()
         watcher.look()
-    for job in watcher.left.values():
-        note_failure(job, setup, f"its worker was lost {TRIES} times; what the workers said is in {setup.out}/slurm")
-    watcher.look()
+        idle = 0 if len(watcher.left) < before else idle + 1
 
 
 # -- Ray
@@ -197,7 +193,7 @@ class Hands:
 
     def __init__(self, ray, jobs: Sequence[Job], setup: Setup, note: Note):
         self.ray, self.setup, self.note = ray, setup, note
-        self.queue, self.tries = deque(jobs), {}
+        self.queue, self.losses = deque(jobs), 0  # losses: since the last job was done
         self.busy = {}  # reference to a result -> (actor, job), or (actor, None) while it starts
 
     def run(self) -> None:
@@ -239,6 +235,7 @@ class Hands:
         if job and state == CLAIMED:
             self.queue.append(job)
         elif job:
+            self.losses = 0
             self.note(job, state)
         if self.queue:
             job = self.queue.popleft()
@@ -247,16 +244,12 @@ class Hands:
             self.ray.kill(actor)
 
     def lost(self, job: Job | None, error: Exception) -> None:
-        """A worker is gone: its job goes to another one, unless that happened too often; then it kills workers."""
-        key = job.name if job else ""
-        self.tries[key] = self.tries.get(key, 0) + 1
-        if job and self.tries[key] < TRIES:
+        """A worker is gone: its job goes to another one, at once. `attempt` gives it up if it kills its workers."""
+        self.losses += 1
+        if job:
             self.queue.appendleft(job)
-        elif job:
-            note_failure(job, self.setup, f"its worker was lost {TRIES} times: {error}")
-            self.note(job, FAILED)
-        elif self.tries[key] >= TRIES * 10:
-            raise ValueError(f"the workers don't start: {error}")
+        if self.losses > LOSSES:
+            raise ValueError(f"the workers are lost one after the other, the last one so: {error}")
 
 
 def actor_class(ray):
@@ -266,16 +259,16 @@ def actor_class(ray):
         def __init__(self, setup: dict, path: list[str]):
             sys.path.extend(entry for entry in path if entry not in sys.path)
             os.environ["TQDM_DISABLE"] = "1"
-            from imagic_lib.sweep.work import Setup, begin_worker
-
-            self.setup = Setup(**setup)
-            begin_worker(self.setup)
+            self.values = setup
 
         def ready(self) -> None:
-            pass
+            from imagic_lib.sweep.work import Setup, begin_worker
+
+            self.setup = Setup(**self.values)
+            begin_worker(self.setup)
 
         def attempt(self, job: dict) -> str:
-            from imagic_lib.sweep.work import CLAIMED, attempt, job_from
+            from imagic_lib.sweep.work import CLAIMED, job_from
 
             state = attempt(job_from(job), self.setup)
             if state == CLAIMED:

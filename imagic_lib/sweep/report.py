@@ -206,7 +206,9 @@ def contact_sheet(path: Path, jobs: list[Job], setup: Setup) -> None:
             left = gap + column * (CELL + gap)
             if (folder / name).is_file():
                 with Image.open(folder / name) as picture:
-                    sheet.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top + head))
+                    sheet.paste(
+                        picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top + head)
+                    )
             draw.text((left, top + head + CELL + 2), words, "#444444", small)
     write_atomically(path, lambda tmp: sheet.save(tmp, format="PNG"))
 
@@ -226,5 +228,3 @@ def shortened(draw: ImageDraw.ImageDraw, text: str, face: ImageFont.FreeTypeFont
     while text and draw.textlength(text + "…", face) > width:
         text = text[: -1 - len(text) // 20]
     return text + "…"
-
-

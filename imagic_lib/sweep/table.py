@@ -136,7 +136,7 @@ def job_of(row: dict[str, str], folder: Path, number: int) -> tuple[Job, list[st
                 values[name] = COLUMNS[name](cell, folder)
             except (ValueError, OSError) as error:
                 faults.append(f"{name}: {error}")
-    job = Job(**{name: "" for name in NEEDED} | values, row=number)
+    job = Job(**dict.fromkeys(NEEDED, "") | values, row=number)
     if not faults:
         kind, weights = known_model(job.model)
         first, second = stage1_embedding.DEFAULTS[kind], stage2_finetuning.DEFAULTS[job.method][kind]

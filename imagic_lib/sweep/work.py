@@ -34,6 +34,7 @@ from imagic_lib.training.strategies import Strategy
 FACTS = "job.json"  # in a finished edit: what was asked for, and a row for each picture
 DONE, FAILED, CLAIMED = "done", "failed", "claimed"  # what comes of an attempt; CLAIMED: another process is at it
 EDIT = "imagic_lib.sweep.work:edit"
+TRIES = 3  # so often a job may lose its worker in one run before it counts as one that kills workers
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,21 @@ class Setup:
 
 def attempt(job: Job, setup: Setup) -> str:
     """Do a job, unless it is done, or another process is at it, or it failed in this run. Returns DONE, FAILED or
-    CLAIMED. An exception of the job becomes a file in errors/; what is none of the job's, a full disk say, is raised.
+    CLAIMED. An exception of the job becomes a file in errors/, and so does a job whose workers were lost `TRIES` times
+    in this run; what is none of the job's, a full disk say, is raised.
     """
     folder = setup.folder(job)
     if folder.exists():
         return DONE
-    with claimed(folder) as mine:
+    with claimed(folder) as lock:
         if folder.exists():
             return DONE
-        if not mine:
+        if lock is None:
             return CLAIMED
         if failed_before(job, setup):
+            return FAILED
+        if one_more_try(lock, setup.run) > TRIES:
+            note_failure(job, setup, f"its worker was lost {TRIES} times: killed, or out of the computer's memory")
             return FAILED
         try:
             finish_in(folder.with_name(f".{job.name}.part"), job, setup)
@@ -79,8 +84,8 @@ def attempt(job: Job, setup: Setup) -> str:
 
 @contextmanager
 def claimed(folder: Path):
-    """Holds the lock of a job; True inside, or False if another process holds it. Raises ValueError where the disk
-    knows no locks."""
+    """Holds the lock of a job; inside, the descriptor of its file, or None if another process holds it. Raises
+    ValueError where the disk knows no locks."""
     import fcntl  # not on Windows
 
     path = folder.with_name(f".{folder.name}.lock")
@@ -94,12 +99,23 @@ def claimed(folder: Path):
         except BlockingIOError:
             pass
         except OSError as error:
-            raise ValueError(f"{folder.parent} is on a disk without locks ({error.strerror}): choose another") from error
-        yield mine
-    finally:
+            raise ValueError(
+                f"{folder.parent} is on a disk without locks ({error.strerror}): choose another"
+            ) from error
+        yield descriptor if mine else None
         if mine:
             path.unlink(missing_ok=True)
+    finally:
         os.close(descriptor)
+
+
+def one_more_try(lock: int, run: str) -> int:
+    """How often the job was begun in this run, now included: the file of a lock outlives a worker that is lost."""
+    before = os.pread(lock, 100, 0).decode("ascii", "replace").split()
+    count = int(before[1]) + 1 if len(before) == 2 and before[0] == run and before[1].isdigit() else 1
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{run} {count}\n".encode(), 0)
+    return count
 
 
 def finish_in(part: Path, job: Job, setup: Setup) -> None:

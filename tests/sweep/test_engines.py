@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imagic_lib.sweep import engines, read_table, sweep
+from imagic_lib.sweep import engines, sweep
 from imagic_lib.sweep.run import take
 from imagic_lib.sweep.work import DONE, Setup, read_json
 from imagic_lib.toyworld import Scene
@@ -67,24 +67,19 @@ def test_jobs_of_one_model_come_one_after_the_other(tmp_path, monkeypatch):
     assert [job.row for job in order] == [2, 4, 6, 3, 5, 7]
 
 
-def test_two_devices_are_two_processes_that_share_the_table(tmp_path):
-    table = write_table(tmp_path, ["waits 1", "waits 2", *TEXTS])
-    options = {"work": DRAW, "devices": ["cpu", "cpu:0"]}
-    runner = threading.Thread(target=sweep, args=(table, tmp_path / "out"), kwargs=options)
+def test_two_devices_are_two_processes_that_share_the_table_and_are_started_again_if_lost(tmp_path):
+    table = write_table(tmp_path, ["waits 1", "waits 2", "deadly", "bad", *TEXTS])
+    options, found = {"work": DRAW, "devices": ["cpu", "cpu:0"]}, []
+    runner = threading.Thread(target=lambda: found.append(sweep(table, tmp_path / "out", **options)))
     runner.start()
     # both hold one of the jobs that wait: each is at work while the other is
     wait_until(lambda: len(list((tmp_path / "out" / "edits").glob(".*.part"))) == 2)
     (tmp_path / "out" / "go").touch()
     runner.join()
-    facts = [read_json(p) for p in (tmp_path / "out" / "edits").glob("*/job.json")]
-    workers = {one["worker"] for one in facts}
-    assert len(facts) == 8 and len(workers) == 2 and os.getpid() not in workers
-
-
-def test_a_process_that_is_lost_is_started_again_and_a_job_that_kills_ends_nothing_else(tmp_path):
-    table = write_table(tmp_path, ["a car", "deadly", "a cat"])
-    found = sweep(table, tmp_path / "out", work=DRAW, devices=["cpu", "cpu:0"])
-    assert (found.done, found.failed, found.left) == (2, 0, 1)
+    assert (found[0].done, found[0].failed, found[0].left) == (8, 2, 0)
+    assert "its worker was lost 3 times" in " ".join(errors_of(tmp_path / "out"))
+    workers = {read_json(p)["worker"] for p in (tmp_path / "out" / "edits").glob("*/job.json")}
+    assert len(workers) >= 2 and os.getpid() not in workers
 
 
 # --- Slurm, by submitit's local executor
@@ -98,12 +93,12 @@ def test_slurm_s_array_gives_the_same_bits(tmp_path, edits):
     assert len(pictures(tmp_path / "local")) == 6 and pictures(tmp_path / "local") == pictures(tmp_path / "slurm")
 
 
-def test_slurm_tries_a_job_that_kills_its_workers_three_times(tmp_path):
+def test_slurm_sends_lost_tasks_again_and_gives_up_a_job_that_kills_them(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed: pip install submitit")
     table = write_table(tmp_path, ["deadly", "a cat", "bad"])
     found = sweep(table, tmp_path / "out", "slurm", work=DRAW, workers=1, cluster="local")
-    assert (found.done, found.failed, found.left) == (0, 3, 0) or (found.done, found.failed) == (1, 2)
-    assert any("its worker was lost 3 times" in error for error in errors_of(tmp_path / "out"))
+    assert (found.done, found.failed, found.left) == (1, 2, 0)
+    assert "its worker was lost 3 times" in " ".join(errors_of(tmp_path / "out"))
 
 
 # --- Ray
