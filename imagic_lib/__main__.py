@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("table", metavar="TABLE", type=Path, help="CSV file with the columns image and text (more: docs)")
     many.add_argument("--out", type=Path, required=True, help="folder of the sweep, new or its own")
     many.add_argument("--engine", choices=("local", "ray", "slurm"), default="local", help="(default: local)")
-    many.add_argument("--ray", metavar="ADDRESS", help="a running Ray cluster: auto, or ray://HOST:10001")
+    many.add_argument("--ray", metavar="ADDRESS", help="of a running Ray cluster: auto, or HEAD:6379")
     many.add_argument("--cores", type=whole, default=2, help="threads of one worker on a CPU (default: 2)")
     many.add_argument("--workers", type=whole, default=8, help="tasks of the Slurm array (default: 8)")
     many.add_argument(

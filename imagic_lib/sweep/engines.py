@@ -44,7 +44,7 @@ Note = Callable[[Job, str], None]
 
 def run_local(jobs: Sequence[Job], setup: Setup, note: Note, devices: Sequence[str] | None = None) -> None:
     """In this process, or, where there are several GPUs, in one process for each. devices: default all GPUs, or the
-    CPU. The embedded model needs no GPU: `load_pipeline` gives it the CPU unless devices are named."""
+    CPU. The embedded model stays on the CPU everywhere."""
     if devices is None:
         devices = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
         devices = devices if len(devices) > 1 else [None]
@@ -145,18 +145,24 @@ def run_slurm(
 ) -> None:
     """An array of `workers` tasks over the same table, by submitit. options: of its `update_parameters`, such as
     slurm_partition, timeout_min, gpus_per_node. cluster: "local" runs the tasks as processes of this machine. This
-    process only watches: if it is stopped, the tasks go on. Raises ValueError where there is no submitit."""
+    process only watches: if it is stopped, the tasks go on. Raises ValueError where there is no submitit or no Slurm.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}: it must be 1 or more")
     try:
         import submitit
     except ImportError:
         raise ValueError('the engine slurm needs submitit: pip install "imagic-taught[cluster]"') from None
-    executor = submitit.AutoExecutor(folder=Path(setup.out) / "slurm" / "%j", cluster=cluster)
-    executor.update_parameters(name="imagic-sweep", cpus_per_task=setup.cores, **options or {})
     watcher, idle = Watcher(jobs, setup, note), 0
     while watcher.left and idle <= TRIES:  # the tasks end when nothing is left; those that were lost are sent again
         before, left = len(watcher.left), plain(watcher.left.values())
         count = min(workers, before)
-        tasks = executor.map_array(ArrayWorker(), [left] * count, [setup] * count, [list(sys.path)] * count)
+        try:
+            executor = submitit.AutoExecutor(folder=Path(setup.out) / "slurm" / "%j", cluster=cluster)
+            executor.update_parameters(name="imagic-sweep", cpus_per_task=setup.cores, **options or {})
+            tasks = executor.map_array(ArrayWorker(), [left] * count, [setup] * count, [list(sys.path)] * count)
+        except (RuntimeError, NameError, TypeError, OSError) as error:  # no sbatch, an unknown option, Slurm's refusal
+            raise ValueError(f"submitit can't send the array: {error}") from error
         while not all(task.done() for task in tasks):
             time.sleep(LOOK)
             watcher.look()
@@ -228,7 +234,7 @@ class Hands:
             state = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:  # none of the job's own: those are files in errors/
             raise ValueError(f"a worker can't go on: {error.cause}") from error
-        except self.ray.exceptions.RayActorError as error:
+        except self.ray.exceptions.RayError as error:
             self.ray.kill(actor)
             self.lost(job, error)
             return

@@ -28,6 +28,7 @@ from imagic_lib.folder import DIFFERENCE_FILE, LORA_FILE, claim, picture_name
 from imagic_lib.models import load_pipeline
 from imagic_lib.pictures import load_image, psnr, rmse
 from imagic_lib.sweep.table import Job
+from imagic_lib.training import loop
 from imagic_lib.training.checkpoints import write_atomically
 from imagic_lib.training.strategies import Strategy
 
@@ -152,11 +153,28 @@ def done_in(part: Path, function: Callable, job: Job, setup: Setup) -> dict:
     """What the work function returns, with the time it took and the notes it gave, each once."""
     part.mkdir(exist_ok=True)
     began = time.monotonic()
-    with warnings.catch_warnings(record=True) as notes:
+    with warnings.catch_warnings(record=True) as notes, quiet():
         warnings.simplefilter("always", UserWarning)
         facts = function(job, part, setup)
     said = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, UserWarning))
     return {**facts, "notes": list(said), "seconds": round(time.monotonic() - began, 2), "versions": versions()}
+
+
+class NoBar(loop.tqdm):
+    """A progress bar that is not shown."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings | {"disable": True})
+
+
+@contextmanager
+def quiet():
+    """The bars of the stages are not shown inside: thousands of them would push away the sweep's own."""
+    shown, loop.tqdm = loop.tqdm, NoBar
+    try:
+        yield
+    finally:
+        loop.tqdm = shown
 
 
 def named(work: str) -> Callable:
@@ -251,7 +269,7 @@ def draw(made: ImagicEdit, job: Job, folder: Path) -> list[dict]:
 @lru_cache(maxsize=1)
 def pipeline(model: str, device: str | None) -> StableDiffusionPipeline:
     """The model, loaded once for as long as the jobs ask for the same."""
-    return load_pipeline(model, device)
+    return load_pipeline(model, None if model == "tiny" else device)
 
 
 @lru_cache(maxsize=4)

@@ -111,6 +111,8 @@ def cluster():
     import ray
     from ray.cluster_utils import Cluster
 
+    # 15 by Ray's default: beside other work on the same core such workers starve
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
     memory = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
     ray.init(address=made.address, log_to_driver=False)
@@ -195,6 +197,18 @@ def test_an_engine_that_is_not_installed_says_what_to_install(tmp_path, monkeypa
 def test_nothing_of_ray_and_submitit_is_loaded_before_it_is_needed():
     code = "import sys, imagic_lib.sweep; sys.exit(bool({'ray', 'submitit'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_where_there_is_no_slurm_it_is_said_in_a_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install submitit")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"submitit can't send the array: .*sbatch"):
+        sweep(write_table(tmp_path, TEXTS), tmp_path / "out", "slurm", work=DRAW)
+    with pytest.raises(ValueError, match=r"submitit can't send the array: .*no_such_option"):
+        options = {"cluster": "local", "options": {"no_such_option": 1}}
+        sweep(write_table(tmp_path, TEXTS), tmp_path / "out", "slurm", work=DRAW, **options)
+    with pytest.raises(ValueError, match="workers is 0"):
+        sweep(write_table(tmp_path, TEXTS), tmp_path / "out", "slurm", work=DRAW, workers=0)
 
 
 # --- kill -9
