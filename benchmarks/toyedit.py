@@ -2,6 +2,8 @@
 
 python benchmarks/toyedit.py dev      # 40 edits, about a minute each on 2 cores; goes on where it was
 python benchmarks/toyedit.py test     # 60 edits; one row an edit and variant in data/experiments/toyedit-test.csv
+
+The edits are a sweep (imagic_lib.sweep) in runs/toyedit; --engine ray or slurm spreads them over machines.
 """
 
 from __future__ import annotations
@@ -9,17 +11,21 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from report import table
-from tqdm.auto import tqdm
+from report import ROOT, table
 
 import imagic_lib as imagic
 from imagic_lib.models import DATA
-from imagic_lib.pictures import psnr, to_tensor
+from imagic_lib.pictures import psnr
+from imagic_lib.sweep import Job, sweep
+from imagic_lib.sweep.table import read_table
+from imagic_lib.sweep.work import FACTS, Setup, pipeline, read_json
 from imagic_lib.toyworld.edits import KINDS, VERSION, toyedit
 from imagic_lib.toyworld.reader import Reader, load_reader
 from imagic_lib.training.checkpoints import write_atomically
@@ -67,20 +73,52 @@ class Rows:
         write_atomically(self.path, lambda tmp: tmp.write_text(text.getvalue(), encoding="utf-8"))
 
 
-def run(split: str, rows: Rows, pipe, reader: Reader) -> None:
-    for index, (scene, change) in enumerate(tqdm(toyedit(split), desc=f"ToyEdit, {split}", unit="edit")):
-        if all(rows.has(index, variant) for variant in VARIANTS):
-            continue
-        kind, truth = next(iter(change)), scene.edit(**change)
-        image = to_tensor(scene.render())
-        began = time.monotonic()
-        edit = imagic.run_edit(pipe, image, truth.caption())
-        seconds = round(time.monotonic() - began, 1)
-        for variant, scale in VARIANTS.items():
-            if not rows.has(index, variant):
-                facts = {"version": VERSION, "edit": index, "kind": kind, "from": scene.caption()}
-                facts |= {"to": truth.caption(), "variant": variant, "seconds": seconds}
-                rows.add(facts | measure(edit, scale, scene, change, reader))
+def run(split: str, rows: Rows, folder: Path, engine: str) -> None:
+    """Those edits that have no rows yet, as a sweep in the folder; then their rows, in the order of the edits."""
+    left = [k for k in range(len(toyedit(split))) if not all(rows.has(k, variant) for variant in VARIANTS)]
+    if not left:
+        return
+    jobs = read_table(write_table(split, left, folder))
+    found = sweep(jobs, folder / "sweep", engine, work="toyedit:work")
+    for index, job in zip(left, jobs, strict=True):
+        if (path := folder / "sweep" / "edits" / job.name / FACTS).is_file():
+            for row in read_json(path)["rows"]:
+                if not rows.has(index, row["variant"]):
+                    rows.add(row)
+    if found.failed or found.left:
+        sys.exit(f"{found.failed} edits failed, {found.left} are open: see {folder / 'sweep' / 'errors.csv'}")
+
+
+def write_table(split: str, indices: list[int], folder: Path) -> Path:
+    """The table of these edits, and their input pictures beside it: SPLIT-3.png is the fourth."""
+    lines = [["image", "text"]]
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in indices:
+        scene, change = toyedit(split)[index]
+        scene.render().save(folder / f"{split}-{index}.png")
+        lines.append([f"{split}-{index}.png", scene.edit(**change).caption()])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    write_atomically(folder / f"{split}.csv", lambda tmp: tmp.write_text(text.getvalue(), encoding="utf-8"))
+    return folder / f"{split}.csv"
+
+
+reader_of_toyedit = cache(load_reader)
+
+
+def work(job: Job, folder: Path, setup: Setup) -> dict:
+    """What the sweep does for each job: train one edit, measure both variants."""
+    split, _, index = Path(job.image).stem.partition("-")
+    scene, change = toyedit(split)[int(index)]
+    pipe = pipeline(job.model, setup.device)
+    began = time.monotonic()
+    edit = imagic.run_edit(pipe, imagic.load_image(job.image, pipe), job.text, folder=folder)
+    facts = {"version": VERSION, "edit": int(index), "kind": next(iter(change)), "from": scene.caption()}
+    seconds, rows = round(time.monotonic() - began, 1), []
+    for variant, scale in VARIANTS.items():
+        own = {"to": job.text, "variant": variant, "seconds": seconds}
+        rows.append(facts | own | measure(edit, scale, scene, change, reader_of_toyedit()))
+    return {"rows": rows}
 
 
 def interval(values: list[float], repeats: int = 2000) -> str:
@@ -124,9 +162,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("split", choices=("dev", "test"))
     options.add_argument("--out", type=Path, help="the CSV file (default: data/experiments/toyedit-SPLIT.csv)")
+    options.add_argument("--engine", choices=("local", "ray", "slurm"), default="local", help="(default: local)")
     args = options.parse_args()
     rows = Rows(args.out or DATA / "experiments" / f"toyedit-{args.split}.csv")
-    run(args.split, rows, imagic.load_pipeline("tiny"), load_reader())
+    run(args.split, rows, ROOT / "runs" / "toyedit", args.engine)
     print(summary(rows.rows))
 
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m imagic_lib edit | show | plan | demo | train`, each with --help."""
+"""The command line: `python -m imagic_lib edit | show | sweep | plan | demo | train`, each with --help."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--model", help="the model of the edit; tiny is found without it, and no other is loaded unasked")
     add_sampling(show)
 
+    many = commands.add_parser("sweep", help="many edits, from a table", description=SWEEP)
+    many.add_argument("table", metavar="TABLE", type=Path, help="CSV file with the columns image and text (more: docs)")
+    many.add_argument("--out", type=Path, required=True, help="folder of the sweep, new or its own")
+    many.add_argument("--engine", choices=("local", "ray", "slurm"), default="local", help="(default: local)")
+    many.add_argument("--ray", metavar="ADDRESS", help="of a running Ray cluster: auto, or HEAD:6379")
+    many.add_argument("--cores", type=whole, default=2, help="threads of one worker on a CPU (default: 2)")
+    many.add_argument("--workers", type=whole, default=8, help="tasks of the Slurm array (default: 8)")
+    many.add_argument(
+        "--slurm",
+        metavar="NAME=VALUE",
+        type=slurm_option,
+        nargs="+",
+        default=[],
+        help="for Slurm, as submitit names it: timeout_min=240 gpus_per_node=1 slurm_partition=gpu",
+    )
+    many.add_argument("--keep", action="store_true", help="keep the trained weights, so that show can draw again")
+
     plan = commands.add_parser("plan", help="what will fit into a GPU, before it runs", description=PLAN)
     plan.add_argument("--model", default="CompVis/stable-diffusion-v1-4", help="tiny, a folder, or SD 1.4 (default)")
     plan.add_argument("--gpu-gb", type=number, help="GiB to fit into, e.g. 14.75 for a T4 (default: this machine's)")
@@ -62,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 SHOW = "Print a saved edit's settings, and draw its curves and pictures again, for any η and seed, without training."
+SWEEP = """Do every edit of a table: on this machine, on Slurm or on a Ray cluster. Started again after any stop it
+goes on, and finished edits are not done twice. The results are in report.html, results.csv, contact-sheet.png and
+errors.csv in the folder. docs/cluster.md explains the table and the engines."""
 PLAN = """Predict the peak memory of each stage for every way of training, without a GPU, and choose the best that fits
 with a margin of 3 GiB."""
 TRAIN = """Make an embedded model, or train on from one: drawings, VAE, CLIP, UNet and the reader. Start it again after
@@ -114,6 +134,13 @@ def scale(text: str) -> float:
     if not 0 <= (value := number(text)) <= MOST_SCALE:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to {MOST_SCALE:g}")
     return value
+
+
+def slurm_option(text: str) -> tuple[str, str | int]:
+    name, _, value = text.partition("=")
+    if not name.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, int(value) if value.isdigit() else value
 
 
 def without_exponents(arguments: list[str]) -> list[str]:
@@ -195,6 +222,27 @@ def run_show_command(args: argparse.Namespace) -> None:
     report(edit, args.eta or ETAS, args.seed, folder, scale=scale_for(edit, args))
 
 
+def run_sweep_command(args: argparse.Namespace) -> int:
+    """0 if all edits of the table are done, 1 if some failed or are open."""
+    from imagic_lib.sweep import Faults, sweep
+
+    if args.ray and args.engine != "ray":
+        raise ValueError("--ray is for --engine ray: give both")
+    options = {
+        "local": {},
+        "ray": {"address": args.ray},
+        "slurm": {"workers": args.workers, "options": dict(args.slurm)},
+    }[args.engine]
+    try:
+        found = sweep(args.table, args.out, args.engine, cores=args.cores, keep=args.keep, **options)
+    except Faults as faults:
+        for fault in faults.faults:
+            print(printable(fault), file=sys.stderr)
+        raise ValueError(faults.verdict) from None
+    print(f"{found.done} done, {found.failed} failed, {found.left} open: {printable(args.out / 'report.html')}")
+    return 1 if found.failed or found.left else 0
+
+
 def run_plan_command(args: argparse.Namespace) -> None:
     from imagic_lib.training.memory import plan
 
@@ -223,13 +271,12 @@ def suggested(edit):
 def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0) -> list[list]:
     """Sample, write the sheet, the single pictures and the curves, print the distances."""
     from imagic_lib.classroom.plots import edit_sheet, loss_curves
-    from imagic_lib.folder import claim
+    from imagic_lib.folder import claim, picture_name
     from imagic_lib.pictures import rmse
     from imagic_lib.training.checkpoints import write_atomically
 
     etas, seeds = list(dict.fromkeys(etas)), list(dict.fromkeys(seeds))  # each picture once
-    much = "" if scale == 1 else f"-scale-{short(scale)}"
-    names = [[f"eta-{short(eta)}{much}-seed-{seed}.png" for eta in etas] for seed in seeds]
+    names = [[picture_name(eta, seed, scale) for eta in etas] for seed in seeds]
     claim(folder, [*(name for row in names for name in row), "edit.png", "losses.png"])
     began = time.monotonic()
     rows = edit.pictures(etas, seeds, scale=scale)
@@ -257,11 +304,6 @@ def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0) -> l
     return rows
 
 
-def short(value: float) -> str:
-    """An η or a scale in a file's name: 0.5, 1, -0.25; different for different numbers."""
-    return str(float(value)).removesuffix(".0")
-
-
 def run_demo_command(args: argparse.Namespace) -> None:
     import imagic_lib as imagic
     from imagic_lib.edit import ETAS
@@ -287,6 +329,7 @@ def run_train_command(args: argparse.Namespace) -> None:
 COMMANDS = {
     "edit": run_edit_command,
     "show": run_show_command,
+    "sweep": run_sweep_command,
     "plan": run_plan_command,
     "demo": run_demo_command,
     "train": run_train_command,
@@ -299,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
 
     warnings.formatwarning = lambda message, *_, **__: f"note: {printable(message)}\n"
     try:
-        COMMANDS[args.command](args)
+        return COMMANDS[args.command](args) or 0
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"imagic: {printable(str(error) or type(error).__name__)}", file=sys.stderr)
         return 2
@@ -307,7 +350,6 @@ def main(argv: list[str] | None = None) -> int:
         goes_on = "" if args.command in ("show", "plan") else "; the same command goes on where it was"
         print(f"imagic: stopped{goes_on}", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -87,6 +87,17 @@ def files_of(folder: Path) -> set[str]:
     return {name for name in listed or [] if WRITTEN.fullmatch(name)}
 
 
+def picture_name(eta: float, seed: int, scale: float = 1.0) -> str:
+    """The file of a picture: eta-0.5-seed-0.png; different for different numbers."""
+    much = "" if scale == 1 else f"-scale-{short(scale)}"
+    return f"eta-{short(eta)}{much}-seed-{seed}.png"
+
+
+def short(value: float) -> str:
+    """An η or a scale in a file's name: 0.5, 1, -0.25."""
+    return str(float(value)).removesuffix(".0")
+
+
 def claim(folder: str | Path, names: Iterable[str]) -> None:
     """List these files as the edit's, before they are written. Raises ValueError if one of them is there already
     and is not the edit's: then nothing was written."""

@@ -138,6 +138,16 @@ def unknown_words(text: str) -> list[str]:
     return [word for word in dict.fromkeys(words) if word and word not in vocabulary()]
 
 
+def check_text(text: str) -> None:
+    """Raises ValueError for a text that is empty, endless or no text."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the text is empty: say what the edited picture shows, e.g. 'a brown dog jumping'")
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"the text has {len(text)} characters: one sentence is enough, {LONGEST_TEXT} are the limit")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("the text has bytes that are no letters: write it in UTF-8")
+
+
 @torch.no_grad()
 def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     """e_tgt: the text as the UNet reads it, (1, tokens, width).
@@ -145,12 +155,7 @@ def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     Raises ValueError for a text that is empty, endless or no text. Warns if it is longer than the model reads (and
     says what is cut) or, with the embedded model, if it has words that the model never saw.
     """
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("the text is empty: say what the edited picture shows, e.g. 'a brown dog jumping'")
-    if len(text) > LONGEST_TEXT:
-        raise ValueError(f"the text has {len(text)} characters: one sentence is enough, {LONGEST_TEXT} are the limit")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("the text has bytes that are no letters: write it in UTF-8")
+    check_text(text)
     limit = pipe.tokenizer.model_max_length
     ids = pipe.tokenizer(text, truncation=False).input_ids
     if len(ids) > limit:
