@@ -63,6 +63,7 @@ def attempt(job: Job, setup: Setup) -> str:
     """
     folder = setup.folder(job)
     if folder.exists():
+        lock_of(folder).unlink(missing_ok=True)  # left by a worker that was killed just after the rename
         return DONE
     with claimed(folder) as lock:
         if folder.exists():
@@ -83,13 +84,17 @@ def attempt(job: Job, setup: Setup) -> str:
     return DONE
 
 
+def lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
 @contextmanager
 def claimed(folder: Path):
     """Holds the lock of a job; inside, the descriptor of its file, or None if another process holds it. Raises
     ValueError where the disk knows no locks."""
     import fcntl  # not on Windows
 
-    path = folder.with_name(f".{folder.name}.lock")
+    path = lock_of(folder)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     mine = False
     try:
