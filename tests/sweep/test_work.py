@@ -39,6 +39,14 @@ def test_a_job_is_done_once(tmp_path, setup):
     assert [p.name for p in (tmp_path / "out" / "edits").iterdir()] == [job.name]
 
 
+def test_the_lock_of_a_worker_killed_after_its_rename_is_taken_away(tmp_path, setup):
+    [job] = jobs_in(tmp_path, ["a car"])
+    assert attempt(job, setup) == DONE
+    lock = work.lock_of(setup.folder(job))
+    lock.touch()
+    assert attempt(job, setup) == DONE and not lock.exists()
+
+
 def test_a_job_that_another_process_has_is_left_to_it(tmp_path, setup):
     [job] = jobs_in(tmp_path, ["a car"])
     lock = setup.folder(job).with_name(f".{job.name}.lock")
