@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -31,7 +32,12 @@ DEFAULTS = {
 }
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
 Guess = Callable[[Tensor, Tensor], Tensor]  # guess(z_t, t) -> the noise in z_t, or v
-SAMPLERS = {"ddim": DDIMScheduler, "pndm": PNDMScheduler, "dpm++": DPMSolverMultistepScheduler}
+SAMPLERS = {
+    "ddim": (DDIMScheduler, {}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # as Stable Diffusion's configuration has it
+    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "sde-dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),  # new noise at every step
+}
 
 
 class Step(NamedTuple):
@@ -44,27 +50,29 @@ class Step(NamedTuple):
 
 
 def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
-    """A sampler by name ("ddim", "pndm", "dpm++") over the model's own noise process, for `generate`."""
+    """A sampler by its name in `SAMPLERS`, over the model's own noise process, for `generate`."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
-    more = {"skip_prk_steps": True} if name == "pndm" else {}  # as Stable Diffusion's configuration has it
-    return SAMPLERS[name].from_config(pipe.scheduler.config, **more)
+    kind, settings = SAMPLERS[name]
+    return kind.from_config(pipe.scheduler.config, **settings)
 
 
 def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | None) -> SchedulerMixin:
     """A copy of the scheduler that was chosen, by name or itself, or of the pipeline's own. Raises ValueError for one
     that `denoise` can't follow."""
     scheduler = sampler(pipe, chosen) if isinstance(chosen, str) else chosen or pipe.scheduler
-    if not isinstance(scheduler, tuple(SAMPLERS.values())):
+    if not isinstance(scheduler, tuple(kind for kind, _ in SAMPLERS.values())):
         raise ValueError(f"{type(scheduler).__name__} is not supported: give scheduler= one of {', '.join(SAMPLERS)}")
     return copy.deepcopy(scheduler)
 
 
-def initial_noise(pipe: StableDiffusionPipeline, seed: int) -> Tensor:
-    """The noise that a seed stands for, (1, 4, h, w), drawn in float32: as diffusers' pipeline draws it."""
+def initial_noise(pipe: StableDiffusionPipeline, seed: int | torch.Generator) -> Tensor:
+    """The noise that a seed stands for, (1, 4, h, w), drawn in float32: as diffusers' pipeline draws it. From a
+    generator: its next noise."""
     side = pipe.unet.config.sample_size
     shape = (1, pipe.unet.config.in_channels, side, side)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(pipe.unet.device)
+    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(pipe.unet.device)
 
 
 def seeds_of(seeds: Sequence[int]) -> list[int]:
@@ -105,27 +113,28 @@ def generate(
 ) -> list[Image.Image]:
     """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
 
-    embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every
-    embedding. guidance_scale: 1 is the text alone, 0 the negative prompt alone (`guided`). scale: how much of the
-    fine-tuning is used, λ in formulas: 1 all, 0 nothing of it (`stage2_finetuning.scaled`). scheduler: a name for
-    `sampler`, or a scheduler; the pipeline's own if left out. callback: called with a `Step` at each denoising step of
-    each batch. A safety checker that the model ships blackens what it flags, and says so. Raises ValueError for what
-    can't be drawn. Taught in notebooks/05_inference.ipynb.
+    embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every embedding, and so
+    is the noise that a sampler adds on its way. guidance_scale: 1 is the text alone, 0 the negative prompt alone
+    (`guided`). scale: how much of the fine-tuning is used, λ in formulas: 1 all, 0 nothing of it
+    (`stage2_finetuning.scaled`). scheduler: a name for `sampler`, or a scheduler; the pipeline's own if left out.
+    callback: called with a `Step` at each denoising step of each batch. A safety checker that the model ships blackens
+    what it flags, and says so. Raises ValueError for what can't be drawn. Taught in notebooks/05_inference.ipynb.
     """
     scheduler, seeds = scheduler_of(pipe, scheduler), seeds_of(seeds)
     if embeddings.ndim != 3 or len(embeddings) == 0:
         raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
     given = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance_scale)
     device, dtype, at_once = pipe.unet.device, pipe.unet.dtype, AT_ONCE[family(pipe)]
-    noise = torch.cat([initial_noise(pipe, seed) for seed in seeds]).repeat(len(embeddings), 1, 1, 1)
     text = embeddings.repeat_interleave(len(seeds), dim=0).to(device, dtype)
-    pictures = []
+    generators, pictures = [torch.Generator().manual_seed(seed) for _ in embeddings for seed in seeds], []
     with torch.no_grad(), scaled(pipe, scale) as unet:
         empty = pipe.encode_prompt(negative_prompt, device, 1, False)[0].to(dtype)
-        for z, e in zip(noise.to(dtype).split(at_once), text.split(at_once), strict=True):
+        for start in range(0, len(text), at_once):
+            e, own = text[start : start + at_once], generators[start : start + at_once]
             guess = denoiser(unet, e, empty, given["guidance_scale"])
+            z = torch.cat([initial_noise(pipe, generator) for generator in own]).to(dtype)
             scheduler.set_timesteps(given["steps"], device=device)
-            z = denoise(guess, z, scheduler, callback)
+            z = denoise(guess, z, scheduler, callback, own)
             pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
         return checked(pipe, pictures)
 
@@ -154,14 +163,17 @@ def denoiser(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: flo
     return guess
 
 
-def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None) -> Tensor:
-    """The sampling loop: z_T (n, 4, h, w) -> z_0, by a function guess(z_t, t) and a scheduler whose steps are set."""
+def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None, generators=None) -> Tensor:
+    """The sampling loop: z_T (n, 4, h, w) -> z_0, by a function guess(z_t, t) and a scheduler whose steps are set.
+    generators: one for each picture, of the noise that some samplers add at every step."""
+    noisy = "generator" in inspect.signature(scheduler.step).parameters  # PNDM's step adds none
+    more = {"generator": generators} if noisy else {}
     z = z * scheduler.init_noise_sigma
     for index, t in enumerate(scheduler.timesteps):
         answer = guess(scheduler.scale_model_input(z, t), t)
         if callback is not None:
             callback(Step(index, int(t), z, predicted_original(scheduler, z, answer, t)))
-        z = scheduler.step(answer, t, z).prev_sample
+        z = scheduler.step(answer, t, z, **more).prev_sample
     return z
 
 

@@ -30,6 +30,42 @@ def test_generate_equals_diffusers_bit_for_bit(pipe, e_tgt, guidance):
     assert ours[0].tobytes() == theirs.tobytes()
 
 
+@pytest.mark.parametrize("name", imagic.stage4_inference.SAMPLERS)
+def test_every_sampler_equals_diffusers_with_a_generator_for_each_picture(pipe, e_tgt, name):
+    """A sampler that adds noise at every step, too: each seed has its own noise. Only the decoder, which gets one
+    picture at a time here and two there, may round otherwise."""
+    other = with_unet(pipe, pipe.unet)
+    other.scheduler = imagic.stage4_inference.sampler(pipe, name)
+    ours = imagic.generate(other, e_tgt, [3, 4], steps=5, guidance_scale=3)
+    theirs = other(
+        prompt_embeds=e_tgt,
+        num_images_per_prompt=2,
+        num_inference_steps=5,
+        guidance_scale=3,
+        generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)],
+        height=128,
+        width=128,
+    ).images
+    for one, other in zip(ours, theirs, strict=True):
+        assert abs(np.asarray(one, dtype=int) - np.asarray(other)).max() <= 1
+
+
+def test_the_noise_of_every_step_belongs_to_the_seed(pipe, e_tgt):
+    """The same for every embedding and in every batch; torch's own random numbers play no part."""
+
+    def drawn(embeddings, seeds):
+        ends = []
+        imagic.generate(pipe, embeddings, seeds, steps=4, scheduler="sde-dpm++", callback=lambda s: ends.append(s.z_t))
+        return ends[3::4]
+
+    torch.manual_seed(5)
+    [both] = drawn(torch.cat([e_tgt, e_tgt]), [1, 2])
+    torch.manual_seed(6)
+    [alone] = drawn(e_tgt, [2])
+    assert torch.equal(both[:2], both[2:]) and not torch.allclose(both[0], both[1])
+    torch.testing.assert_close(both[3:], alone, rtol=1e-4, atol=1e-4)
+
+
 def test_pictures_come_embedding_by_embedding_with_the_same_noise_for_a_seed(pipe, e_tgt):
     other = imagic.encode_text(pipe, "a red car in the snow")
     starts = []
@@ -79,15 +115,15 @@ def test_the_model_is_a_drop_in_for_a_pipeline_built_anew(pipe, e_tgt):
 
 def test_samplers_by_name_share_the_models_noise_process(pipe, e_tgt):
     pictures = set()
-    for name in ("ddim", "pndm", "dpm++"):
+    for name in imagic.stage4_inference.SAMPLERS:
         scheduler = imagic.stage4_inference.sampler(pipe, name)
         assert torch.equal(scheduler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
         pictures.add(imagic.generate(pipe, e_tgt, [0], steps=4, scheduler=name)[0].tobytes())
-    assert len(pictures) == 3
+    assert len(pictures) == 4
     pndm = imagic.stage4_inference.sampler(pipe, "pndm")
     pndm.set_timesteps(4)
     assert len(pndm.timesteps) == 5  # one call more than steps; with its Runge-Kutta start it would be 13
-    with pytest.raises(ValueError, match="'euler' is unknown: choose one of ddim, pndm"):
+    with pytest.raises(ValueError, match=r"'euler' is unknown: choose one of ddim, pndm, dpm[+][+], sde"):
         imagic.generate(pipe, e_tgt, [0], scheduler="euler")
     with pytest.raises(ValueError, match=r"EulerDiscreteScheduler is not supported: give scheduler= one of ddim"):
         imagic.generate(pipe, e_tgt, [0], scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config))
