@@ -147,7 +147,7 @@ def section(job: Job, facts: dict, folder: Path, embed: bool) -> Iterator[str]:
             yield figure(folder / INPUT_FILE, "", "input", embed)
         for one in facts.get("pictures", []):
             if one["seed"] == seed:
-                words = f"η {one['eta']:g} · seed {seed}<br>RMSE {one['distance']:.3f} · {one['psnr']:.1f} dB"
+                words = f"η {one['eta']:g} · seed {seed}<br>PSNR {one['psnr']:.1f} dB"
                 yield figure(folder / one["file"], f' data-eta="{one["eta"]:g}"', words, embed)
         yield "</div>\n"
     yield "</section>\n"

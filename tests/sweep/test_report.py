@@ -15,6 +15,7 @@ from imagic_lib import sweep as package
 from imagic_lib.__main__ import main
 from imagic_lib.sweep import report, run, sweep
 from imagic_lib.sweep.work import DONE, FAILED
+from tests.classroom.test_browser import CHROMIUM, SWITCHES
 from tests.sweep.stub import DRAW, marks, write_table
 
 NASTY = '<script>alert("1")</script> & "a cat" \'\u202e'
@@ -31,6 +32,28 @@ def swept(tmp_path):
     table = write_table(tmp_path, ["a car", "bad", NASTY], etas="0 0.7", seeds="1 2")
     assert sweep(table, tmp_path / "out", work=DRAW).failed == 1
     return tmp_path / "out"
+
+
+def test_browser_filters_the_edits_by_text_and_eta(swept):
+    if not Path(CHROMIUM).exists():
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        page = browser.new_page(offline=True)
+        page.goto((swept / "report.html").as_uri())
+
+        def seen():
+            return page.inner_text("#shown"), page.locator("figure:visible").count()
+
+        assert seen() == ("2 of 2 edits", 8)
+        page.select_option("#eta", "0.7")
+        assert seen() == ("2 of 2 edits", 4)
+        page.fill("#text", "CAR a")
+        assert seen() == ("1 of 2 edits", 2) and page.inner_text("h2:visible") == "a car"
+        page.fill("#text", "rabbit")
+        assert seen() == ("0 of 2 edits", 0)
+        browser.close()
 
 
 def test_results_have_a_row_for_each_picture(swept):
