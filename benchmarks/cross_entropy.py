@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 
 import torch
-from edits import EDITS, right
+from edits import EDITS, successes
 from report import ROOT
 
 import imagic_lib as imagic
@@ -22,8 +22,7 @@ from imagic_lib.edit import ImagicEdit
 from imagic_lib.experiments import distribution, losses
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr, rmse
-from imagic_lib.toyworld import load_scene
-from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.toyworld import load_reader, load_scene
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 
 RESULTS = DATA / "experiments" / "cross-entropy.json"
@@ -85,21 +84,21 @@ def stage_1(pipe, image, e_tgt, name: str, seed: int, path) -> tuple[torch.Tenso
     return tensors["e_opt"], {k: v for k, v in curve.items() if k != "parts"}
 
 
-def look(edit: ImagicEdit, judge, truth) -> dict:
+def look(edit: ImagicEdit, reader, truth) -> dict:
     """How the pictures are: at η = 0 against the VAE's own, and at the best of the other η against the truth."""
     rows = edit.pictures(ETAS, SEEDS, steps=SAMPLING_STEPS)
-    counts = {eta: right(judge, [row[c] for row in rows], truth) for c, eta in enumerate(ETAS) if eta > 0}
+    counts = {eta: successes(reader, [row[c] for row in rows], truth) for c, eta in enumerate(ETAS) if eta > 0}
     distances = {eta: min(rmse(row[ETAS.index(eta)], truth.render()) for row in rows) for eta in counts}
     best = min(counts, key=lambda eta: (-counts[eta], distances[eta]))
     return {
         "psnr": [psnr(row[0], edit.reconstruction) for row in rows],
         "best_eta": best,
-        "right": counts[best] / len(SEEDS),
+        "success": counts[best] / len(SEEDS),
         "rmse_to_truth": distances[best],
     }
 
 
-def run(pipes: dict, judge, picture: str, seed: int, first: str, second: str) -> dict:
+def run(pipes: dict, reader, picture: str, seed: int, first: str, second: str) -> dict:
     """One edit with these two losses, as a line of the results."""
     path, pipe = DATA / "images" / picture, pipes["plain"]
     truth = load_scene(path).edit(**EDITS[picture])
@@ -122,7 +121,7 @@ def run(pipes: dict, judge, picture: str, seed: int, first: str, second: str) ->
         stop_if_lost("stage 2", line["curve_2"])
         line["missed_mean"] = missed_mean(tuned, image, e_opt)
         edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, None, history, {})
-        line |= look(edit, judge, truth)
+        line |= look(edit, reader, truth)
     except FloatingPointError as error:
         line["diverged"] = str(error)
     return {key: rounded(value) for key, value in line.items()}
@@ -130,7 +129,7 @@ def run(pipes: dict, judge, picture: str, seed: int, first: str, second: str) ->
 
 def main() -> None:
     plain = imagic.load_pipeline("tiny")
-    pipes, judge = {"plain": plain, "head": distribution.with_distribution(plain)}, load_judge()
+    pipes, reader = {"plain": plain, "head": distribution.with_distribution(plain)}, load_reader()
     settings = {
         "stage_1": stage1_embedding.DEFAULTS["tiny"],
         "stage_2": stage2_finetuning.DEFAULTS["full"]["tiny"] | {"steps": UNET_STEPS},
@@ -145,7 +144,7 @@ def main() -> None:
         for picture in PICTURES:
             for first, second in RUN_PAIRS:
                 if (picture, seed, first, second) not in done:
-                    results["runs"].append(run(pipes, judge, picture, seed, first, second))
+                    results["runs"].append(run(pipes, reader, picture, seed, first, second))
                     text = json.dumps(results).replace('{"picture"', '\n{"picture"')  # a line each
                     write_atomically(RESULTS, lambda tmp, text=text: tmp.write_text(text + "\n", encoding="utf-8"))
                     print({k: v for k, v in results["runs"][-1].items() if not k.startswith("curve")}, flush=True)

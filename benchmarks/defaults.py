@@ -6,14 +6,13 @@ python benchmarks/defaults.py      # about 10 minutes on 2 cores; writes the tab
 from __future__ import annotations
 
 import torch
-from edits import EDITS, right
+from edits import EDITS, successes
 from report import CARD, put, table
 
 import imagic_lib as imagic
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.pictures import psnr
-from imagic_lib.toyworld import load_scene
-from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.toyworld import load_reader, load_scene
 
 NAME = "dog-sitting.png"
 CHANGES = (  # what is other than the default, in stage 1 and in stage 2
@@ -37,7 +36,7 @@ def words(default: dict, change: dict) -> str:
     return ", ".join(f"**{text}**" if name in change else text for name, text in values.items())
 
 
-def measure(pipe, judge, first: dict, second: dict) -> list[str]:
+def measure(pipe, reader, first: dict, second: dict) -> list[str]:
     """A line of the table: one training with these settings, and pictures from all seeds."""
     path = imagic.DATA / "images" / NAME
     truth, image = load_scene(path).edit(**EDITS[NAME]), imagic.load_image(path, pipe)
@@ -48,18 +47,18 @@ def measure(pipe, judge, first: dict, second: dict) -> list[str]:
     edit = imagic.ImagicEdit(truth.caption(), pipe, tuned, image, e_tgt, e_opt, one, two, {})
     rows = edit.pictures(ETAS, SEEDS)
     rebuilt = [psnr(row[0], edit.reconstruction) for row in rows]
-    counts = [right(judge, [row[c] for row in rows], truth) for c in range(1, len(ETAS))]
+    counts = [successes(reader, [row[c] for row in rows], truth) for c in range(1, len(ETAS))]
     line = [words(stage1_embedding.DEFAULTS["tiny"], first), words(stage2_finetuning.DEFAULTS["full"]["tiny"], second)]
     line += [f"{history.probe_loss[-1]:.4f}" for history in (one, two)]
     return [*line, f"{min(rebuilt):.1f}–{max(rebuilt):.1f}", *map(str, counts)]
 
 
 def main() -> None:
-    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
-    rows = [measure(pipe, judge, *change) for change in CHANGES]
+    pipe, reader = imagic.load_pipeline("tiny"), load_reader()
+    rows = [measure(pipe, reader, *change) for change in CHANGES]
     header = ["stage 1", "stage 2", "probe after 1", "after 2", "η = 0, PSNR in dB"]
     header += [f"η = {eta:g}" for eta in ETAS[1:]]
-    note = f"\nThe last columns count the right pictures among those of {len(SEEDS)} seeds.\n"
+    note = f"\nThe last columns count the successes (right and drawn well) among the pictures of {len(SEEDS)} seeds.\n"
     put(CARD, "defaults", table(header, rows) + note)
 
 

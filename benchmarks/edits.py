@@ -5,15 +5,13 @@ python benchmarks/edits.py         # about 10 minutes on 2 cores; writes the tab
 
 from __future__ import annotations
 
-import numpy as np
 from report import CARD, ROOT, put, table
 
 import imagic_lib as imagic
 from imagic_lib.classroom.plots import picture_grid
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr, rmse
-from imagic_lib.toyworld import Scene, load_scene, vae
-from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.toyworld import Scene, load_reader, load_scene
 
 EDITS = {  # picture: what is changed
     "dog-sitting.png": {"pose": "jumping"},
@@ -26,12 +24,12 @@ SEEDS = tuple(range(8))
 ETAS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-def right(judge, pictures, truth: Scene) -> int:
-    """In how many pictures does the judge see what the ground truth shows?"""
-    return sum(judge.read(vae.to_tensor(np.asarray(p)[None]))[0] == truth.attributes for p in pictures)
+def successes(reader, pictures, truth: Scene) -> int:
+    """How many pictures show what the ground truth shows, and are drawn well?"""
+    return sum(reader.success(p, truth) for p in pictures)
 
 
-def measure(pipe, judge, name: str, change: dict[str, str]) -> tuple[list[list[str]], list]:
+def measure(pipe, reader, name: str, change: dict[str, str]) -> tuple[list[list[str]], list]:
     path = DATA / "images" / name
     truth = load_scene(path).edit(**change)
     edit = imagic.run_edit(pipe, imagic.load_image(path, pipe), truth.caption())
@@ -39,7 +37,7 @@ def measure(pipe, judge, name: str, change: dict[str, str]) -> tuple[list[list[s
     for scale in (1, 0):
         rows = edit.pictures(ETAS, SEEDS, scale=scale)
         rebuilt = [psnr(row[0], edit.reconstruction) for row in rows]
-        counts = {eta: right(judge, [row[c] for row in rows], truth) for c, eta in enumerate(ETAS) if eta >= 0.4}
+        counts = {eta: successes(reader, [row[c] for row in rows], truth) for c, eta in enumerate(ETAS) if eta >= 0.4}
         eta = max(counts, key=lambda e: counts[e])
         column = ETAS.index(eta)
         best = min((row[column] for row in rows), key=lambda p: rmse(p, truth.render()))
@@ -61,10 +59,10 @@ def measure(pipe, judge, name: str, change: dict[str, str]) -> tuple[list[list[s
 
 
 def main() -> None:
-    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
+    pipe, reader = imagic.load_pipeline("tiny"), load_reader()
     lines, sheet, labels = [], [], []
     for name, change in EDITS.items():
-        more, rows = measure(pipe, judge, name, change)
+        more, rows = measure(pipe, reader, name, change)
         lines, sheet, labels = lines + more, sheet + rows, [*labels, next(iter(change.values())), "not tuned"]
     titles = ["input", *(f"η = {eta:g}" for eta in ETAS), "truth"]
     figure = picture_grid(sheet, titles, labels, inch=1.15)
@@ -73,7 +71,7 @@ def main() -> None:
         "edit",
         "η = 0 against the VAE's own, PSNR in dB",
         "best η",
-        "right at it",
+        "success at it",
         "best of 8 to truth",
         "to input",
     ]

@@ -19,17 +19,16 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from edits import EDITS
+from edits import EDITS, successes
 from report import ROOT, put, table
-from sweeps import SCRATCH, Results, compared, percent, portion, read, rounded, spread, strip, strips, write_sheet
+from sweeps import SCRATCH, Results, compared, percent, portion, rounded, spread, strip, strips, write_sheet
 
 import imagic_lib as imagic
 from imagic_lib import stage2_finetuning
 from imagic_lib.classroom.plots import picture_grid
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr, rmse, to_picture
-from imagic_lib.toyworld import Scene, load_scene
-from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.toyworld import Scene, load_reader, load_scene
 from imagic_lib.training import memory
 from imagic_lib.training.strategies import Strategy
 
@@ -82,7 +81,7 @@ def stage_1(pipe, name: str, seed: int):
     return truth, image, e_tgt, e_opt
 
 
-def edits(results: Results, pipe, judge, pair: tuple[str, int], labels: Iterable[str]) -> None:
+def edits(results: Results, pipe, reader, pair: tuple[str, int], labels: Iterable[str]) -> None:
     name, seed = pair
     missing = [c for c in labels if f"{name} / {seed} / {c}" not in results.found["edits"]]
     if not missing:
@@ -97,14 +96,14 @@ def edits(results: Results, pipe, judge, pair: tuple[str, int], labels: Iterable
         line = imagic.interpolate(e_tgt, e_opt, ETAS)
         flat = imagic.generate(tuned, line, SEEDS, steps=SAMPLING_STEPS)
         columns = {eta: flat[k * len(SEEDS) : (k + 1) * len(SEEDS)] for k, eta in enumerate(ETAS)}
-        right = {eta: sum(r == truth.attributes for r in read(judge, ps)) for eta, ps in columns.items() if eta}
-        best = max(right, key=lambda eta: (right[eta], -eta))  # of equals the smallest, nearest to the input
+        success = {eta: successes(reader, ps, truth) for eta, ps in columns.items() if eta}
+        best = max(success, key=lambda eta: (success[eta], -eta))  # of equals the smallest, nearest to the input
         strip(f"edit-{name}-{label.replace('/', '-')}", [columns[eta][0] for eta in ETAS])
         distance = [rmse(p, truth.render()) for p in columns[best]]
         found = {"probe": [rounded(history.probe_loss[0]), rounded(history.probe_loss[-1])]}
         found |= {"steps": len(history.loss), "seconds": rounded(seconds, 1)}
         found |= {"psnr": rounded(np.mean([psnr(p, goal) for p in columns[0.0]]), 2), "best_eta": best}
-        found |= {"right": right[best], "of": len(SEEDS), "rmse": rounded(np.mean(distance))}
+        found |= {"success": success[best], "of": len(SEEDS), "rmse": rounded(np.mean(distance))}
         results.keep("edits", f"{name} / {seed} / {label}", found)
 
 
@@ -194,13 +193,13 @@ def edits_table(found: dict, learning: dict) -> str:
         layers, rank, rate = parts_of(c)
         runs = list(by_pair.values())
         probe = [run["probe"][1] / run["probe"][0] for run in runs]
-        right, total = sum(run["right"] for run in runs), sum(run["of"] for run in runs)
+        success, total = sum(run["success"] for run in runs), sum(run["of"] for run in runs)
         share = learning[" / ".join(c.split(" / ")[:2])]["tiny"]["share"]
         rows.append([layers, rank, rate, percent(share)])
         rows[-1] += [f"{np.mean([run['seconds'] for run in runs]):.0f} s", spread(probe, ".2f")]
-        rows[-1] += [spread([run["psnr"] for run in runs], ".1f"), f"{right} of {total}"]
+        rows[-1] += [spread([run["psnr"] for run in runs], ".1f"), f"{success} of {total}"]
         rows[-1] += [spread([run["rmse"] for run in runs], ".3f")]
-    header = ["layers", "rank", "rate", "learn", "CPU time", "probe", "PSNR, dB", "right", "RMSE"]
+    header = ["layers", "rank", "rate", "learn", "CPU time", "probe", "PSNR, dB", "success", "RMSE"]
     count = sum(map(len, every.values()))
     note = f"Mean ± standard deviation over {len(PAIRS)} (picture, seed) pairs; {count} runs in all.\n\n"
     return note + table(header, rows)
@@ -240,8 +239,8 @@ def verdicts(found: dict) -> list[str]:
             lines.append(psnr_of(f"{what}, one rate", f"{layers} / {rank}", four))
             lines.append(psnr_of(f"{what}, rate by rank", f"{layers} / {rank} / {rate}", four))
     for c in ("full", small, conv):
-        right = portion(sum(r["right"] for r in runs[c].values()), sum(r["of"] for r in runs[c].values()))
-        lines.append(f"Edits judged right at the best η, {c.replace(' /', ', rank')}: {right}.")
+        success = portion(sum(r["success"] for r in runs[c].values()), sum(r["of"] for r in runs[c].values()))
+        lines.append(f"Successes at the best η, {c.replace(' /', ', rank')}: {success}.")
     return lines
 
 
@@ -252,10 +251,10 @@ def tables_of(found: dict) -> dict:
 
 def main() -> None:
     results = Results(RESULTS, "edits", "memory")
-    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
+    pipe, reader = imagic.load_pipeline("tiny"), load_reader()
     for labels in (FIRST, configurations()):
         for pair in PAIRS:
-            edits(results, pipe, judge, pair, labels)
+            edits(results, pipe, reader, pair, labels)
     memories(results)
     sheet()
     made = results.found["tables"] = tables_of(results.found)

@@ -24,8 +24,7 @@ import imagic_lib as imagic
 from imagic_lib.classroom.plots import picture_grid
 from imagic_lib.experiments.personalization import class_pictures
 from imagic_lib.pictures import to_picture
-from imagic_lib.toyworld import Scene
-from imagic_lib.toyworld.judge import load_judge
+from imagic_lib.toyworld import Scene, load_reader
 from imagic_lib.toyworld.lineup import Lineup, seen_again
 
 RESULTS = "new-word.json"
@@ -94,10 +93,10 @@ def lineups(label: str) -> dict[str, Lineup]:
     return {place: Lineup([scene.edit(place=place, pose="driving") for scene in cars]) for place in PLACES}
 
 
-def judged(judge, label: str, place: str, pictures: list[Image.Image]) -> list[dict]:
+def looked_at(reader, label: str, place: str, pictures: list[Image.Image]) -> list[dict]:
     """Of each picture: how far from this car, is it picked in the line-up, and does the text hold?"""
     found = []
-    for picture, seen in zip(pictures, read(judge, pictures), strict=True):
+    for picture, seen in zip(pictures, read(reader, pictures), strict=True):
         distances = lineups(label)[place].distances(picture)
         found.append({"distance": rounded(distances[0]), "picked": distances[0] == min(distances)})
         found[-1] |= {"text": (seen["subject"], seen["pose"], seen["place"]) == ("car", "driving", place)}
@@ -109,33 +108,33 @@ def mean_of(rows: list[dict]) -> dict:
     return {key: rounded(np.mean([row[key] for row in rows]), 3) for key in rows[0]} | {"n": len(rows)}
 
 
-def judge_words(pipe, judge, label: str, subject: str) -> tuple[dict, list[Image.Image]]:
+def look_at_words(pipe, reader, label: str, subject: str) -> tuple[dict, list[Image.Image]]:
     """Four places, and what has become of other cars; the pictures of one seed for the sheet."""
     found, row = {}, []
     for place, phrase in PLACES.items():
         drawn = imagic.sample_text(pipe, f"{subject} driving {phrase}", WORD_SEEDS, steps=SAMPLING_STEPS)
-        found[place] = mean_of(judged(judge, label, place, drawn))
+        found[place] = mean_of(looked_at(reader, label, place, drawn))
         row.append(drawn[0])
     red = imagic.sample_text(pipe, "a photo of a red car", WORD_SEEDS, steps=SAMPLING_STEPS)
     some = imagic.sample_text(pipe, CLASS, WORD_SEEDS, steps=SAMPLING_STEPS)
-    found["red car is red"] = rounded(np.mean([r["colour"] == "red" for r in read(judge, red)]), 3)
-    found["a car is yellow"] = rounded(np.mean([r["colour"] == "yellow" for r in read(judge, some)]), 3)
+    found["red car is red"] = rounded(np.mean([r["colour"] == "red" for r in read(reader, red)]), 3)
+    found["a car is yellow"] = rounded(np.mean([r["colour"] == "yellow" for r in read(reader, some)]), 3)
     return found, [*row, red[0], some[0]]
 
 
-def limits(pipe, judge, label: str) -> tuple[dict, list[Image.Image]]:
+def limits(pipe, reader, label: str) -> tuple[dict, list[Image.Image]]:
     """The best that is possible: other views of the very car, drawn, then through the VAE."""
     found, row = {}, []
     for place in PLACES:
         scenes = [seen_again(car_of(label), 1_900_000 + k, place=place, pose="driving") for k in WORD_SEEDS]
         images = [imagic.load_image(scene.render(), pipe) for scene in scenes]
         drawn = [to_picture(imagic.decode_latents(pipe, imagic.encode_image(pipe, x))) for x in images]
-        found[place] = mean_of(judged(judge, label, place, drawn))
+        found[place] = mean_of(looked_at(reader, label, place, drawn))
         row.append(scenes[0].render())
     return found, row
 
 
-def trained(pipe, judge, label: str, kind: Kind) -> tuple[dict, list[Image.Image]]:
+def trained(pipe, reader, label: str, kind: Kind) -> tuple[dict, list[Image.Image]]:
     began = time.process_time()
     prior = class_pictures(pipe, kind.prior, PRIOR_COUNT, seed=5000, steps=15) if kind.prior else None
     scenes = shown(label, kind.pictures)
@@ -147,7 +146,7 @@ def trained(pipe, judge, label: str, kind: Kind) -> tuple[dict, list[Image.Image
     tuned, history = imagic.personalize(pipe, images, texts, prior=prior, generator=generator, **settings)
     found = {"seconds": rounded(time.process_time() - began, 1)}
     found |= {"probe": [rounded(history.probe_loss[0]), rounded(history.probe_loss[-1])]}
-    more, row = judge_words(tuned, judge, label, WORD)
+    more, row = look_at_words(tuned, reader, label, WORD)
     return found | more, row
 
 
@@ -155,14 +154,14 @@ def file_of(label: str, name: str) -> str:
     return f"word-{label}-{name}".replace(" / ", "-")
 
 
-def words(results: Results, pipe, judge, label: str) -> None:
+def words(results: Results, pipe, reader, label: str) -> None:
     """All runs of one car that are not there yet."""
     makers = {
-        "limit": lambda: limits(pipe, judge, label),
-        "loaded, a yellow car": lambda: judge_words(pipe, judge, label, "a photo of a yellow car"),
-        "loaded, sks car": lambda: judge_words(pipe, judge, label, WORD),
+        "limit": lambda: limits(pipe, reader, label),
+        "loaded, a yellow car": lambda: look_at_words(pipe, reader, label, "a photo of a yellow car"),
+        "loaded, sks car": lambda: look_at_words(pipe, reader, label, WORD),
     }
-    makers |= {" / ".join(kind.cells()): lambda kind=kind: trained(pipe, judge, label, kind) for kind in KINDS}
+    makers |= {" / ".join(kind.cells()): lambda kind=kind: trained(pipe, reader, label, kind) for kind in KINDS}
     for name, make in makers.items():
         if f"{label} / {name}" not in results.found["words"]:
             found, row = make()
@@ -259,9 +258,9 @@ def tables_of(found: dict) -> dict:
 
 def main() -> None:
     results = Results(RESULTS, "words")
-    pipe, judge = imagic.load_pipeline("tiny"), load_judge()
+    pipe, reader = imagic.load_pipeline("tiny"), load_reader()
     for label in CARS:
-        words(results, pipe, judge, label)
+        words(results, pipe, reader, label)
     sheet()
     made = results.found["tables"] = tables_of(results.found)
     results.write()

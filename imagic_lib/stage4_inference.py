@@ -27,14 +27,14 @@ from imagic_lib.pictures import to_picture
 from imagic_lib.stage2_finetuning import scaled
 
 DEFAULTS = {
-    "tiny": {"steps": 30, "guidance_scale": 3.0},
+    "tiny": {"steps": 30, "guidance_scale": 2.0},
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
 Guess = Callable[[Tensor, Tensor], Tensor]  # guess(z_t, t) -> the noise in z_t, or v
 SAMPLERS = {
-    "ddim": (DDIMScheduler, {}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # as Stable Diffusion's configuration has it
+    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),  # as Stable Diffusion's
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # configurations have it
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "sde-dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),  # new noise at every step
 }

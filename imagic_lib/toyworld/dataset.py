@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from imagic_lib.toyworld.drawing import FINE, Strokes, draw
+from imagic_lib.toyworld.drawing import draw
 from imagic_lib.toyworld.scene import TEST_SEEDS, Scene
 from imagic_lib.toyworld.vae import reconstruct, to_tensor
 from imagic_lib.training.checkpoints import write_atomically
@@ -36,19 +35,19 @@ def any_scenes(count: int) -> list[Scene]:
     return [Scene.sample(seed) for seed in range(TEST_SEEDS // 2, TEST_SEEDS // 2 + count)]
 
 
-def pixels(scene: Scene, strokes: Strokes = FINE) -> np.ndarray:
+def pixels(scene: Scene) -> np.ndarray:
     """(128, 128, 3) uint8."""
-    return np.asarray(draw(scene, strokes))
+    return np.asarray(draw(scene))
 
 
-def render(scenes: list[Scene], folder: Path, strokes: Strokes = FINE) -> np.ndarray:
+def render(scenes: list[Scene], folder: Path) -> np.ndarray:
     """All scenes as (count, 128, 128, 3) uint8, rendered on all cores and kept in `folder`."""
     parts = []
     with multiprocessing.get_context("spawn").Pool() as pool:
         for start in tqdm(range(0, len(scenes), PART), desc="drawing scenes", unit="k"):
             file = folder / f"{start:06d}-{len(scenes[start : start + PART])}.npy"
             if not file.exists():
-                drawn = np.stack(pool.map(partial(pixels, strokes=strokes), scenes[start : start + PART], chunksize=50))
+                drawn = np.stack(pool.map(pixels, scenes[start : start + PART], chunksize=50))
                 write_atomically(file, lambda tmp, drawn=drawn: _save_array(tmp, drawn))
             parts.append(np.load(file))
     return np.concatenate(parts)

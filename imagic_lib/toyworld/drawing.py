@@ -9,7 +9,6 @@ from __future__ import annotations
 import colorsys
 import copy
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,22 +22,8 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Strokes:
-    """How boldly the illustrator draws: factors for what is small. Thin lines are lost in the VAE."""
-
-    figure: float = 1.0
-    head: float = 1.0
-    eye: float = 1.0
-    leg: float = 1.0
-    collar: float = 1.0
-    spot: float = 1.0
-    star: float = 1.0
-    flakes_in_front: bool = True  # of the figure; behind it they spare its face
-
-
-FINE = Strokes()  # the drawings that the shipped model was trained on
-BOLD = Strokes(figure=1.10, head=1.18, eye=1.45, leg=1.25, collar=1.75, spot=1.4, star=1.3, flakes_in_front=False)
+# Boldly drawn: so much larger than the first sketches had them. Thin lines are lost in the VAE.
+FIGURE, HEAD, EYE, LEG, COLLAR, SPOT, STAR = 1.10, 1.18, 1.45, 1.25, 1.75, 1.4, 1.3
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
@@ -131,14 +116,14 @@ def vertical_gradient(image: Image.Image, y0: float, y1: float, top: Colour, bot
     image.paste(strip, (0, round(OVERSAMPLING * y0)))
 
 
-def draw_place(image: Image.Image, scene: Scene, strokes: Strokes = FINE) -> None:
+def draw_place(image: Image.Image, scene: Scene) -> None:
     me, pen = scene.identity, Pen(image)
     top, low, far, near, hill = SKIES[scene.place]
     horizon = horizon_of(scene)
     shift = 0.22 * (me.sky - 0.5)
     top = mix(top, (255, 255, 255) if shift > 0 else (60, 90, 160), abs(shift))
     vertical_gradient(image, 0, horizon, top, low)
-    draw_lights(pen, scene, strokes)
+    draw_lights(pen, scene)
     if scene.place != "night":
         draw_clouds(pen, scene)
     if scene.place == "beach":
@@ -155,14 +140,14 @@ def horizon_of(scene: Scene) -> float:
     return 70 + 10 * scene.identity.horizon
 
 
-def draw_lights(pen: Pen, scene: Scene, strokes: Strokes) -> None:
+def draw_lights(pen: Pen, scene: Scene) -> None:
     """Sun, or moon and stars, or a pale sun and snowflakes."""
     me = scene.identity
     x, y = 14 + 100 * me.light[0], 13 + 13 * me.light[1]
     if scene.place == "night":
         for k in range(0, 14, 2):
             u, v = me.sparks[k : k + 2]
-            pen.ellipse(6 + 116 * u, 5 + 52 * v, 1.5 * strokes.star, 1.5 * strokes.star, (236, 238, 255))
+            pen.ellipse(6 + 116 * u, 5 + 52 * v, 1.5 * STAR, 1.5 * STAR, (236, 238, 255))
         pen.ellipse(x, y, 9.5, 9.5, (252, 244, 208))
         pen.ellipse(x + 3, y - 1.5, 2.2, 2.2, (230, 218, 176))
         pen.ellipse(x - 3, y + 3, 1.6, 1.6, (230, 218, 176))
@@ -183,20 +168,19 @@ def draw_clouds(pen: Pen, scene: Scene) -> None:
             pen.ellipse(x + dx * w, y + 3 * dy, w * r, w * r * 0.62, (250, 252, 255))
 
 
-def draw_flakes(pen: Pen, scene: Scene, strokes: Strokes = FINE) -> None:
+def draw_flakes(pen: Pen, scene: Scene) -> None:
     for k in range(0, 16, 2):
         u, v = scene.identity.sparks[k : k + 2]
-        pen.ellipse(4 + 120 * u, 4 + 66 * v, 1.8 * strokes.star, 1.8 * strokes.star, (255, 255, 255))
+        pen.ellipse(4 + 120 * u, 4 + 66 * v, 1.8 * STAR, 1.8 * STAR, (255, 255, 255))
 
 
 # ----------------------------------------------------------------------------------------- subjects
 
 
 class Coat:
-    """The colours of one figure, its shade is part of the identity, its hue the labelled colour; and the strokes."""
+    """The colours of one figure, its shade is part of the identity, its hue the labelled colour."""
 
-    def __init__(self, scene: Scene, strokes: Strokes = FINE):
-        self.strokes = strokes
+    def __init__(self, scene: Scene):
         h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in COLOURS[scene.colour]))
         jitter = 2 * scene.identity.shade - 1
         v = min(1.0, v * (1 + 0.10 * jitter)) if scene.colour != "black" else v * (1 + 0.25 * jitter)
@@ -250,9 +234,8 @@ def draw_animal(pen: Pen, scene: Scene, coat: Coat) -> None:
     thin = {"dog": 1.0, "cat": 0.88, "rabbit": 1.05}[scene.subject]
     draw_tail(pen, scene, coat, parts["tail"])
     paw = coat.light if me.socks > 0.6 else None
-    bold = coat.strokes
     for leg in parts["far"]:
-        draw_leg(pen, leg, 6.2 * thin * bold.leg, coat.dark, paw and mix(paw, coat.dark, 0.4))
+        draw_leg(pen, leg, 6.2 * thin * LEG, coat.dark, paw and mix(paw, coat.dark, 0.4))
     (hx, hy), (cx, cy) = parts["hip"], parts["chest"]
     if scene.pose == "sitting":
         pen.line([(hx, hy - 2), (cx, cy)], 24 * thin, coat.base, 19 * thin)
@@ -263,13 +246,13 @@ def draw_animal(pen: Pen, scene: Scene, coat: Coat) -> None:
         draw_belly(pen, scene, coat, parts)
     draw_spots(pen, scene, coat, parts)
     for leg in parts["near"]:
-        draw_leg(pen, leg, 6.8 * thin * bold.leg, coat.base if scene.pose != "sitting" else coat.dark, paw)
+        draw_leg(pen, leg, 6.8 * thin * LEG, coat.base if scene.pose != "sitting" else coat.dark, paw)
     neck = parts["head"]
     pen.line([(cx + 1, cy - 3), (neck[0] - 3, neck[1] + 4)], 13 * thin, coat.base)
     if me.collar > 0.45:
         draw_collar(pen, coat, (cx, cy), neck, thin)
     head = {"dog": draw_dog_head, "cat": draw_cat_head, "rabbit": draw_rabbit_head}[scene.subject]
-    head(pen.magnified(bold.head, neck), scene, coat, *neck)
+    head(pen.magnified(HEAD, neck), scene, coat, *neck)
 
 
 def draw_leg(pen: Pen, leg, width: float, fill: Colour, paw: Colour | None) -> None:
@@ -288,8 +271,7 @@ def draw_tail(pen: Pen, scene: Scene, coat: Coat, tail) -> None:
     x1, x2 = x0 + (x1 - x0) * reach, x0 + (x2 - x0) * reach
     y2 = y0 + (y2 - y0) * reach
     width = {"dog": (6.5, 3.5), "cat": (4.6, 4.0)}[scene.subject]
-    bold = coat.strokes.leg
-    pen.line(smooth_line([(x0 + 3, y0 + 1), (x1, y1), (x2, y2)]), width[0] * bold, coat.dark, width[1] * bold)
+    pen.line(smooth_line([(x0 + 3, y0 + 1), (x1, y1), (x2, y2)]), width[0] * LEG, coat.dark, width[1] * LEG)
 
 
 def draw_belly(pen: Pen, scene: Scene, coat: Coat, parts) -> None:
@@ -309,22 +291,20 @@ def draw_spots(pen: Pen, scene: Scene, coat: Coat, parts) -> None:
         along, across = me.spots[1 + 2 * k], me.spots[2 + 2 * k]
         x = hx + (cx - hx) * (0.15 + 0.33 * (k + 0.6 * along))
         y = hy + (cy - hy) * (0.15 + 0.33 * (k + 0.6 * along)) - 5 + 6 * across
-        bold = coat.strokes.spot
-        pen.ellipse(x, y, (3.4 + 1.2 * across) * bold, (2.9 + along) * bold, coat.mark)
+        pen.ellipse(x, y, (3.4 + 1.2 * across) * SPOT, (2.9 + along) * SPOT, coat.mark)
 
 
 def draw_collar(pen: Pen, coat: Coat, chest, head, thin: float) -> None:
-    bold = coat.strokes
-    near = 0.58 - 0.75 * (bold.head - 1)  # of the way from chest to head: a large head leaves less neck
+    near = 0.58 - 0.75 * (HEAD - 1)  # of the way from chest to head: a large head leaves less neck
     x, y = (1 - near) * chest[0] + near * head[0] - 1, (1 - near) * chest[1] + near * head[1] + 1
     slope = math.atan2(head[1] - chest[1], head[0] - chest[0]) + math.pi / 2
-    half = 6.2 * thin * (1 + 0.3 * (bold.collar - 1))
+    half = 6.2 * thin * (1 + 0.3 * (COLLAR - 1))
     dx, dy = half * math.cos(slope), half * math.sin(slope)
-    pen.line([(x - dx, y - dy), (x + dx, y + dy)], 3.6 * bold.collar, coat.collar)
+    pen.line([(x - dx, y - dy), (x + dx, y + dy)], 3.6 * COLLAR, coat.collar)
 
 
 def draw_eye(pen: Pen, coat: Coat, x, y, radius=2.3, white: Colour = (255, 255, 255)) -> None:
-    radius *= coat.strokes.eye / coat.strokes.head
+    radius *= EYE / HEAD
     pen.ellipse(x, y, radius + 0.9, radius + 0.9, white)
     pen.ellipse(x + 0.4, y, radius * 0.78, radius * 0.86, (18, 18, 22))
 
@@ -381,8 +361,8 @@ def draw_bird(pen: Pen, scene: Scene, coat: Coat) -> None:
         beak = (222, 92, 40)
     if not flying:
         for x in (-3, 4):
-            pen.line([(x, y + 9), (x + 1, -1.5)], 2.4 * coat.strokes.leg, legs)
-            pen.line([(x, -1.3), (x + 5.5, -1.3)], 2.2 * coat.strokes.leg, legs)
+            pen.line([(x, y + 9), (x + 1, -1.5)], 2.4 * LEG, legs)
+            pen.line([(x, -1.3), (x + 5.5, -1.3)], 2.2 * LEG, legs)
     reach = 17 + 6 * me.tail
     pen.polygon([(-10, y - 2), (-10 - reach, y - 7), (-9 - reach, y + 1), (-12, y + 6)], coat.deep)
     if flying:  # the far wing
@@ -390,14 +370,14 @@ def draw_bird(pen: Pen, scene: Scene, coat: Coat) -> None:
     pen.ellipse(0, y, 16.5, 11.5, coat.base, angle=-0.18)
     if me.belly > 0.5:
         pen.ellipse(4, y + 5, 9.5, 5.2, coat.light, angle=-0.18)
-    head = pen.magnified(coat.strokes.head, (12, y - 9))
+    head = pen.magnified(HEAD, (12, y - 9))
     head.ellipse(13, y - 11, 9, 8.6, coat.base)
     head.polygon([(20, y - 14), (30 + 2 * me.ears, y - 10), (20, y - 7.5)], beak)
     if me.eye_patch > 0.6:
         head.ellipse(15, y - 12.6, 4.8, 4.4, coat.mark)
     draw_eye(head, coat, x=15.4, y=y - 12.6, radius=2.1)
     if me.collar > 0.45:
-        pen.line([(6, y - 8), (14, y - 2.5)], 3.2 * coat.strokes.collar, coat.collar)
+        pen.line([(6, y - 8), (14, y - 2.5)], 3.2 * COLLAR, coat.collar)
     if flying:
         wing = [(6, y), (-4, y - 16), (-19, y - 34), (-20, y - 18), (-12, y - 1)]
         pen.blob(wing, coat.dark)
@@ -406,11 +386,11 @@ def draw_bird(pen: Pen, scene: Scene, coat: Coat) -> None:
     if me.spots[0] >= 0.5:
         at = ((-13, y - 22), (-10, y - 13), (-6, y - 5)) if flying else ((-12, y), (-6, y - 1), (0, y))
         for (x, v), r in zip(at, me.spots[1:4], strict=True):
-            pen.ellipse(x, v, (2.2 + r) * coat.strokes.spot, (1.8 + r) * coat.strokes.spot, coat.light)
+            pen.ellipse(x, v, (2.2 + r) * SPOT, (1.8 + r) * SPOT, coat.light)
 
 
 def draw_car(pen: Pen, scene: Scene, coat: Coat) -> None:
-    me, driving, bold = scene.identity, scene.pose == "driving", coat.strokes
+    me, driving = scene.identity, scene.pose == "driving"
     if driving:  # streaks of speed and dust behind it
         streak = (250, 250, 252) if scene.place != "snow" else (150, 166, 194)
         for y, length in ((-24, 13), (-16, 20), (-8, 15)):
@@ -428,12 +408,12 @@ def draw_car(pen: Pen, scene: Scene, coat: Coat) -> None:
     pen.ellipse(35.5, -12, 4.4, 7, coat.base)
     pen.line([(-36, -7), (37, -7)], 4, coat.dark)
     if me.belly > 0.5:
-        pen.line([(-36, -12.5), (37, -12.5)], 3.4 * bold.leg, coat.light)
+        pen.line([(-36, -12.5), (37, -12.5)], 3.4 * LEG, coat.light)
     if me.collar > 0.45:
-        pen.ellipse(0, -14.5, 4.6 * bold.spot, 4.6 * bold.spot, (255, 255, 255))
-        pen.ellipse(0, -14.5, 3.3 * bold.spot, 3.3 * bold.spot, coat.collar)
+        pen.ellipse(0, -14.5, 4.6 * SPOT, 4.6 * SPOT, (255, 255, 255))
+        pen.ellipse(0, -14.5, 3.3 * SPOT, 3.3 * SPOT, coat.collar)
     if me.spots[0] >= 0.5:
-        pen.line([(-12, -roof - 1.8), (8, -roof - 1.8)], 2.6 * bold.spot, coat.deep)
+        pen.line([(-12, -roof - 1.8), (8, -roof - 1.8)], 2.6 * SPOT, coat.deep)
     lamp = (255, 240, 130) if driving else (250, 250, 240)
     pen.ellipse(37, -14.5, 2.8, 3.2, lamp)
     if driving:
@@ -443,22 +423,22 @@ def draw_car(pen: Pen, scene: Scene, coat: Coat) -> None:
         pen.ellipse(x, -6, 8.2, 8.2, (34, 34, 40))
         pen.ellipse(x, -6, 4.2, 4.2, (190, 194, 202))
         if driving:  # a turning wheel
-            pen.line([(x - 3, -6), (x + 3, -6)], 1.6 * bold.spot, (90, 94, 104))
+            pen.line([(x - 3, -6), (x + 3, -6)], 1.6 * SPOT, (90, 94, 104))
 
 
 # --------------------------------------------------------------------------------------- the picture
 
 
-def draw(scene: Scene, strokes: Strokes = FINE) -> Image.Image:
+def draw(scene: Scene) -> Image.Image:
     """The whole picture, RGB 128x128. Source of light, ground and figure: the scene's identity."""
     me = scene.identity
     image = Image.new("RGB", (SIZE * OVERSAMPLING,) * 2)
-    draw_place(image, scene, strokes)
-    if scene.place == "snow" and not strokes.flakes_in_front:
-        draw_flakes(Pen(image), scene, strokes)
+    draw_place(image, scene)
+    if scene.place == "snow":  # behind the figure: its face stays free
+        draw_flakes(Pen(image), scene)
     near = me.depth  # 0 far (higher, smaller) to 1 near
     x, ground = 52 + 24 * me.x, horizon_of(scene) + 18 + 16 * near
-    scale = (0.86 + 0.12 * near) * (0.94 + 0.16 * me.size) * strokes.figure
+    scale = (0.86 + 0.12 * near) * (0.94 + 0.16 * me.size) * FIGURE
     lift = {"jumping": 15.0, "flying": 24.0}.get(scene.pose, 0.0)
     angle = {"jumping": -0.30, "flying": -0.12}.get(scene.pose, 0.0)
     flip = me.flip < 0.5
@@ -466,8 +446,6 @@ def draw(scene: Scene, strokes: Strokes = FINE) -> Image.Image:
     shrink = 0.72 if lift else 1.0
     Pen(image, (x, ground), scale, flip).ellipse(-2, 0, 32 * shrink, 5.2 * shrink, shade)
     pen = Pen(image, (x, ground - lift * scale), scale, flip, angle)
-    coat = Coat(scene, strokes)
+    coat = Coat(scene)
     {"bird": draw_bird, "car": draw_car}.get(scene.subject, draw_animal)(pen, scene, coat)
-    if scene.place == "snow" and strokes.flakes_in_front:
-        draw_flakes(Pen(image), scene, strokes)
     return image.reduce(OVERSAMPLING)

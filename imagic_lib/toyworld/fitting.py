@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imagic_lib.toyworld.details import COLLAR_COLOURS, NUMBERS, SWITCHES, from_numbers, to_numbers, visible
-from imagic_lib.toyworld.drawing import Strokes, draw
+from imagic_lib.toyworld.drawing import draw
 from imagic_lib.toyworld.scene import Scene
 from imagic_lib.toyworld.vae import to_tensor
 
@@ -19,13 +19,13 @@ STEPS = (0.16, 0.08, 0.04)  # how far an amount is moved in each round
 CLOUDS_SEEN = {"first cloud", "second cloud"}  # left as they were read: the network counts clouds well
 
 
-def fit(picture: Tensor, scene: Scene, strokes: Strokes) -> Scene:
+def fit(picture: Tensor, scene: Scene) -> Scene:
     """The scene near `scene` that, drawn, looks most like the picture (3, 128, 128) in [-1, 1]. About 200 drawings."""
     picture = softened(picture)
     attributes, numbers = scene.attributes, to_numbers(scene)
 
     def error(numbers: dict[str, float]) -> float:
-        drawn = to_tensor(np.asarray(draw(from_numbers(attributes, numbers), strokes))[None])[0]
+        drawn = to_tensor(np.asarray(draw(from_numbers(attributes, numbers)))[None])[0]
         return (softened(drawn) - picture).square().mean().item()
 
     best = error(numbers)

@@ -1,7 +1,7 @@
 """Is it this very car? A line-up: cut-outs of several cars are laid over a picture, and the best fit is named.
 
 A text names a car's colour, its pose and its place. What no text names (roof, rack, stripe, emblem) makes it this
-car, and the judge does not see it. Here it is measured, wherever in the picture the car stands.
+car, and the reader does not read all of it. Here it is measured, wherever in the picture the car stands.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imagic_lib.toyworld.drawing import OVERSAMPLING, SIZE, Coat, Pen, draw_car
+from imagic_lib.toyworld.drawing import FIGURE, OVERSAMPLING, SIZE, Coat, Pen, draw_car
 from imagic_lib.toyworld.scene import Scene
 
 MARKS = ("size", "shade", "spots", "belly", "collar", "collar_colour", "ears")  # what stays with the car
-SCALES = tuple(round(0.80 + 0.02 * k, 2) for k in range(15))  # of cars in the drawn world: 0.81 to 1.08
+SCALES = tuple(FIGURE * (0.80 + 0.02 * k) for k in range(15))  # of cars in the drawn world: 0.81 to 1.08 of FIGURE
 
 
 def seen_again(scene: Scene, seed: int, **attributes: str) -> Scene:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from imagic_lib.toyworld.drawing import FINE, OVERSAMPLING, SIZE, Pen, Strokes, draw, draw_flakes, draw_place
+from imagic_lib.toyworld.drawing import OVERSAMPLING, SIZE, Pen, draw, draw_flakes, draw_place
 from imagic_lib.toyworld.scene import Scene
 
 FIRST_SEED = 5_000_000  # seeds from here on are for monsters alone
@@ -40,20 +40,20 @@ class Figure(NamedTuple):
         return spoiled
 
 
-def figure(scene: Scene, strokes: Strokes = FINE) -> Figure:
+def figure(scene: Scene) -> Figure:
     image = Image.new("RGB", (SIZE * OVERSAMPLING,) * 2)
-    draw_place(image, scene, strokes)
+    draw_place(image, scene)
     if scene.place == "snow":
-        draw_flakes(Pen(image), scene, strokes)
+        draw_flakes(Pen(image), scene)
     empty = np.asarray(image.reduce(OVERSAMPLING)).astype(float)
-    picture = np.asarray(draw(scene, strokes)).astype(float)
+    picture = np.asarray(draw(scene)).astype(float)
     mask = np.abs(picture - empty).max(axis=2) > 6
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     box = (int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1)
     return Figure(picture, empty, mask, box, scene.identity.flip >= 0.5)
 
 
-def two_heads(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
+def two_heads(f: Figure, scene: Scene) -> np.ndarray:
     left, right, top, bottom = f.box
     half, spoiled = min(f.middle - left, right - f.middle), f.picture.copy()
     west, east = slice(f.middle - half, f.middle), slice(f.middle, f.middle + half)
@@ -62,45 +62,45 @@ def two_heads(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
     return spoiled
 
 
-def no_legs(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
+def no_legs(f: Figure, scene: Scene) -> np.ndarray:
     left, right, top, bottom = f.box
     return f.without(left, right, bottom - int(0.36 * (bottom - top)), bottom - int(0.07 * (bottom - top)))
 
 
-def half_of_it(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
+def half_of_it(f: Figure, scene: Scene) -> np.ndarray:
     left, right, top, bottom = f.box
     return f.without(left, f.middle, top, bottom) if f.looks_right else f.without(f.middle, right, top, bottom)
 
 
-def no_head(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
+def no_head(f: Figure, scene: Scene) -> np.ndarray:
     left, right, top, bottom = f.box
     wide, low = int(0.36 * (right - left)), top + int(0.55 * (bottom - top))
     return f.without(right - wide, right, top, low) if f.looks_right else f.without(left, left + wide, top, low)
 
 
-def smear(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
+def smear(f: Figure, scene: Scene) -> np.ndarray:
     moved = [np.where(np.roll(f.mask, d, 1)[..., None], np.roll(f.picture, d, 1), f.empty) for d in range(-9, 10)]
     return np.mean(moved, axis=0)
 
 
-def ghost(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
+def ghost(f: Figure, scene: Scene) -> np.ndarray:
     return 0.45 * f.picture + 0.55 * f.empty
 
 
-def two_kinds(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
+def two_kinds(f: Figure, scene: Scene) -> np.ndarray:
     """The west half of another subject, which is a car unless this is one."""
     other = scene.edit(subject="car", pose="parked")
     spoiled = f.picture.copy()
-    spoiled[:, : f.middle] = figure(other, strokes).picture[:, : f.middle]
+    spoiled[:, : f.middle] = figure(other).picture[:, : f.middle]
     return spoiled
 
 
-def two_in_one_place(f: Figure, scene: Scene, strokes: Strokes) -> np.ndarray:
+def two_in_one_place(f: Figure, scene: Scene) -> np.ndarray:
     turned = replace(scene, identity=replace(scene.identity, flip=1 - scene.identity.flip))
-    return 0.5 * f.picture + 0.5 * figure(turned, strokes).picture
+    return 0.5 * f.picture + 0.5 * figure(turned).picture
 
 
-KINDS: dict[str, Callable[[Figure, Scene, Strokes], np.ndarray]] = {
+KINDS: dict[str, Callable[[Figure, Scene], np.ndarray]] = {
     "two heads": two_heads,
     "no legs": no_legs,
     "half of it": half_of_it,
@@ -112,14 +112,14 @@ KINDS: dict[str, Callable[[Figure, Scene, Strokes], np.ndarray]] = {
 }
 
 
-def monsters(each: int = 8, strokes: Strokes = FINE) -> list[tuple[str, Scene, Image.Image]]:
+def monsters(each: int = 8) -> list[tuple[str, Scene, Image.Image]]:
     """`each` monsters of every kind: (kind, the scene that was spoiled, the picture). The same every time."""
     found = []
     for k, (kind, spoil) in enumerate(KINDS.items()):
         first = FIRST_SEED + 10_000 * k
         suited = (s for s in map(Scene.sample, range(first, first + 10_000)) if suits(s, kind))
         for scene in islice(suited, each):
-            spoiled = spoil(figure(scene, strokes), scene, strokes)
+            spoiled = spoil(figure(scene), scene)
             found.append((kind, scene, Image.fromarray(spoiled.round().astype(np.uint8))))
     return found
 

@@ -9,7 +9,7 @@ before the same hills (`Reader.kept`)?
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from imagic_lib.toyworld.details import (
     to_numbers,
     visible,
 )
-from imagic_lib.toyworld.drawing import FINE, Strokes, draw
+from imagic_lib.toyworld.drawing import draw
 from imagic_lib.toyworld.fitting import fit
 from imagic_lib.toyworld.scene import ATTRIBUTES, POSES_OF, Scene
 from imagic_lib.toyworld.training import train
@@ -167,12 +167,12 @@ class Reader:
     method takes several. Raises ValueError for any other size.
     """
 
-    def __init__(self, net: ReaderNet, bound: float, strokes: Strokes = FINE):
-        self.net, self.bound, self.strokes = net.eval(), bound, strokes
+    def __init__(self, net: ReaderNet, bound: float):
+        self.net, self.bound = net.eval(), bound
 
     def drawn(self, scene: Scene) -> Tensor:
         """(3, 128, 128): the scene as the illustrator of this world draws it."""
-        return as_stack(draw(scene, self.strokes))[0]
+        return as_stack(draw(scene))[0]
 
     @torch.no_grad()
     def glance(self, pictures: Tensor) -> list[Scene]:
@@ -184,7 +184,7 @@ class Reader:
     def scene(self, picture: Image.Image | Tensor) -> Scene:
         """The scene that a picture shows: a glance, then fitted by drawing it (half a second)."""
         stack = as_stack(picture)
-        return fit(stack[0], self.glance(stack)[0], self.strokes)
+        return fit(stack[0], self.glance(stack)[0])
 
     def drawn_well(self, picture: Image.Image | Tensor) -> bool:
         """Can a drawing explain the picture? The scene that was read is drawn again and compared with it.
@@ -193,6 +193,10 @@ class Reader:
         held-back drawings pass after they went through the VAE (data/reader/README.md).
         """
         return self.left(picture, self.scene(picture)) <= self.bound
+
+    def success(self, picture: Image.Image | Tensor, truth: Scene) -> bool:
+        """Right in all four attributes and drawn well, as in `report`; at a glance where it is wrong."""
+        return self.glance(as_stack(picture))[0].attributes == truth.attributes and self.drawn_well(picture)
 
     def left(self, picture: Image.Image | Tensor, scene: Scene) -> float:
         """How much of the picture this scene, drawn, leaves unexplained: the worst window, in [0, 1]."""
@@ -216,9 +220,9 @@ class Reader:
         return Report(right, well, share_kept(scene, truth, before), distance)
 
     def save(self, path: Path) -> None:
-        """In half precision, with the bound and the strokes beside the weights."""
+        """In half precision, with the bound beside the weights."""
         half = {name: weights.half() for name, weights in self.net.state_dict().items()}
-        save_tensors(path, half, {"bound": self.bound, "strokes": asdict(self.strokes)})
+        save_tensors(path, half, {"bound": self.bound})
 
 
 def as_stack(picture: Image.Image | Tensor) -> Tensor:
@@ -266,12 +270,12 @@ def train_reader(
     return net.eval().to(memory_format=torch.contiguous_format), history
 
 
-def with_bound(net: ReaderNet, scenes: list[Scene], softened: np.ndarray, strokes: Strokes) -> Reader:
+def with_bound(net: ReaderNet, scenes: list[Scene], softened: np.ndarray) -> Reader:
     """A reader whose bound of 'drawn well' lets PASSING of these held-back drawings pass, seen through the VAE."""
-    reader = Reader(net, 0.0, strokes)
+    reader = Reader(net, 0.0)
     pictures = to_tensor(softened[: len(scenes)])
     left = [reader.left(picture, reader.scene(picture)) for picture in pictures]
-    return Reader(net, float(np.quantile(left, PASSING)), strokes)
+    return Reader(net, float(np.quantile(left, PASSING)))
 
 
 def load_reader(path: Path = DATA / "reader" / "reader.safetensors") -> Reader:
@@ -279,4 +283,4 @@ def load_reader(path: Path = DATA / "reader" / "reader.safetensors") -> Reader:
     tensors, facts = load_tensors(path)
     net = ReaderNet()
     net.load_state_dict(tensors)
-    return Reader(net, facts["bound"], Strokes(**facts["strokes"]))
+    return Reader(net, facts["bound"])

@@ -18,7 +18,6 @@ from imagic_lib.models import encode_text, load_pipeline
 from imagic_lib.stage4_inference import generate
 from imagic_lib.toyworld import clip, dataset, reader, unet, vae
 from imagic_lib.toyworld.captions import vocabulary
-from imagic_lib.toyworld.drawing import BOLD
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 
 SCENES, READER_SCENES, SOFTENED, HELD_BACK = 48_000, 24_000, 6_000, 512
@@ -55,9 +54,9 @@ def make(
 
     how = {"seed": seed, "bf16": bf16, "device": device}
     scenes = dataset.training_scenes(part(SCENES, 64))
-    drawings = dataset.render(scenes, runs / "scenes" / "train", BOLD)
+    drawings = dataset.render(scenes, runs / "scenes" / "train")
     unseen = dataset.test_scenes(part(HELD_BACK, 16))
-    held_back = dataset.render(unseen, runs / "scenes" / "test", BOLD)
+    held_back = dataset.render(unseen, runs / "scenes" / "test")
     before, history = opened(start), {}
 
     the_vae, the_unet = (before.vae, before.unet) if before else (None, None)
@@ -93,12 +92,12 @@ def make(
     pipe = assemble(the_vae, text_encoder, tokenizer, the_unet).to("cpu")  # the previews took its parts to the device
     if "reader" in only:
         every = dataset.any_scenes(part(READER_SCENES, 64))
-        read = dataset.render(every, runs / "scenes" / "reader", BOLD)
+        read = dataset.render(every, runs / "scenes" / "reader")
         soft = dataset.through(the_vae, read[: part(SOFTENED, 64)])
         net, history["reader"] = reader.train_reader(
             read, soft, every, runs, steps=part(reader.STEPS), seed=seed, bf16=bf16
         )
-        the_reader = reader.with_bound(net, unseen, dataset.through(the_vae, held_back), BOLD)
+        the_reader = reader.with_bound(net, unseen, dataset.through(the_vae, held_back))
     else:
         the_reader = reader.load_reader(start / "reader" / "reader.safetensors")
     export(out, pipe, the_clip, the_reader, history)

@@ -33,7 +33,7 @@ COLOURS = {  # RGB of the middle shade
 }
 PLACES = ("grass", "beach", "snow", "night")
 
-ATTRIBUTES = {  # every labelled attribute with its values, in the order in which the judge counts
+ATTRIBUTES = {  # every labelled attribute with its values, in the order in which the reader counts
     "subject": tuple(POSES_OF),
     "colour": tuple(COLOURS),
     "pose": (*ANIMAL_POSES, "flying", "parked", "driving"),

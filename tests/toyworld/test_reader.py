@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from imagic_lib import DATA, open_image
 from imagic_lib.toyworld import Scene, dataset, load_reader, load_scene, vae
 from imagic_lib.toyworld.details import DETAILS, canonical, from_numbers, share_kept, to_numbers, visible
-from imagic_lib.toyworld.drawing import BOLD, FINE, draw
+from imagic_lib.toyworld.drawing import draw
 from imagic_lib.toyworld.edits import KINDS as EDIT_KINDS
 from imagic_lib.toyworld.edits import SIZES, toyedit
 from imagic_lib.toyworld.fitting import fit
@@ -18,22 +18,21 @@ from imagic_lib.toyworld.monsters import KINDS, monsters
 from imagic_lib.toyworld.reader import Reader, ReaderNet, as_stack, reading_loss, targets, unexplained
 
 
-def pictures(scenes, strokes=FINE):
-    return vae.to_tensor(np.stack([dataset.pixels(s, strokes) for s in scenes]))
+def pictures(scenes):
+    return vae.to_tensor(np.stack([dataset.pixels(s) for s in scenes]))
 
 
 # ------------------------------------------------------------------------------------- scenes as numbers
 
 
-@pytest.mark.parametrize("strokes", [FINE, BOLD])
-def test_a_scene_written_as_numbers_and_back_draws_the_same_picture(strokes):
+def test_a_scene_written_as_numbers_and_back_draws_the_same_picture():
     """But for stars and snowflakes, which are not read, and a bird's spots, whose size is not."""
     for scene in dataset.test_scenes(60):
         plain = replace(scene, identity=replace(scene.identity, sparks=(-1.0,) * 16))
         if scene.subject == "bird":
             plain = replace(plain, identity=replace(plain.identity, spots=(0.0,) * 9))
         again = from_numbers(plain.attributes, to_numbers(plain))
-        worst = (pictures([plain], strokes) - pictures([again], strokes)).abs().mean()
+        worst = (pictures([plain]) - pictures([again])).abs().mean()
         assert worst < 0.004, (scene.caption(), worst)
 
 
@@ -104,7 +103,7 @@ class Perfect(Reader):
     """A reader that knows the answer: for the rules that follow from what is read."""
 
     def __init__(self, scene, bound=0.1):
-        self.scene_read, self.bound, self.strokes = scene, bound, FINE
+        self.scene_read, self.bound = scene, bound
 
     def scene(self, picture):
         return self.scene_read
@@ -128,7 +127,7 @@ def test_fitting_finds_the_details_that_the_first_glance_missed():
         guess[name] = 1 - guess[name]
     guess |= {"x": numbers["x"] + 0.1, "size": 0.5, "shade": 0.5, "light x": numbers["light x"] - 0.05}
     picture = F.avg_pool2d(pictures([truth]), 3, stride=1, padding=1, count_include_pad=False)[0]
-    found = fit(picture, from_numbers(truth.attributes, guess), FINE)
+    found = fit(picture, from_numbers(truth.attributes, guess))
     assert share_kept(found, truth) == 1
     before, after = (
         unexplained(picture, pictures([s])[0]).max() for s in (from_numbers(truth.attributes, guess), found)
