@@ -56,11 +56,14 @@ def decode_latents(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
     return pipe.vae.decode(latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor).sample.clamp(-1, 1)
 
 
-def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
+def stratified_timesteps(count: int, total: int, generator: torch.Generator, bias: float = 0.0) -> Tensor:
     """`count` random timesteps, one from each equal part of [0, total): even coverage, less noise.
-    For count = 1 this is the paper's uniform choice."""
-    position = torch.arange(count) + torch.rand(count, generator=generator)
-    return (position * total / count).long().clamp(max=total - 1)
+    For count = 1 this is the paper's uniform choice. bias: above 0, late timesteps, with much noise, come more often,
+    with a density proportional to t^bias."""
+    position = (torch.arange(count) + torch.rand(count, generator=generator)) * total / count
+    if bias:
+        position = total * (position / total) ** (1 / (1 + bias))  # the inverse of (t / total)^(1 + bias)
+    return position.long().clamp(max=total - 1)
 
 
 def noised(process: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +85,10 @@ def denoising_loss(
     batch: int,
     generator: torch.Generator,
     loss: Loss = mse,
+    bias: float = 0.0,
 ) -> Tensor:
     """Imagic eq. 2: E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², over a batch of stratified timesteps."""
-    t = stratified_timesteps(batch, process.config.num_train_timesteps, generator).to(latents.device)
+    t = stratified_timesteps(batch, process.config.num_train_timesteps, generator, bias).to(latents.device)
     noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(latents)
     z_t, target = noised(process, latents.expand(batch, -1, -1, -1), noise, t)
     return loss(exact(unet(z_t, t, embedding.expand(batch, -1, -1)).sample), exact(target))

@@ -61,6 +61,14 @@ def test_timesteps_cover_every_stratum_of_the_models_own_range():
     assert 470 < drawn.float().mean() < 530 and drawn.min() < 10 and drawn.max() > 990
 
 
+def test_a_bias_draws_late_timesteps_more_often():
+    """With bias b the density is proportional to t^b: the mean is (b + 1) / (b + 2), the median 2^(-1 / (b + 1))."""
+    for bias in (0.0, 1.0, 3.0):
+        t = torch.cat([stratified_timesteps(8, 1000, seeded(s), bias) for s in range(500)]).float() / 1000
+        assert t.mean().item() == pytest.approx((bias + 1) / (bias + 2), abs=0.01)
+        assert t.median().item() == pytest.approx(2 ** (-1 / (bias + 1)), abs=0.01) and t.max() < 1
+
+
 def test_probe_is_the_same_number_twice_and_is_the_mean_of_its_pairs(pipe, image, e_tgt):
     process, latents = forward_process(pipe), encode_image(pipe, image)
     probe = Probe(process, latents)

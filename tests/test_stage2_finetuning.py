@@ -19,6 +19,7 @@ def test_defaults_of_stable_diffusion_are_the_paper_s():
         "lr": 5e-7,
         "batch": 1,
         "decay": 0.0,
+        "bias": 0.0,
     }
 
 
