@@ -66,8 +66,9 @@ def fine_tune(
     a strategy in `run` it is the strategy's. decay: the last part of the steps, over which the rate falls to 0
     (`training.loop.rate_at`). Everything else as in `optimize_embedding`; defaults in `stage2_finetuning.DEFAULTS`.
     Their bias draws timesteps with much noise more often (`stratified_timesteps`): these decide where the sun and the
-    clouds stand, but weigh little in the loss. Returns a new pipeline with the tuned UNet (its other parts are shared) and the
-    history; the UNet of `pipe` stays as it was, so a second fit starts clean. Taught in notebooks/03_finetuning.ipynb.
+    clouds stand, but weigh little in the loss. Returns a new pipeline with the tuned UNet (its other parts are shared)
+    and the history; the UNet of `pipe` stays as it was, so a second fit starts clean. Taught in
+    notebooks/03_finetuning.ipynb.
     """
     one_each(image, e_opt)
     lora = lora_of(method, run.strategy)
