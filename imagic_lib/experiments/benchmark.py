@@ -43,11 +43,11 @@ SHOWN = 2  # of them in a job's sheet of pictures
 WORK = "imagic_lib.experiments.benchmark:work"
 SHEET, COMMUNITY_COPY = "sheet.png", "community.py"
 VERSIONS = ("toyedit", "library", "torch", "diffusers", "model", "reader")  # rows that differ in one can't be compared
-LISTS = ("success", "right", "well", "kept", "distance")  # a number for each value of the knob
+READ = ("success", "right", "well", "kept", "distance")  # by the reader: its `Report`
+LISTS = (*READ, "seconds_a_picture", "evaluations_a_picture")  # a number for each value of the knob
 COLUMNS = (
-    *("split", "edit", "kind", "from", "to", "method", "knob", "values", "pictures", *LISTS, "psnr"),
-    *("seconds", "seconds_a_picture", "evaluations", "with_gradient", "evaluations_a_picture", "error", "date"),
-    *VERSIONS,
+    *("split", "edit", "kind", "from", "to", "method", "knob", "values", "pictures", *LISTS),
+    *("psnr", "seconds", "evaluations", "with_gradient", "error", "date", *VERSIONS),
 )
 
 
@@ -84,33 +84,37 @@ def measure(
 ) -> tuple[dict, list[list[Image.Image]]]:
     """One edit of ToyEdit by one method. edit: (scene, change) as in `toyedit`.
 
-    Returns what its row says (times in seconds without the reader's, PSNR in dB to what the VAE makes of the input, at
-    the knob's first value; shares and means over the seeds for each value of the knob), and the pictures, a list for
-    each value. The counts: see `Evaluations`.
+    Returns what its row says, and the pictures, a list for each value of the knob. Of `LISTS` there is a number for
+    each value: shares and means over the seeds. psnr: in dB to what the VAE makes of the input, at the knob's first
+    value. seconds, evaluations (see `Evaluations`): of what is done once, before the first picture.
     """
     scene, change = edit
     truth, image = scene.edit(**change), load_image(scene.render(), pipe)
     seeds = list(seeds) if method.seeded else [0]
+    drawn = []
     with counted(pipe.unet) as evaluations:
-        began = time.monotonic()
+        marks = [(time.monotonic(), replace(evaluations))]
         draw = method.start(pipe, image, truth.caption(), scene.caption())
-        prepared, cost = time.monotonic(), replace(evaluations)
-        drawn = [draw(value, seeds) for value in method.values]
-        finished, pictures = time.monotonic(), len(seeds) * len(method.values)
+        marks.append((time.monotonic(), replace(evaluations)))
+        for value in method.values:
+            drawn.append(draw(value, seeds))
+            marks.append((time.monotonic(), replace(evaluations)))
+    seconds = np.diff([moment for moment, _ in marks])
+    counts = np.diff([done.count for _, done in marks])
     near = to_picture(decode_latents(pipe, encode_image(pipe, image)))
     reports = [[reader.report(picture, truth, scene) for picture in row] for row in drawn]
-    found = {name: listed([np.mean([getattr(one, name) for one in row]) for row in reports]) for name in LISTS}
+    found = {name: listed([np.mean([getattr(one, name) for one in row]) for row in reports]) for name in READ}
     return {
         "knob": method.knob,
         "values": listed(method.values),
         "pictures": len(seeds),
         **found,
+        "seconds_a_picture": listed(seconds[1:] / len(seeds)),
+        "evaluations_a_picture": listed(counts[1:] / len(seeds)),
         "psnr": round(float(np.mean([psnr(picture, near) for picture in drawn[0]])), 2),
-        "seconds": round(prepared - began, 2),
-        "seconds_a_picture": round((finished - prepared) / pictures, 3),
-        "evaluations": cost.count,
-        "with_gradient": cost.with_gradient,
-        "evaluations_a_picture": round((evaluations.count - cost.count) / pictures, 1),
+        "seconds": round(float(seconds[0]), 2),
+        "evaluations": int(counts[0]),
+        "with_gradient": marks[1][1].with_gradient,
     }, drawn
 
 
@@ -389,8 +393,8 @@ def tables(methods: dict[str, Method], rows: Sequence[dict], dev: Sequence[dict]
                 interval(success),
                 interval([numbers_in(row["kept"])[best] for row in good]),
                 f"{np.mean([float(row['psnr']) for row in good]):.1f}",
-                f"{mean_of(good, 'seconds', 'seconds_a_picture'):.1f}",
-                f"{mean_of(good, 'evaluations', 'evaluations_a_picture'):.0f}",
+                f"{mean_cost(good, 'seconds', best):.1f}",
+                f"{mean_cost(good, 'evaluations', best):.0f}",
                 failed,
             ]
         )
@@ -401,9 +405,9 @@ def tables(methods: dict[str, Method], rows: Sequence[dict], dev: Sequence[dict]
     return f"{table(head, whole)}\n{note}\n{table(['success', *KINDS], by_kind)}"
 
 
-def mean_of(rows: Sequence[dict], *columns: str) -> float:
-    """The mean of the sum of these columns."""
-    return float(np.mean([sum(float(row[column]) for column in columns) for row in rows]))
+def mean_cost(rows: Sequence[dict], what: str, best: int) -> float:
+    """Seconds or evaluations for one picture at a value of the knob, with what is done before it."""
+    return float(np.mean([float(row[what]) + numbers_in(row[f"{what}_a_picture"])[best] for row in rows]))
 
 
 def interval(values: Sequence[float], repeats: int = 2000) -> str:

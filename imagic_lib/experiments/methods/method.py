@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -52,7 +53,7 @@ class Method:
 
     def checked(self, knob: float | None) -> float:
         """The knob as a number. Raises ValueError if it is none, or out of range."""
-        number = knob if isinstance(knob, int | float) else math.nan
+        number = knob if isinstance(knob, Real) else math.nan
         if not 0 <= number <= self.largest:
             said = "none was given" if knob is None else f"it is {knob!r}"
             raise ValueError(f"{self.title} needs its knob, {self.knob}, from 0 to {self.largest:g}: {said}")

@@ -75,16 +75,13 @@ def ledits(pipe: Pipeline, image: Tensor, text: str) -> Draw:
         "scheduler": sampler(pipe, "sde-dpm++"),
     }
     own.pop("image_encoder", None)
-    other, inverted = quiet(LEditsPPPipelineStableDiffusion(**own, requires_safety_checker=False)), {}
+    other = quiet(LEditsPPPipelineStableDiffusion(**own, requires_safety_checker=False))
 
     def draw(guidance: float, seeds: Sequence[int]) -> list[Image.Image]:
         drawn = []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
-            if seed not in inverted:
-                other.invert(image=picture, num_inversion_steps=steps, generator=generator)
-                inverted[seed] = other.init_latents, other.zs
-            other.init_latents, other.zs = inverted[seed]
+            other.invert(image=picture, num_inversion_steps=steps, generator=generator)
             drawn += other(editing_prompt=[text], edit_guidance_scale=guidance, generator=generator).images
         return drawn
 
