@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -209,7 +209,7 @@ def hash_of_reader(reader: Reader) -> str:
 
 
 class Rows:
-    """The CSV file: a row for each edit and method. It is written whole after every row, so a stop loses none.
+    """The CSV file: a row for each edit and method. After a kill, what it lacks is in the sweep's folder.
 
     Raises ValueError for a file that has other columns, or rows of other versions.
     """
@@ -231,19 +231,17 @@ class Rows:
                 said = ", ".join(f"{name} {row[name]} (here {versions[name]})" for name in other)
                 raise ValueError(f"{self.path} was measured with {said}: move it away, or give another --out")
 
-    def find(self, index: int, method: str) -> dict | None:
-        return next((row for row in self.rows if int(row["edit"]) == index and row["method"] == method), None)
-
     def has(self, index: int, name: str, method: Method) -> bool:
         """Is this edit measured, with the values that the knob has now?"""
-        row = self.find(index, name)
-        return row is not None and not row["error"] and row["values"] == listed(method.values)
+        own = (row for row in measured(self.rows, name) if int(row["edit"]) == index)
+        return any(row["values"] == listed(method.values) for row in own)
 
-    def put(self, row: dict) -> None:
-        """Add a row, in place of the one that the edit and method had, and write the file."""
-        row = {name: str(row.get(name, "")) for name in COLUMNS}
-        others = [one for one in self.rows if (one["edit"], one["method"]) != (row["edit"], row["method"])]
-        self.rows = sorted([*others, row], key=lambda one: (int(one["edit"]), one["method"]))
+    def put(self, rows: Sequence[dict]) -> None:
+        """Add rows, each in place of the one that its edit and method had, and write the file."""
+        known = {(int(row["edit"]), row["method"]): row for row in self.rows}
+        for row in rows:
+            known[int(row["edit"]), row["method"]] = {name: str(row.get(name, "")) for name in COLUMNS}
+        self.rows = [known[key] for key in sorted(known)]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -287,18 +285,18 @@ def run(
     try:
         return sweep(jobs, folder / "sweep", engine, work=WORK).left
     finally:
-        collect(jobs, folder / "sweep", rows)
+        rows.put(list(rows_of(jobs, folder / "sweep")))
 
 
-def collect(jobs: Sequence[Job], out: Path, rows: Rows) -> None:
-    """The rows of the jobs that are done or that failed."""
+def rows_of(jobs: Sequence[Job], out: Path) -> Iterator[dict]:
+    """The rows of those jobs that are done or that failed."""
     for job in jobs:
         done, failed = out / "edits" / job.name / FACTS, out / "errors" / f"{job.name}.json"
         if done.is_file():
-            rows.put(read_json(done)["row"])
+            yield read_json(done)["row"]
         elif failed.is_file():
             reason = " ".join(read_json(failed)["error"].split())
-            rows.put(facts_of(job) | {"error": reason, "date": date.today().isoformat()})
+            yield facts_of(job) | {"error": reason, "date": date.today().isoformat()}
 
 
 def write_table(split: str, indices: Sequence[int], folder: Path) -> Path:

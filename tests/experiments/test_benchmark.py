@@ -146,7 +146,7 @@ def test_the_test_takes_its_knobs_from_dev_and_is_refused_without(two, command, 
     command("--edits", "1", "--methods", "quick")
     rows = rows_in(tmp_path / "dev.csv")
     rows[0]["success"] = "0 0 1"
-    Rows(tmp_path / "dev.csv", {name: rows[0][name] for name in bench.VERSIONS}).put(rows[0])
+    Rows(tmp_path / "dev.csv", {name: rows[0][name] for name in bench.VERSIONS}).put(rows)
     assert command("--edits", "1", "--methods", "quick", split="test") == 0
     assert "| Quick | strength = 1 | 50 % (50–50) |" in capsys.readouterr().out
     assert rows_in(tmp_path / "test.csv")[0]["split"] == "test"
@@ -230,7 +230,7 @@ def test_the_version_of_a_folder_is_that_of_its_pyproject(monkeypatch):
 @pytest.mark.parametrize("name", bench.VERSIONS)
 def test_rows_of_another_version_are_refused(tmp_path, name):
     path = tmp_path / "rows.csv"
-    Rows(path, HERE).put(row())
+    Rows(path, HERE).put([row()])
     assert len(Rows(path, HERE).rows) == 1
     with pytest.raises(ValueError, match=rf"was measured with {name} 1 \(here 2\): move it away"):
         Rows(path, HERE | {name: "2"})
