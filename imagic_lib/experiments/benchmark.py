@@ -27,6 +27,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
+from imagic_lib import stage4_inference
 from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.experiments.methods import METHODS, Method, community_methods
 from imagic_lib.models import DATA, fingerprint
@@ -46,7 +47,7 @@ VERSIONS = ("toyedit", "library", "torch", "diffusers", "model", "reader")  # ro
 READ = ("success", "right", "well", "kept", "distance")  # by the reader: its `Report`
 LISTS = (*READ, "seconds_a_picture", "evaluations_a_picture")  # a number for each value of the knob
 COLUMNS = (
-    *("split", "edit", "kind", "from", "to", "method", "knob", "values", "pictures", *LISTS),
+    *("split", "edit", "kind", "from", "to", "method", "settings", "knob", "values", "pictures", *LISTS),
     *("psnr", "seconds", "evaluations", "with_gradient", "error", "date", *VERSIONS),
 )
 
@@ -105,6 +106,7 @@ def measure(
     reports = [[reader.report(picture, truth, scene) for picture in row] for row in drawn]
     found = {name: listed([np.mean([getattr(one, name) for one in row]) for row in reports]) for name in READ}
     return {
+        "settings": settings_of(method),
         "knob": method.knob,
         "values": listed(method.values),
         "pictures": len(seeds),
@@ -173,6 +175,13 @@ def facts_of(job: Job) -> dict:
     return about | {"method": job.method}
 
 
+def settings_of(method: Method) -> str:
+    """A short name of the settings that a method works with: with other steps or rates it is measured anew."""
+    given = getattr(method.prepare, "keywords", {}).items()
+    facts = [stage4_inference.DEFAULTS, *method.settings, {name: str(value) for name, value in given if name != "path"}]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
+
 # -- versions
 
 
@@ -232,9 +241,9 @@ class Rows:
                 raise ValueError(f"{self.path} was measured with {said}: move it away, or give another --out")
 
     def has(self, index: int, name: str, method: Method) -> bool:
-        """Is this edit measured, with the values that the knob has now?"""
+        """Is this edit measured, with the settings and the values of the knob that the method has now?"""
         own = (row for row in measured(self.rows, name) if int(row["edit"]) == index)
-        return any(row["values"] == listed(method.values) for row in own)
+        return any((row["values"], row["settings"]) == (listed(method.values), settings_of(method)) for row in own)
 
     def put(self, rows: Sequence[dict]) -> None:
         """Add rows, each in place of the one that its edit and method had, and write the file."""
@@ -278,14 +287,18 @@ def run(
         shutil.copyfile(community, folder / COMMUNITY_COPY)  # where all workers see it
     base = read_table(write_table(split, list(missing), folder))
     jobs = [
-        replace(job, method=name, etas=methods[name].values, seeds=SEEDS)
-        for job, names in zip(base, missing.values(), strict=True)
-        for name in names
+        job_for(job, name, methods[name]) for job, names in zip(base, missing.values(), strict=True) for name in names
     ]
     try:
         return sweep(jobs, folder / "sweep", engine, work=WORK).left
     finally:
         rows.put(list(rows_of(jobs, folder / "sweep")))
+
+
+def job_for(job: Job, name: str, method: Method) -> Job:
+    """The job of an edit by this method. What is measured anew has another name: other values, other settings."""
+    weights = f"{job.weights} {settings_of(method)}"
+    return replace(job, method=name, etas=method.values, seeds=SEEDS, weights=weights)
 
 
 def rows_of(jobs: Sequence[Job], out: Path) -> Iterator[dict]:

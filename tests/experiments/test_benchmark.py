@@ -78,7 +78,15 @@ def rows_in(path):
 
 def row(method="imagic", index=0, success="0 1", **more):
     lists = dict.fromkeys(LISTS, "0.5 0.25") | {"success": success}
-    about = {"split": "dev", "edit": index, "kind": "pose", "method": method, "values": "0 1", "psnr": 30}
+    about = {
+        "split": "dev",
+        "edit": index,
+        "kind": "pose",
+        "method": method,
+        "values": "0 1",
+        "psnr": 30,
+        "settings": "1",
+    }
     cost = {"seconds": 10, "seconds_a_picture": "9 0.5", "evaluations": 100, "evaluations_a_picture": "9 60"}
     return {name: str((about | lists | cost | HERE | more).get(name, "")) for name in COLUMNS}
 
@@ -138,6 +146,26 @@ def test_other_values_of_a_knob_are_measured_anew(two, command, tmp_path, monkey
     monkeypatch.setitem(bench.METHODS, "quick", other)
     assert command("--edits", "1", "--methods", "quick") == 0
     assert [one["values"] for one in rows_in(tmp_path / "dev.csv")] == ["0.1 0.9"] and len(two.quick) == 2
+
+
+def test_other_settings_of_a_method_are_measured_anew_for_that_method_alone(two, command, tmp_path, monkeypatch):
+    command("--edits", "1")
+    before = {one["method"]: one["settings"] for one in rows_in(tmp_path / "dev.csv")}
+    monkeypatch.setitem(bench.METHODS, "quick", replace(bench.METHODS["quick"], settings=({"lr": 0.1},)))
+    assert command("--edits", "1") == 0
+    after = {one["method"]: one["settings"] for one in rows_in(tmp_path / "dev.csv")}
+    assert after["quick"] != before["quick"] and after["failing"] == before["failing"]
+    assert (len(two.quick), len(two.failing)) == (2, 1)
+    monkeypatch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 7})
+    assert command("--edits", "1") == 0 and (len(two.quick), len(two.failing)) == (3, 2)
+
+
+def test_a_name_of_settings_tells_methods_apart_but_not_where_the_community_pipeline_lies():
+    settings = {name: bench.settings_of(method) for name, method in METHODS.items()}
+    assert settings["sdedit"] == settings["text"]  # sampling alone
+    assert len({settings[name] for name in ("imagic", "imagic-paper", "imagic-lora", "no-stage-1", "no-stage-2")}) == 5
+    here, there = (bench.settings_of(bench.community_methods(path)["community"]) for path in ("a.py", "b.py"))
+    assert here == there != settings["sdedit"]
 
 
 def test_the_test_takes_its_knobs_from_dev_and_is_refused_without(two, command, tmp_path, capsys):

@@ -9,11 +9,19 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.experiments.methods.attention import prompt_to_prompt
 from imagic_lib.experiments.methods.inversion import ddim_inversion, negative_prompt_inversion
 from imagic_lib.experiments.methods.method import Draw, Method
-from imagic_lib.experiments.methods.others import COMMUNITY_FILE, community, ledits, sdedit
-from imagic_lib.experiments.methods.tuning import imagic, paper_imagic, text_alone, without_stage_1, without_stage_2
+from imagic_lib.experiments.methods.others import COMMUNITY, COMMUNITY_FILE, community, ledits, sdedit
+from imagic_lib.experiments.methods.tuning import (
+    PAPER,
+    imagic,
+    paper_imagic,
+    text_alone,
+    without_stage_1,
+    without_stage_2,
+)
 
 IMAGIC = "Kavar et al. 2022, arXiv 2210.09276"
 ETA, ETAS = "η", (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -21,11 +29,16 @@ GUIDANCE, GUIDANCES = "guidance scale", (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5)
 SHARE, SHARES = "share of steps with the old maps", (1.0, 0.8, 0.6, 0.45, 0.3, 0.15, 0.0)
 FAR = 10.0  # η and alpha
 STRONG = 30.0  # guidance
+FIRST, FULL, LOW_RANK = (
+    stage1_embedding.DEFAULTS,
+    stage2_finetuning.DEFAULTS["full"],
+    stage2_finetuning.DEFAULTS["lora"],
+)
 
 # Each has seven values of its knob to try: the same budget for all.
 METHODS = {
-    "imagic": Method("Imagic", IMAGIC, imagic, ETA, ETAS, FAR),
-    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, ETA, ETAS, FAR),
+    "imagic": Method("Imagic", IMAGIC, imagic, ETA, ETAS, FAR, settings=(FIRST, FULL)),
+    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, ETA, ETAS, FAR, settings=(PAPER,)),
     "imagic-lora": Method(
         "Imagic with a LoRA",
         f"{IMAGIC}; Hu et al. 2021, arXiv 2106.09685",
@@ -33,6 +46,7 @@ METHODS = {
         ETA,
         ETAS,
         FAR,
+        settings=(FIRST, LOW_RANK),
     ),
     "no-stage-1": Method(
         "Imagic without stage 1",
@@ -41,8 +55,9 @@ METHODS = {
         "share λ of the fine-tuning",
         (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.25),
         2.0,
+        settings=(FULL,),
     ),
-    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, ETA, ETAS, FAR),
+    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, ETA, ETAS, FAR, settings=(FIRST,)),
     "sdedit": Method(
         "SDEdit",
         "Meng et al. 2021, arXiv 2108.01073",
@@ -115,7 +130,7 @@ def community_methods(path: str | Path) -> dict[str, Method]:
     paper, alphas = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}", (0.0, 0.4, 0.8, 1.0, 1.2, 1.5, 2.0)
     tuned, plain = (partial(community, path=path, as_it_comes=plain) for plain in (False, True))
     return {
-        "community": Method("Community Imagic, rates tuned", paper, tuned, "alpha", ETAS, FAR),
+        "community": Method("Community Imagic, rates tuned", paper, tuned, "alpha", ETAS, FAR, settings=(COMMUNITY,)),
         "community-as-it-comes": Method("Community Imagic as it comes", paper, plain, "alpha", alphas, FAR),
     }
 

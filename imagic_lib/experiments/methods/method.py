@@ -33,6 +33,7 @@ class Method:
     largest: float  # value of the knob; the smallest is 0
     caption: bool = False  # does it need a text that says what the input shows?
     seeded: bool = True  # does another seed give another picture?
+    settings: tuple[dict, ...] = ()  # the defaults that it works with, beside those of sampling
 
     def start(self, pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str | None = None) -> Draw:
         """Train or invert, whatever the method does once for a picture; what it returns draws.
