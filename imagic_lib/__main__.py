@@ -1,4 +1,4 @@
-"""The command line: `python -m imagic_lib edit | show | sweep | plan | demo | train`, each with --help."""
+"""The command line: `python -m imagic_lib edit | show | sweep | benchmark | plan | demo | train`, each with --help."""
 
 from __future__ import annotations
 
@@ -57,6 +57,18 @@ def parser() -> argparse.ArgumentParser:
     )
     many.add_argument("--keep", action="store_true", help="keep the trained weights, so that show can draw again")
 
+    bench = commands.add_parser("benchmark", help="methods compared, on edits with a right answer", description=BENCH)
+    bench.add_argument("--split", choices=("dev", "test"), default="dev", help="which edits of ToyEdit (default: dev)")
+    bench.add_argument("--methods", metavar="NAME", nargs="+", help="see imagic_lib/experiments/methods (default: all)")
+    bench.add_argument("--edits", type=whole, help="only so many, the first (default: all, 40 of dev and 60 of test)")
+    bench.add_argument("--out", type=Path, help="CSV file, one row an edit and method (default: data/experiments/...)")
+    bench.add_argument("--dev", type=Path, help="CSV file of dev, where the knobs are chosen (the same default)")
+    bench.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="work folder: jobs, their pictures")
+    bench.add_argument("--engine", choices=("local", "ray", "slurm"), default="local", help="(default: local)")
+    bench.add_argument(
+        "--community", metavar="PATH", help="of diffusers' imagic_stable_diffusion.py, to compare with it as well"
+    )
+
     plan = commands.add_parser("plan", help="what will fit into a GPU, before it runs", description=PLAN)
     plan.add_argument("--model", default="CompVis/stable-diffusion-v1-4", help="tiny, a folder, or SD 1.4 (default)")
     plan.add_argument("--gpu-gb", type=number, help="GiB to fit into, e.g. 14.75 for a T4 (default: this machine's)")
@@ -82,6 +94,9 @@ SHOW = "Print a saved edit's settings, and draw its curves and pictures again, f
 SWEEP = """Do every edit of a table: on this machine, on Slurm or on a Ray cluster. Started again after any stop it
 goes on, and finished edits are not done twice. The results are in report.html, results.csv, contact-sheet.png and
 errors.csv in the folder. docs/cluster.md explains the table and the engines."""
+BENCH = """Edit the pictures of ToyEdit by several methods and measure the results: success, details kept, time, UNet
+evaluations. Started again after any stop it goes on; finished rows are not measured twice. A method's knob is chosen on
+dev, so measure dev before test."""
 PLAN = """Predict the peak memory of each stage for every way of training, without a GPU, and choose the best that fits
 with a margin of 3 GiB."""
 TRAIN = """Make an embedded model, or train on from one: drawings, VAE, CLIP, UNet and the reader. Start it again after
@@ -243,6 +258,19 @@ def run_sweep_command(args: argparse.Namespace) -> int:
     return 1 if found.failed or found.left else 0
 
 
+def run_benchmark_command(args: argparse.Namespace) -> int:
+    """0 if every edit has its row, 1 if some are open because workers were lost."""
+    from imagic_lib.experiments.benchmark import benchmark
+    from imagic_lib.models import DATA
+
+    standard = DATA / "experiments" / "toyedit-{}.csv"
+    out, dev = args.out or Path(str(standard).format(args.split)), args.dev or Path(str(standard).format("dev"))
+    how = {"count": args.edits, "engine": args.engine, "community": args.community}
+    tables, left = benchmark(args.split, args.methods, out, dev, args.runs, **how)
+    print(f"{tables}\nthe rows: {printable(out)}" + (f"; {left} are open: start it again" if left else ""))
+    return 1 if left else 0
+
+
 def run_plan_command(args: argparse.Namespace) -> None:
     from imagic_lib.training.memory import plan
 
@@ -330,6 +358,7 @@ COMMANDS = {
     "edit": run_edit_command,
     "show": run_show_command,
     "sweep": run_sweep_command,
+    "benchmark": run_benchmark_command,
     "plan": run_plan_command,
     "demo": run_demo_command,
     "train": run_train_command,
