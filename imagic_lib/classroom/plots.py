@@ -94,3 +94,20 @@ def loss_curves(embedding_history: History, unet_history: History) -> Figure:
     loss_curve(left, embedding_history, "stage 1: the embedding learns")
     loss_curve(right, unet_history, "stage 2: the UNet learns")
     return figure
+
+
+def probe_curves(histories: dict[str, History]) -> Figure:
+    """The probe losses of stages 1 ("embedding") and 2 ("unet") as far as they are, on one scale."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, stage, title in zip(axes, ("embedding", "unet"), ("1: the embedding", "2: the UNet"), strict=True):
+        if history := histories.get(stage):
+            axis.plot(history.probe_step, history.probe_loss, color=PROBE, linewidth=2.5, marker="o", markersize=4)
+            axis.set_xlim(0, max(1, history.steps))
+        axis.set_yscale("log")
+        axis.set_title(f"stage {title}", fontsize=12)
+        axis.set_xlabel("step", fontsize=11)
+    axes[0].set_ylabel("probe loss", fontsize=11)
+    return figure

@@ -41,11 +41,18 @@ def enlarged(picture: Image.Image, side: int = SIDE) -> Image.Image:
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
 
 
-def png(picture: Image.Image) -> bytes:
-    """What an Image widget takes: the enlarged picture as a PNG file."""
+def png(picture: Image.Image, side: int = SIDE) -> bytes:
+    """What an Image widget takes: the enlarged picture (`side` 0: as it is) as a PNG file."""
     buffer = io.BytesIO()
-    enlarged(picture).save(buffer, format="PNG")
+    (enlarged(picture, side) if side else picture).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def sized(picture: Image.Image, most: int) -> Image.Image:
+    """The picture, made smaller if a side is longer than `most` pixels."""
+    small = picture.convert("RGB")
+    small.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return small
 
 
 def shown(picture: bytes, caption: str) -> widgets.VBox:
