@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import ipywidgets as widgets
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from imagic_lib.classroom import plots
 from imagic_lib.classroom import studio_state as do
@@ -103,16 +104,16 @@ def source_panel(view: SimpleNamespace) -> widgets.VBox:
     view.drawing = widgets.Dropdown(options=[CHOOSE, *do.drawings()], description="drawing", style=WIDE)
     view.upload = widgets.FileUpload(description="Upload a photo", multiple=False, layout={"width": "auto"})
     view.source, view.source_note = widgets.Image(format="png"), widgets.HTML()
-    view.across = percent("← crop →", 50)
-    view.down = percent("↑ crop ↓", 50)
-    view.size = percent("crop's size", 100, least=20)
+    view.size = percent("square's size, %", 100, least=20)
+    view.across = percent("left ↔ right", 50)
+    view.down = percent("up ↕ down", 50)
     view.crop_controls = widgets.VBox([view.size, view.across, view.down])
     choice = flowing(view.drawing, widgets.HTML("&nbsp;or&nbsp;"), view.upload)
     return section("1 · Picture", choice, view.source_note, flowing(view.source, view.crop_controls))
 
 
 def percent(words: str, value: int, least: int = 0) -> widgets.IntSlider:
-    return widgets.IntSlider(value=value, min=least, max=100, description=words, style=WIDE)
+    return widgets.IntSlider(value=value, min=least, max=100, description=words, style={"description_width": "116px"})
 
 
 def text_panel(view: SimpleNamespace) -> widgets.VBox:
@@ -126,7 +127,7 @@ def text_panel(view: SimpleNamespace) -> widgets.VBox:
 
 
 def run_panel(view: SimpleNamespace, state: Studio) -> widgets.VBox:
-    view.method = widgets.ToggleButtons(options=METHODS, description="train", style={"button_width": "auto"})
+    view.method = widgets.ToggleButtons(options=METHODS, style={"button_width": "auto"})
     drawing = do.SAMPLERS if family(state.pipe) != "tiny" else {}
     view.sampler = widgets.Dropdown(options=drawing, description="draw with", style=WIDE)
     view.sampler.layout.display = "" if drawing else "none"
@@ -136,18 +137,19 @@ def run_panel(view: SimpleNamespace, state: Studio) -> widgets.VBox:
     view.forecast = widgets.HTML()
     view.progress = widgets.IntProgress(value=0, min=0, max=1, layout={"width": "240px"})
     view.status, view.note = widgets.HTML(), widgets.HTML()
-    view.curves, view.sketches = widgets.Image(format="png"), widgets.Image(format="png")
-    for picture in (view.curves, view.sketches):
-        picture.layout = {"max_width": "100%"}
+    view.curves, view.sketches = widgets.HTML(), widgets.HTML()
+    for part in (view.curves, view.sketches):
+        part.layout = {"width": "98%"}
     buttons = flowing(view.run, view.go_on, view.stop, view.forecast_button)
     return section(
         "3 · Run",
-        flowing(view.method, view.sampler),
+        flowing(widgets.HTML("train&nbsp;"), view.method, view.sampler),
         buttons,
         view.forecast,
         flowing(view.progress, view.status),
         view.note,
-        flowing(view.curves, view.sketches),
+        view.curves,
+        view.sketches,
     )
 
 
@@ -229,6 +231,8 @@ def connect(state: Studio, view: SimpleNamespace) -> None:
 def sentences(state: Studio, view: SimpleNamespace):
     """Inside, what is raised becomes a sentence in the studio, and `view.error`."""
     view.error = None
+    if "✗" in view.note.value:
+        view.note.value = ""
     try:
         yield
     except do.Stopped:
@@ -337,7 +341,7 @@ def begin(state: Studio, view: SimpleNamespace) -> None:
 def work(state: Studio, view: SimpleNamespace) -> None:
     say(view, "⏳ getting ready …")
     do.run_all(state, lambda: show_run(state, view))
-    say(view, "✓ done")
+    say_done(state, view)
     show_shelf(state, view)
 
 
@@ -355,7 +359,7 @@ def draw_more(state: Studio, view: SimpleNamespace, change: Callable[[Studio], N
     def drawing() -> None:
         say(view, "⏳ drawing …")
         do.draw(state, lambda: show_run(state, view))
-        say(view, "✓ done")
+        say_done(state, view)
 
     in_background(state, view, drawing)
 
@@ -364,7 +368,7 @@ def suggest(state: Studio, view: SimpleNamespace) -> None:
     say(view, "⏳ drawing and measuring some pictures …")
     do.suggest(state)
     do.draw(state, lambda: show_run(state, view))
-    say(view, "✓ done")
+    say_done(state, view)
 
 
 def push(state: Studio, view: SimpleNamespace) -> None:
@@ -396,6 +400,10 @@ def say(view: SimpleNamespace, words: str) -> None:
     view.status.value = html.escape(words)
 
 
+def say_done(state: Studio, view: SimpleNamespace) -> None:
+    say(view, "■ stopped; “draw what is missing” goes on" if state.stopping.is_set() else "✓ done")
+
+
 def refresh(state: Studio, view: SimpleNamespace) -> None:
     """Everything that follows from the state: what can be pressed, and what there is to see."""
     busy, training = is_busy(view), state.phase in ("training", "drawing")
@@ -419,7 +427,8 @@ def refresh(state: Studio, view: SimpleNamespace) -> None:
     view.progress.layout.display = "" if busy and training else "none"
     for control in (view.curves, view.sketches):
         control.layout.display = "" if shown else "none"
-    view.gallery_panel.layout.display = view.keep_panel.layout.display = "" if state.pictures else "none"
+    view.gallery_panel.layout.display = "" if made or state.pictures else "none"
+    view.keep_panel.layout.display = "" if state.pictures else "none"
     show_run(state, view)
 
 
@@ -489,9 +498,9 @@ def show_run(state: Studio, view: SimpleNamespace) -> None:
         show_progress(state, view)
     histories = {stage: len(history.probe_loss) for stage, history in state.histories.items()}
     if once(view, "curves", histories) and histories:
-        view.curves.value = plots.png_of(plots.probe_curves(state.histories), dpi=72)
+        view.curves.value = plots.probe_curves(state.histories)
     if once(view, "sketches", [(s.stage, s.step) for s in state.sketches]):
-        view.sketches.value = sketch_sheet(state.sketches) if state.sketches else b""
+        view.sketches.value = sketch_sheet(state.sketches) if state.sketches else ""
     if once(view, "gallery", (state.folder, sorted(state.pictures))):
         show_gallery(state, view)
     if once(view, "choice", (state.folder, state.chosen)):
@@ -521,12 +530,22 @@ def show_progress(state: Studio, view: SimpleNamespace) -> None:
         )
 
 
-def sketch_sheet(sketches: list[Sketch]) -> bytes:
-    """The sketches side by side, η = 0 above the other η."""
-    titles = [f"stage {1 if s.stage == 'embedding' else 2}, {s.step}" for s in sketches]
-    rows = [[sized(s.pictures[row], 128) for s in sketches] for row in range(2)]
-    figure = plots.picture_grid(rows, titles, ["η = 0", f"η = {do.PREVIEW_ETA:g}"], "drawn on the way", inch=1.2)
-    return plots.png_of(figure, dpi=72)
+def sketch_sheet(sketches: list[Sketch]) -> str:
+    """The sketches side by side, η = 0 above the other η, as a table of a page."""
+    stages = {"embedding": "stage 1", "unet": "stage 2"}
+    heads = "".join(f"<td><center>{stages[s.stage]}, step {s.step}</center></td>" for s in sketches)
+    rows = "".join(
+        f"<tr><td>η = {eta:g}</td>{''.join(f'<td>{inline(s.pictures[row])}</td>' for s in sketches)}</tr>"
+        for row, eta in enumerate((0, do.PREVIEW_ETA))
+    )
+    table = f"<table><tr><td></td>{heads}</tr>{rows}</table>"
+    return f"<div style='overflow:auto'>drawn on the way, in a few steps of the sampler:{table}</div>"
+
+
+def inline(picture: Image.Image) -> str:
+    """A picture inside a page's text."""
+    data = base64.b64encode(png(sized(picture, 2 * TILE), 0)).decode()
+    return f"<img width='{TILE}' src='data:image/png;base64,{data}'>"
 
 
 def show_gallery(state: Studio, view: SimpleNamespace) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
 from torch import Tensor, nn
 
 from imagic_lib import suggestion
@@ -60,7 +60,7 @@ from imagic_lib.stage4_inference import (
     sampler,
 )
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
-from imagic_lib.training.forecast import Forecast, forecast, worthwhile
+from imagic_lib.training.forecast import Forecast, forecast
 from imagic_lib.training.loop import History
 from imagic_lib.training.memory import Plan, plan, usable
 from imagic_lib.training.strategies import Strategy
@@ -74,7 +74,7 @@ FINEST = 0.02  # two η nearer than this show the same picture
 PREVIEW_ETA = suggestion.ETAS[1]  # until an edit's own is known: the middle of what is tried
 PREVIEW_STEPS = 8  # of the sampler: a sketch
 PREVIEW_SHARE = 0.15  # of the training's time
-FIRST_PREVIEWS = 6  # that are kept to look back at: the newest, and the oldest in equal distances
+MOST_SKETCHES = 6  # that are kept to look back at
 SAMPLERS = {"25 steps of DPM-Solver++": FAST, "the model's own sampler": {}}
 
 MADE = (  # what a studio has of one edit, and not of the next
@@ -200,6 +200,7 @@ def framed(picture: Image.Image, crop: Crop, side: int) -> Image.Image:
     box = box_of(crop, *small.size)
     dark = ImageEnhance.Brightness(small).enhance(0.35)
     dark.paste(small.crop(box), box[:2])
+    ImageDraw.Draw(dark).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline="white")
     return dark
 
 
@@ -386,8 +387,8 @@ def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor, em
 
 
 def thin(sketches: list[Sketch]) -> None:
-    """Of more than `FIRST_PREVIEWS` leave out the one whose neighbours are nearest in time; first and last stay."""
-    while len(sketches) > FIRST_PREVIEWS:
+    """Of more than `MOST_SKETCHES` leave out the one whose neighbours are nearest in time; first and last stay."""
+    while len(sketches) > MOST_SKETCHES:
         order = [s.step + (10**6 if s.stage == "unet" else 0) for s in sketches]
         gaps = [after - before for before, after in zip(order[:-2], order[2:], strict=True)]
         del sketches[1 + gaps.index(min(gaps))]
@@ -436,7 +437,8 @@ def missing(studio: Studio) -> list[Key]:
 
 
 def draw(studio: Studio, tell: Tell) -> None:
-    """Draw what is missing, row by row, and keep each picture in the edit's folder at once."""
+    """Draw what is missing, row by row, and keep each picture in the edit's folder at once. The first time, the
+    picture at the suggestion becomes the choice."""
     studio.stopping.clear()
     studio.phase = "drawing"
     try:
@@ -450,6 +452,8 @@ def draw(studio: Studio, tell: Tell) -> None:
                     tell()
     finally:
         studio.phase = "finished"
+    if studio.chosen is None and (key := best_key(studio)):
+        choose(studio, key)
 
 
 def keep_picture(studio: Studio, key: Key, picture: Image.Image) -> None:
@@ -697,17 +701,11 @@ def push(studio: Studio, repository: str, api=None, *, private: bool = True) -> 
 
 
 def run_all(studio: Studio, tell: Tell) -> None:
-    """Training, suggestion where it costs nothing, gallery, and a first choice."""
+    """Training, suggestion where it costs nothing, and gallery."""
     train(studio, tell)
     if suggests_by_itself(studio):
         suggest(studio)
     draw(studio, tell)
-    if studio.chosen is None and (key := best_key(studio)):
-        choose(studio, key)
-
-
-def is_worth_a_forecast(studio: Studio) -> bool:
-    return worthwhile(settings_now(studio))
 
 
 def labels(keys: Iterable[Key] | Sequence[Key]) -> list[str]:

@@ -294,7 +294,7 @@ def test_an_edit_in_the_studio_from_the_upload_to_the_zip(lab, page):
     chooser.value.set_files([photo()])
     area.get_by_text("my photo.jpg: 300 x 200 pixels").wait_for()
     before = area.evaluate(SEEN)
-    area.locator(".widget-hslider", has=page.get_by_text("← crop →")).locator(".noUi-handle").press("Home")
+    area.locator(".widget-hslider", has=page.get_by_text("left ↔ right")).locator(".noUi-handle").press("Home")
     changed(page, area, before)
     look(page, area, "photo")
     area.locator("select").first.select_option("car-parked.png")

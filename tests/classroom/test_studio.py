@@ -64,7 +64,7 @@ def box(pipe, tmp_path):
     yield found
     do.stop(found.state)
     if found.view.thread is not None:
-        found.view.thread.join(600)
+        found.view.thread.join(60)
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
@@ -300,7 +300,7 @@ def test_sketches_change_nothing_of_what_is_learned(state, monkeypatch, pipe):
 def test_of_many_sketches_the_first_the_last_and_some_between_are_kept():
     sketches = [do.Sketch("embedding", step, []) for step in range(0, 10)]
     do.thin(sketches)
-    assert len(sketches) == do.FIRST_PREVIEWS and sketches[0].step == 0 and sketches[-1].step == 9
+    assert len(sketches) == do.MOST_SKETCHES and sketches[0].step == 0 and sketches[-1].step == 9
 
 
 def stopped_after(state, steps: int, stage: str = "embedding") -> None:
