@@ -406,6 +406,12 @@ def say_done(state: Studio, view: SimpleNamespace) -> None:
 
 def refresh(state: Studio, view: SimpleNamespace) -> None:
     """Everything that follows from the state: what can be pressed, and what there is to see."""
+    enable(state, view)
+    show_run(state, view)
+
+
+def enable(state: Studio, view: SimpleNamespace) -> None:
+    """What can be pressed, and what is hidden because there is nothing in it yet."""
     busy, training = is_busy(view), state.phase in ("training", "drawing")
     unfinished = state.phase == "stopped" and state.folder is not None
     for control in (view.drawing, view.upload, view.text, view.across, view.down, view.size, view.sampler):
@@ -429,7 +435,6 @@ def refresh(state: Studio, view: SimpleNamespace) -> None:
         control.layout.display = "" if shown else "none"
     view.gallery_panel.layout.display = "" if made or state.pictures else "none"
     view.keep_panel.layout.display = "" if state.pictures else "none"
-    show_run(state, view)
 
 
 def show_source(state: Studio, view: SimpleNamespace) -> None:
@@ -494,6 +499,8 @@ def forecast_words(state: Studio) -> str:
 
 def show_run(state: Studio, view: SimpleNamespace) -> None:
     """How far it is: progress, curves, sketches, gallery. Only what has changed is drawn again."""
+    if once(view, "phase", (state.phase, bool(state.histories), bool(state.pictures))):
+        enable(state, view)
     if state.phase == "training":
         show_progress(state, view)
     histories = {stage: len(history.probe_loss) for stage, history in state.histories.items()}

@@ -330,6 +330,7 @@ def train(studio: Studio, tell: Tell) -> None:
     image, settings = as_input(studio, open_image(studio.folder / INPUT_FILE)), studio.settings
     ends = read_ledger(studio.folder)[0], embedding_of_negative(studio.pipe)  # now: later the text encoder has to wait
     studio.phase, studio.next_sketch = "training", 0.0
+    tell()
 
     def watch(stage: str, history: History) -> bool:
         studio.histories["embedding" if "embedding" in stage else "unet"] = history
@@ -360,6 +361,7 @@ def train(studio: Studio, tell: Tell) -> None:
         studio.phase = "stopped"
     studio.histories = {"embedding": studio.edit.embedding_history, "unet": studio.edit.unet_history}
     studio.phase = "drawing"
+    tell()
 
 
 def stop(studio: Studio) -> None:
@@ -441,6 +443,7 @@ def draw(studio: Studio, tell: Tell) -> None:
     picture at the suggestion becomes the choice."""
     studio.stopping.clear()
     studio.phase = "drawing"
+    tell()
     try:
         for scale in studio.scales:
             for seed in studio.seeds:
