@@ -85,22 +85,21 @@ def test_with_a_gpu_the_notebook_waits_for_who_presses_run(tmp_path):
     assert pressed == []
 
 
-@pytest.fixture(scope="module")
-def large(pipe):
-    """Stable Diffusion 1.4's own architecture at an eighth of its width, with random weights, and its sampler: what
-    the library takes for a Stable Diffusion."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (models, stage4_inference, suggestion, studio_state, studio):
-            patch.setattr(module, "family", lambda pipe: "stable-diffusion")
-        for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"], stage4_inference.DEFAULTS):
-            patch.setitem(defaults, "stable-diffusion", defaults["stable-diffusion"] | {"steps": 2})
-        patch.setitem(stage4_inference.FAST, "steps", 2)
-        patch.setattr(studio_state, "PREVIEW_STEPS", 2)
-        config = memory.SD_1_4["unet"] | {"block_out_channels": [40, 80, 160, 160], "cross_attention_dim": 32}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            unet = UNet2DConditionModel.from_config(config | {"sample_size": 16, "norm_num_groups": 8}).eval()
-        yield stage2_finetuning.with_unet(pipe, unet)
+@pytest.fixture
+def large(pipe, monkeypatch):
+    """Stable Diffusion 1.4's own architecture at an eighth of its width, with random weights: what the library takes
+    for a Stable Diffusion."""
+    for module in (models, stage4_inference, suggestion, studio_state, studio):
+        monkeypatch.setattr(module, "family", lambda pipe: "stable-diffusion")
+    for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"], stage4_inference.DEFAULTS):
+        monkeypatch.setitem(defaults, "stable-diffusion", defaults["stable-diffusion"] | {"steps": 2})
+    monkeypatch.setitem(stage4_inference.FAST, "steps", 2)
+    monkeypatch.setattr(studio_state, "PREVIEW_STEPS", 2)
+    config = memory.SD_1_4["unet"] | {"block_out_channels": [40, 80, 160, 160], "cross_attention_dim": 32}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_config(config | {"sample_size": 16, "norm_num_groups": 8}).eval()
+    return stage2_finetuning.with_unet(pipe, unet)
 
 
 def test_the_studio_edits_with_the_large_architecture_stops_and_goes_on_on_another_gpu(large, tmp_path, monkeypatch):

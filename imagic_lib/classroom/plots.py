@@ -114,7 +114,7 @@ def probe_curves(histories: dict[str, History], width: int = 300, height: int = 
             f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="{RAW}"/>'
             f'<text x="{left + width / 2}" y="15" text-anchor="middle" font-weight="bold">{title}</text>'
             f'<text x="{left}" y="{top + height + 16}">0</text>'
-            f'<text x="{left + width}" y="{top + height + 16}" text-anchor="end">step {steps}</text>'
+            f'<text x="{left + width}" y="{top + height + 16}" text-anchor="end">step {steps if points else ""}</text>'
             f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" '
             f'stroke="{PROBE}" stroke-width="2.5"/>'
             + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{PROBE}"/>' for x, y in points)

@@ -30,6 +30,7 @@ from imagic_lib.training.forecast import spoken
 
 CHOOSE = "choose a drawing …"
 TILE = 104  # pixels of a picture in the gallery, on the screen
+SMALL_TILE = 80  # of a sketch, on the screen
 ON_SHELF = 6  # earlier edits that are shown at once
 LARGEST_LINK = 8 * 2**20  # bytes that a page can hold as a link; larger files are named by their path
 PLAIN, MARKED = "3px solid transparent", "3px solid #D55E00"  # a frame; vermilion of Okabe and Ito
@@ -138,8 +139,8 @@ def run_panel(view: SimpleNamespace, state: Studio) -> widgets.VBox:
     view.progress = widgets.IntProgress(value=0, min=0, max=1, layout={"width": "240px"})
     view.status, view.note = widgets.HTML(), widgets.HTML()
     view.curves, view.sketches = widgets.HTML(), widgets.HTML()
-    for part in (view.curves, view.sketches):
-        part.layout = {"width": "98%"}
+    view.curves.layout = {"flex": "0 1 540px", "width": "auto", "min_width": "280px"}
+    view.sketches.layout = {"flex": "0 1 auto", "width": "auto"}
     buttons = flowing(view.run, view.go_on, view.stop, view.forecast_button)
     return section(
         "3 · Run",
@@ -148,8 +149,7 @@ def run_panel(view: SimpleNamespace, state: Studio) -> widgets.VBox:
         view.forecast,
         flowing(view.progress, view.status),
         view.note,
-        view.curves,
-        view.sketches,
+        flowing(view.curves, view.sketches),
     )
 
 
@@ -323,7 +323,7 @@ def choose_sampler(state: Studio, view: SimpleNamespace) -> None:
 
 
 def foretell(state: Studio, view: SimpleNamespace) -> None:
-    say(view, "⏳ timing a few real steps on this device …")
+    say(view, "▸ timing a few real steps on this device …")
     do.foretell(state)
     say(view, "")
 
@@ -339,7 +339,7 @@ def begin(state: Studio, view: SimpleNamespace) -> None:
 
 
 def work(state: Studio, view: SimpleNamespace) -> None:
-    say(view, "⏳ getting ready …")
+    say(view, "▸ getting ready …")
     do.run_all(state, lambda: show_run(state, view))
     say_done(state, view)
     show_shelf(state, view)
@@ -357,7 +357,7 @@ def draw_more(state: Studio, view: SimpleNamespace, change: Callable[[Studio], N
     change(state)
 
     def drawing() -> None:
-        say(view, "⏳ drawing …")
+        say(view, "▸ drawing …")
         do.draw(state, lambda: show_run(state, view))
         say_done(state, view)
 
@@ -365,14 +365,14 @@ def draw_more(state: Studio, view: SimpleNamespace, change: Callable[[Studio], N
 
 
 def suggest(state: Studio, view: SimpleNamespace) -> None:
-    say(view, "⏳ drawing and measuring some pictures …")
+    say(view, "▸ drawing and measuring some pictures …")
     do.suggest(state)
     do.draw(state, lambda: show_run(state, view))
     say_done(state, view)
 
 
 def push(state: Studio, view: SimpleNamespace) -> None:
-    say(view, "⏳ uploading …")
+    say(view, "▸ uploading …")
     address = do.push(state, view.repository.value.strip())
     view.kept.value = f"pushed: <a href='{html.escape(address)}' target='_blank'>{html.escape(address)}</a>"
     say(view, "✓ done")
@@ -419,6 +419,7 @@ def enable(state: Studio, view: SimpleNamespace) -> None:
     view.method.disabled = busy
     view.run.disabled = busy or state.picture is None or not state.text.strip()
     view.forecast_button.disabled = busy or state.picture is None
+    view.run.button_style = "" if unfinished else "primary"  # one button is the next one to press
     view.go_on.layout.display = "" if unfinished and not busy else "none"
     view.stop.disabled = not (busy and training)
     made = state.edit is not None and state.phase == "finished"
@@ -533,14 +534,14 @@ def show_progress(state: Studio, view: SimpleNamespace) -> None:
     if not state.stopping.is_set():
         say(
             view,
-            f"⏳ {name}: step {len(history.loss)} of {history.steps}, probe loss {history.probe_loss[-1]:.4f}{rest}",
+            f"▸ {name}: step {len(history.loss)} of {history.steps}, probe loss {history.probe_loss[-1]:.4f}{rest}",
         )
 
 
 def sketch_sheet(sketches: list[Sketch]) -> str:
     """The sketches side by side, η = 0 above the other η, as a table of a page."""
     stages = {"embedding": "stage 1", "unet": "stage 2"}
-    heads = "".join(f"<td><center>{stages[s.stage]}, step {s.step}</center></td>" for s in sketches)
+    heads = "".join(f"<td><center>{stages[s.stage]}<br>step {s.step}</center></td>" for s in sketches)
     rows = "".join(
         f"<tr><td>η = {eta:g}</td>{''.join(f'<td>{inline(s.pictures[row])}</td>' for s in sketches)}</tr>"
         for row, eta in enumerate((0, do.PREVIEW_ETA))
@@ -551,8 +552,8 @@ def sketch_sheet(sketches: list[Sketch]) -> str:
 
 def inline(picture: Image.Image) -> str:
     """A picture inside a page's text."""
-    data = base64.b64encode(png(sized(picture, 2 * TILE), 0)).decode()
-    return f"<img width='{TILE}' src='data:image/png;base64,{data}'>"
+    data = base64.b64encode(png(sized(picture, 2 * SMALL_TILE), 0)).decode()
+    return f"<img width='{SMALL_TILE}' src='data:image/png;base64,{data}'>"
 
 
 def show_gallery(state: Studio, view: SimpleNamespace) -> None:
