@@ -148,7 +148,7 @@ def before_after(before: Image.Image, after: Image.Image, *, stops: int = 21) ->
         picture.value = files[change["new"]]
 
     slider.observe(swap, "value")
-    box = widgets.VBox([slider, picture])
+    box = widgets.VBox([slider, picture], layout={"align_items": "flex-start"})  # else the picture fills the page
     box.slider, box.picture = slider, picture
     return box
 

@@ -279,7 +279,7 @@ def look(page, area, name: str) -> None:
     """Take pictures of the studio on a wide and on a narrow page; with STUDIO_PICTURES set, into that folder."""
     folder = os.environ.get("STUDIO_PICTURES")
     for width in (800, 1280) if folder else ():
-        page.set_viewport_size({"width": width, "height": 2400})
+        page.set_viewport_size({"width": width, "height": 3000})
         page.wait_for_timeout(1500)
         area.screenshot(path=Path(folder) / f"{name}-{width}.png")
 
