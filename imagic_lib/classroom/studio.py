@@ -541,7 +541,9 @@ def show_progress(state: Studio, view: SimpleNamespace) -> None:
 def sketch_sheet(sketches: list[Sketch]) -> str:
     """The sketches side by side, η = 0 above the other η, as a table of a page."""
     stages = {"embedding": "stage 1", "unet": "stage 2"}
-    heads = "".join(f"<td><center>{stages[s.stage]}<br>step {s.step}</center></td>" for s in sketches)
+    heads = "".join(
+        f"<td><center style='line-height:1.3'>{stages[s.stage]}<br>step {s.step}</center></td>" for s in sketches
+    )
     rows = "".join(
         f"<tr><td>η = {eta:g}</td>{''.join(f'<td>{inline(s.pictures[row])}</td>' for s in sketches)}</tr>"
         for row, eta in enumerate((0, do.PREVIEW_ETA))

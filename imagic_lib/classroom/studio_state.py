@@ -416,11 +416,12 @@ def quick_pictures(
 
 
 def seconds_left(studio: Studio) -> float | None:
-    """Of the training, by its own pace so far; None before there is one."""
+    """Of the training, by its own pace so far, or by the forecast; None if there is neither. The first step of a stage
+    warms up, and three are too few to tell."""
     left = 0.0
     for stage, wanted in (("embedding", "embedding_steps"), ("unet", "unet_steps")):
         steps, history = settings_now(studio)[wanted], studio.histories.get(stage)
-        if history and history.loss:
+        if history and len(history.loss) > 3:
             left += history.seconds / len(history.loss) * (steps - len(history.loss))
         elif studio.forecast:
             left += studio.forecast.embedding if stage == "embedding" else studio.forecast.fine_tuning
