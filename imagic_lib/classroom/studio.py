@@ -29,7 +29,7 @@ from imagic_lib.pictures import open_image
 from imagic_lib.training.forecast import spoken
 
 CHOOSE = "choose a drawing …"
-TILE = 110  # pixels of a picture in the gallery, on the screen; half of it on a narrow page
+TILE = 104  # pixels of a picture in the gallery, on the screen
 SMALL_TILE = 80  # of a sketch, on the screen
 ON_SHELF = 6  # earlier edits that are shown at once
 LARGEST_LINK = 8 * 2**20  # bytes that a page can hold as a link; larger files are named by their path
@@ -567,7 +567,7 @@ def show_gallery(state: Studio, view: SimpleNamespace) -> None:
         cells += [widgets.HTML(head), *(widgets.HTML(f"<center>η = {eta:g}</center>") for eta in etas)]
         for seed in state.seeds:
             cells += [widgets.HTML(f"seed {seed}"), *(tile(state, view, (eta, scale, seed)) for eta in etas)]
-    view.grid.layout.grid_template_columns = f"62px repeat({len(etas)}, minmax({TILE // 2}px, {TILE}px))"
+    view.grid.layout.grid_template_columns = f"62px repeat({len(etas)}, {TILE + 8}px)"
     view.grid.children = cells
 
 
@@ -579,11 +579,14 @@ def tile(state: Studio, view: SimpleNamespace, key: Key) -> widgets.Widget:
     if key in view.tiles:
         return view.tiles[key]
     small = widgets.Image(value=png(sized(picture, 2 * TILE), 0), format="png")
-    small.layout = {"width": "100%", "height": "auto", "grid_area": "1 / 1", "margin": "0"}
+    small.layout = {"width": f"{TILE}px", "height": f"{TILE}px", "grid_area": "1 / 1", "margin": "0"}
     over = widgets.Button(style={"button_color": "transparent"})
-    over.layout = {"width": "100%", "height": "100%", "grid_area": "1 / 1", "margin": "0", "border": PLAIN}
+    side = f"{TILE + 6}px"  # with the frame
+    over.layout = {"width": side, "height": side, "grid_area": "1 / 1", "margin": "0", "border": PLAIN}
     over.on_click(lambda _button: pick(state, view, key))
-    view.tiles[key] = found = widgets.GridBox([small, over])
+    view.tiles[key] = found = widgets.GridBox(
+        [small, over], layout={"align_items": "center", "justify_items": "center"}
+    )
     found.key, found.over = key, over
     return found
 
