@@ -85,7 +85,7 @@ def fine_tune(
             history = descend(
                 Progress(name, trained, adam, generator, identity, scaler_for(unet)),
                 lambda: denoising_loss(unet, process, z, e, given["batch"], generator, run.loss),
-                lambda: probe(unet, e),
+                lambda: run.look(probe, unet, e),
                 steps=given["steps"],
                 decay=given["decay"],
                 run=run,
