@@ -8,6 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that the scripts find imagic_lib without an installation
+
+from imagic_lib.experiments.benchmark import table  # noqa: E402, F401 - the other scripts take it from here
+
 CARD = ROOT / "data" / "tiny-sd" / "README.md"
 
 
@@ -20,9 +23,3 @@ def put(document: Path, name: str, text: str) -> None:
     if count != 1:
         raise ValueError(f"{document} has no place for {name!r}: it needs <!-- {name} --> and <!-- /{name} -->")
     document.write_text(new, encoding="utf-8")
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -1,4 +1,4 @@
-"""The command line: `python -m imagic_lib edit | show | sweep | plan | demo | train`, each with --help."""
+"""The command line: `python -m imagic_lib edit | show | sweep | benchmark | plan | demo | train`, each with --help."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = main.add_subparsers(dest="command", required=True)
 
-    edit = commands.add_parser("edit", help="edit one picture by a text", description="Edit one picture by a text.")
+    edit = commands.add_parser("edit", help="edit one picture by a text", description=EDIT, epilog=EXITS)
     edit.add_argument("image", metavar="IMAGE", help="the picture: PNG, JPEG, WebP, GIF, BMP, TIFF or HEIC")
     edit.add_argument("text", metavar="TEXT", help="what the edited picture shows: 'a brown dog jumping on the grass'")
     edit.add_argument("--model", default="tiny", help="tiny (default), a hub id or a folder in diffusers format")
@@ -31,9 +31,8 @@ def parser() -> argparse.ArgumentParser:
     edit.add_argument("--pad", action="store_true", help="pad a picture that is not square instead of cropping it")
     edit.add_argument("--steps", type=whole, help="steps of each of the two trainings (default: the model's own)")
     add_sampling(edit)
-    edit.add_argument(
-        "--out", type=Path, default=Path("out/edit"), help="folder of the edit, new or its own (default: out/edit)"
-    )
+    edit.add_argument("--out", type=Path, help="folder of the edit, new or its own (default: a new one in out/)")
+    edit.add_argument("--resume", action="store_true", help="go on with this edit where it was stopped")
 
     show = commands.add_parser("show", help="a saved edit again: settings, curves, new pictures", description=SHOW)
     show.add_argument("folder", metavar="FOLDER", type=Path, help="what edit wrote")
@@ -57,6 +56,18 @@ def parser() -> argparse.ArgumentParser:
     )
     many.add_argument("--keep", action="store_true", help="keep the trained weights, so that show can draw again")
 
+    bench = commands.add_parser("benchmark", help="methods compared, on edits with a right answer", description=BENCH)
+    bench.add_argument("--split", choices=("dev", "test"), default="dev", help="which edits of ToyEdit (default: dev)")
+    bench.add_argument("--methods", metavar="NAME", nargs="+", help="see imagic_lib/experiments/methods (default: all)")
+    bench.add_argument("--edits", type=whole, help="only so many, the first (default: all, 40 of dev and 60 of test)")
+    bench.add_argument("--out", type=Path, help="CSV file, one row an edit and method (default: data/experiments/...)")
+    bench.add_argument("--dev", type=Path, help="CSV file of dev, where the knobs are chosen (the same default)")
+    bench.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="work folder: jobs, their pictures")
+    bench.add_argument("--engine", choices=("local", "ray", "slurm"), default="local", help="(default: local)")
+    bench.add_argument(
+        "--community", metavar="PATH", help="of diffusers' imagic_stable_diffusion.py, to compare with it as well"
+    )
+
     plan = commands.add_parser("plan", help="what will fit into a GPU, before it runs", description=PLAN)
     plan.add_argument("--model", default="CompVis/stable-diffusion-v1-4", help="tiny, a folder, or SD 1.4 (default)")
     plan.add_argument("--gpu-gb", type=number, help="GiB to fit into, e.g. 14.75 for a T4 (default: this machine's)")
@@ -78,10 +89,18 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+PLACE = Path("out")  # where an edit gets a folder of its own, named by time and text
+EDIT = """Edit one picture by a text. First some steps are timed on this device, and what the edit will take is said.
+A stopped or killed edit goes on with --resume, or with the same --out."""
+EXITS = """exit: 0 the edit is made, 2 something was wrong and is said in one sentence, 130 stopped by Ctrl-C, what was
+learned is kept"""
 SHOW = "Print a saved edit's settings, and draw its curves and pictures again, for any η and seed, without training."
 SWEEP = """Do every edit of a table: on this machine, on Slurm or on a Ray cluster. Started again after any stop it
 goes on, and finished edits are not done twice. The results are in report.html, results.csv, contact-sheet.png and
 errors.csv in the folder. docs/cluster.md explains the table and the engines."""
+BENCH = """Edit the pictures of ToyEdit by several methods and measure the results: success, details kept, time, UNet
+evaluations. Started again after any stop it goes on; finished rows are not measured twice. A method's knob is chosen on
+dev, so measure dev before test."""
 PLAN = """Predict the peak memory of each stage for every way of training, without a GPU, and choose the best that fits
 with a margin of 3 GiB."""
 TRAIN = """Make an embedded model, or train on from one: drawings, VAE, CLIP, UNet and the reader. Start it again after
@@ -95,6 +114,12 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
         type=scale,
         help="how much of the fine-tuning is used, 0 to 1 (default: 1; tiny tries some pictures and takes the best)",
     )
+    command.add_argument(
+        "--suggest",
+        action="store_true",
+        help="try some pictures and draw with the scale that served best (tiny: by itself; others download 1.7 GB)",
+    )
+    command.add_argument("--fast", action="store_true", help="draw with 25 steps of DPM-Solver++")
     command.add_argument(
         "--seed",
         type=whole,
@@ -173,10 +198,12 @@ def save_figure(figure, path: Path) -> None:
 
 def run_edit_command(args: argparse.Namespace) -> None:
     import imagic_lib as imagic
-    from imagic_lib.edit import ETAS
+    from imagic_lib.edit import ETAS, identity_of, settings_of
+    from imagic_lib.models import check_text
 
-    folder = writable(args.out)
+    writable(args.out or PLACE)
     picture = imagic.open_image(args.image)
+    check_text(args.text)
     pipe = imagic.load_pipeline(args.model)
     image = imagic.load_image(picture, pipe, how="pad" if args.pad else "crop")
     strategy = None
@@ -187,6 +214,12 @@ def run_edit_command(args: argparse.Namespace) -> None:
         strategy = fitting.chosen
         if strategy is None:
             raise ValueError(fitting.advice)
+    method = strategy.method if strategy else args.method
+    settings = settings_of(pipe, method, args.steps, args.steps, args.seed[0])
+    identity = identity_of(pipe, image, args.text, settings)
+    folder = folder_for(args, identity)
+    print(f"folder: {printable(folder)}")
+    say_forecast(pipe, image, identity, strategy, folder, args)
     edit = imagic.run_edit(
         pipe,
         image,
@@ -198,7 +231,42 @@ def run_edit_command(args: argparse.Namespace) -> None:
         seed=args.seed[0],
         folder=folder,
     )
-    report(edit, args.eta or ETAS, args.seed, folder, scale=scale_for(edit, args))
+    report(edit, args.eta or ETAS, args.seed, folder, scale=scale_for(edit, args), **sampling_of(edit.pipe, args))
+
+
+def folder_for(args: argparse.Namespace, identity: dict) -> Path:
+    """A new folder named by time and text, the one where this very edit is to go on, or the one that was named."""
+    from imagic_lib.folder import new_folder, state_of, unfinished
+
+    if args.out is None:
+        return unfinished(PLACE, identity) if args.resume else new_folder(PLACE, args.text)
+    if args.resume and state_of(args.out, identity) == "new":
+        raise ValueError(f"there is no edit in {args.out} that could go on: leave out --resume")
+    return args.out
+
+
+def say_forecast(pipe, image, identity: dict, strategy, folder: Path, args: argparse.Namespace) -> None:
+    """Print how long the edit will take, unless it takes no longer than the forecast, or is made already."""
+    from imagic_lib.edit import ETAS, out_of_memory_explained
+    from imagic_lib.folder import state_of
+    from imagic_lib.suggestion import TRIED
+    from imagic_lib.training.forecast import forecast, worthwhile
+
+    settings = identity["settings"]
+    if not worthwhile(settings) or state_of(folder, identity) == "finished":
+        return
+    with out_of_memory_explained(strategy, settings["method"], pipe.unet.device, folder):
+        found = forecast(pipe, image, settings, strategy=strategy, folder=folder, sampling=sampling_of(pipe, args))
+    pictures = len(set(args.eta or ETAS)) * len(set(args.seed)) + (TRIED if suggests(pipe, args) else 0)
+    print(f"forecast: {found.sentence(pictures)}, by some steps on this device", flush=True)
+
+
+def sampling_of(pipe, args: argparse.Namespace) -> dict:
+    """How pictures are drawn: a large model's in half precision where there is a GPU."""
+    from imagic_lib.models import family
+    from imagic_lib.stage4_inference import FAST
+
+    return (FAST if args.fast else {}) | ({} if family(pipe) == "tiny" else {"half": True})
 
 
 def run_show_command(args: argparse.Namespace) -> None:
@@ -219,7 +287,7 @@ def run_show_command(args: argparse.Namespace) -> None:
     if not args.model and made_with != "tiny":
         raise ValueError(f"the edit names {made_with!r} as its model: if you trust that, say so with --model")
     edit = imagic.ImagicEdit.load(folder, imagic.load_pipeline(args.model or "tiny"))
-    report(edit, args.eta or ETAS, args.seed, folder, scale=scale_for(edit, args))
+    report(edit, args.eta or ETAS, args.seed, folder, scale=scale_for(edit, args), **sampling_of(edit.pipe, args))
 
 
 def run_sweep_command(args: argparse.Namespace) -> int:
@@ -243,6 +311,19 @@ def run_sweep_command(args: argparse.Namespace) -> int:
     return 1 if found.failed or found.left else 0
 
 
+def run_benchmark_command(args: argparse.Namespace) -> int:
+    """0 if every edit has its row, 1 if some are open because workers were lost."""
+    from imagic_lib.experiments.benchmark import benchmark
+    from imagic_lib.models import DATA
+
+    standard = DATA / "experiments" / "toyedit-{}.csv"
+    out, dev = args.out or Path(str(standard).format(args.split)), args.dev or Path(str(standard).format("dev"))
+    how = {"count": args.edits, "engine": args.engine, "community": args.community}
+    tables, left = benchmark(args.split, args.methods, out, dev, args.runs, **how)
+    print(f"{tables}\nthe rows: {printable(out)}" + (f"; {left} are open: start it again" if left else ""))
+    return 1 if left else 0
+
+
 def run_plan_command(args: argparse.Namespace) -> None:
     from imagic_lib.training.memory import plan
 
@@ -251,11 +332,15 @@ def run_plan_command(args: argparse.Namespace) -> None:
 
 def scale_for(edit, args: argparse.Namespace) -> float:
     """What was asked for; else the suggestion where that takes no download, unless η was chosen by hand."""
+    found = suggested(edit) if suggests(edit.pipe, args) else None
+    return args.scale if args.scale is not None else found.scale if found else 1.0
+
+
+def suggests(pipe, args: argparse.Namespace) -> bool:
+    """Is the suggestion wanted? The embedded model has its reader here, and gives one unasked."""
     from imagic_lib.models import family
 
-    if args.scale is not None:
-        return args.scale
-    return suggested(edit).scale if family(edit.pipe) == "tiny" and not args.eta else 1.0
+    return args.suggest or (args.scale is None and not args.eta and family(pipe) == "tiny")
 
 
 def suggested(edit):
@@ -268,7 +353,7 @@ def suggested(edit):
     return found
 
 
-def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0) -> list[list]:
+def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0, **sampling) -> list[list]:
     """Sample, write the sheet, the single pictures and the curves, print the distances."""
     from imagic_lib.classroom.plots import edit_sheet, loss_curves
     from imagic_lib.folder import claim, picture_name
@@ -279,7 +364,7 @@ def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0) -> l
     names = [[picture_name(eta, seed, scale) for eta in etas] for seed in seeds]
     claim(folder, [*(name for row in names for name in row), "edit.png", "losses.png"])
     began = time.monotonic()
-    rows = edit.pictures(etas, seeds, scale=scale)
+    rows = edit.pictures(etas, seeds, scale=scale, **sampling)
     sampling = time.monotonic() - began
     for row_of_names, row in zip(names, rows, strict=True):
         for name, picture in zip(row_of_names, row, strict=True):
@@ -330,6 +415,7 @@ COMMANDS = {
     "edit": run_edit_command,
     "show": run_show_command,
     "sweep": run_sweep_command,
+    "benchmark": run_benchmark_command,
     "plan": run_plan_command,
     "demo": run_demo_command,
     "train": run_train_command,
@@ -347,7 +433,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"imagic: {printable(str(error) or type(error).__name__)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = "" if args.command in ("show", "plan") else "; the same command goes on where it was"
+        more = " with --resume" if args.command == "edit" and args.out is None and not args.resume else ""
+        goes_on = "" if args.command in ("show", "plan") else f"; the same command{more} goes on where it was"
         print(f"imagic: stopped{goes_on}", file=sys.stderr)
         return 130
 

@@ -45,7 +45,7 @@ from imagic_lib.stage4_inference import generate, seeds_of
 from imagic_lib.suggestion import Suggestion, suggest
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 from imagic_lib.training.identity import hash_of_picture
-from imagic_lib.training.loop import History, Run, Watch
+from imagic_lib.training.loop import History, Preview, Run, Watch
 from imagic_lib.training.strategies import Strategy, waiting
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -168,6 +168,7 @@ def run_edit(
     seed: int = 0,
     folder: str | Path | None = None,
     watch: Watch | None = None,
+    preview: Preview | None = None,
 ) -> ImagicEdit:
     """Stages 1 and 2 for one picture and one text.
 
@@ -175,8 +176,8 @@ def run_edit(
     of the training noise. folder: keep checkpoints and the finished edit there; called again after a stop
     or a kill, on this machine or another, it goes on where it was, and a finished edit is only loaded. A folder
     that holds anything else is refused with a ValueError. The stop button ends the present stage early; with a
-    folder it ends all, as KeyboardInterrupt, to be continued. `watch` may end them, too (see
-    `training.loop.Run`). If the GPU runs out of memory, a MemoryError names the next smaller strategy.
+    folder it ends all, as KeyboardInterrupt, to be continued. `watch` may end them, too, and `preview` sees the UNet
+    that is trained (`training.loop.Run`). If the GPU runs out of memory, a MemoryError names the next smaller strategy.
     """
     method = strategy.method if strategy else method
     settings = settings_of(pipe, method, embedding_steps, unet_steps, seed)
@@ -197,7 +198,7 @@ def run_edit(
             e_tgt,
             steps=embedding_steps,
             generator=generator,
-            run=Run(strategy=strategy, checkpoint=checkpoint_in(folder, "embedding"), watch=watch),
+            run=Run(strategy=strategy, checkpoint=checkpoint_in(folder, "embedding"), watch=watch, preview=preview),
         )
         stop_if_asked(embedding_history, folder)
         tuned, unet_history = fine_tune(
@@ -207,7 +208,7 @@ def run_edit(
             method=method,
             steps=unet_steps,
             generator=generator,
-            run=Run(strategy=strategy, checkpoint=checkpoint_in(folder, method), watch=watch),
+            run=Run(strategy=strategy, checkpoint=checkpoint_in(folder, method), watch=watch, preview=preview),
         )
         stop_if_asked(unet_history, folder)
     edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, embedding_history, unet_history, settings)

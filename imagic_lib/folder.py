@@ -8,28 +8,34 @@ no other file is ever replaced or deleted.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
+import time
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from imagic_lib.training.checkpoints import load_tensors, remove_tensors, save_tensors, write_atomically
+from imagic_lib.training.checkpoints import load_facts, load_tensors, remove_tensors, save_tensors, write_atomically
 
 INPUT_FILE, EMBEDDINGS_FILE = "input.png", "embeddings.safetensors"
 DIFFERENCE_FILE = "unet-difference.safetensors"  # tuned minus loaded weights
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) finds it
+KOHYA_FILE = "lora-kohya.safetensors"  # the same under the names that other programs look for
 LEDGER = "checkpoint-edit.safetensors"
 CHECKPOINTS = {stage: f"checkpoint-{stage}.safetensors" for stage in ("embedding", "full", "lora")}
 WRITTEN = re.compile(  # what a list of files may name, whoever wrote the list
-    rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}|{LORA_FILE}|edit\.png|losses\.png"
+    rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}|{LORA_FILE}|{KOHYA_FILE}|edit\.png|losses\.png"
     r"|eta-[-+.e\d]+(-scale-[-+.e\d]+)?-seed-\d+\.png"
 )
+PICTURE = re.compile(r"eta-(?P<eta>-?[\d.]+(e-?\d+)?)(-scale-(?P<scale>[\d.]+(e-?\d+)?))?-seed-(?P<seed>\d+)\.png")
 SYSTEM = {"Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder, beside names with a dot
+LONGEST_NAME = 48  # letters of the text in a folder's name
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
 
 
@@ -98,6 +104,12 @@ def short(value: float) -> str:
     return str(float(value)).removesuffix(".0")
 
 
+def number_of(name: str) -> tuple[float, float, int] | None:
+    """The η, scale and seed that `picture_name` wrote into a file's name; None for any other file."""
+    found = PICTURE.fullmatch(name)
+    return (float(found["eta"]), float(found["scale"] or 1), int(found["seed"])) if found else None
+
+
 def claim(folder: str | Path, names: Iterable[str]) -> None:
     """List these files as the edit's, before they are written. Raises ValueError if one of them is there already
     and is not the edit's: then nothing was written."""
@@ -130,6 +142,69 @@ def remove_checkpoints(folder: Path) -> None:
     if (folder / LEDGER).is_file():
         for name in (*CHECKPOINTS.values(), LEDGER):
             remove_tensors(folder / name)
+
+
+# -- many edits in one place
+
+
+class Kept(NamedTuple):
+    """An edit on its shelf. state: "begun" or "finished", as in `state_of`."""
+
+    folder: Path
+    state: str
+    facts: dict  # its identity: text, settings, input, base_model; of a finished one the whole edit.json
+    time: float  # of its last change, as `time.time`
+
+
+def new_folder(place: str | Path, text: str) -> Path:
+    """Make an empty folder that nobody has yet, named by time and text: place/2026-11-25-1403-a-cat-in-the-snow."""
+    words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:LONGEST_NAME].strip("-")
+    name = time.strftime("%Y-%m-%d-%H%M-") + (words or "edit")
+    for count in itertools.count(1):
+        folder = Path(place) / (name if count == 1 else f"{name}-{count}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not folder.exists():  # it is `place` that is a file
+                raise
+
+
+def edits_in(place: str | Path) -> list[Kept]:
+    """The edits in the folders of a place, the newest first; what is damaged, or no edit, is passed over."""
+    found = []
+    for folder in Path(place).iterdir() if Path(place).is_dir() else ():
+        try:
+            if (folder / "edit.json").is_file():
+                found.append(Kept(folder, "finished", read_facts(folder), (folder / "edit.json").stat().st_mtime))
+            elif (folder / LEDGER).is_file():
+                found.append(Kept(folder, "begun", read_ledger(folder)[1], (folder / LEDGER).stat().st_mtime))
+        except (ValueError, OSError):
+            continue
+    return sorted(found, key=lambda kept: kept.time, reverse=True)
+
+
+def unfinished(place: str | Path, identity: dict) -> Path:
+    """The folder in which this very edit was begun last. Raises ValueError if there is none."""
+    for kept in edits_in(place):
+        if kept.state == "begun" and difference(kept.facts, identity) is None:
+            return kept.folder
+    raise ValueError(f"{place} holds no unfinished edit of this picture and text, these settings and this model")
+
+
+def steps_done(folder: str | Path, stage: str) -> int:
+    """How many steps of a stage ("embedding", "full", "lora") an unfinished edit has in its checkpoint."""
+    history = history_so_far(folder, stage)
+    return len(history["loss"]) if history else 0
+
+
+def history_so_far(folder: str | Path, stage: str) -> dict | None:
+    """The history in the checkpoint of a stage; None if there is none. Raises ValueError if it is damaged."""
+    path = Path(folder) / CHECKPOINTS[stage]
+    if not path.is_file():
+        return None
+    with damage_explained(path):
+        return known(load_facts(path)["history"], HISTORY)
 
 
 # -- what is read, whoever wrote it
@@ -227,7 +302,12 @@ IDENTITY = {
     "files": Optional([str]),
 }
 VERSIONS = {name: Optional(str) for name in ("python", "torch", "diffusers", "transformers")}
-FACTS = IDENTITY | {"versions": Optional(VERSIONS), "history": {"embedding": HISTORY, "unet": HISTORY}}
+CHOICE = {"eta": float, "scale": float, "seed": int}  # the picture that its maker liked best
+FACTS = IDENTITY | {
+    "versions": Optional(VERSIONS),
+    "history": {"embedding": HISTORY, "unet": HISTORY},
+    "chosen": Optional(CHOICE),
+}
 
 
 def check_tensors(tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:

@@ -48,7 +48,7 @@ def optimize_embedding(
         history = descend(
             Progress("stage 1, embedding", {"e_opt": e}, adam, generator, identity, scaler_for(unet)),
             lambda: denoising_loss(unet, process, z, e.to(unet.dtype), given["batch"], generator, run.loss),
-            lambda: probe(unet, e.detach().to(unet.dtype)),
+            lambda: run.look(probe, unet, e.detach().to(unet.dtype)),
             steps=given["steps"],
             run=run,
         )

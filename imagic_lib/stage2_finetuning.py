@@ -24,7 +24,7 @@ DEFAULTS = {
         "stable-diffusion": {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0.0, "bias": 0.0},  # the paper, appendix B
     },
     "lora": {
-        "tiny": {"steps": 60, "lr": 1e-2, "batch": 8, "decay": 0.5, "bias": 1.0},  # see data/experiments/lora.json
+        "tiny": {"steps": 100, "lr": 1e-2, "batch": 8, "decay": 0.5, "bias": 1.0},  # see data/experiments/lora.json
         # the rate of diffusers' train_text_to_image_lora.py
         "stable-diffusion": {"steps": 1500, "lr": 1e-4, "batch": 1, "decay": 0.0, "bias": 0.0},
     },
@@ -87,7 +87,7 @@ def fine_tune(
             history = descend(
                 Progress(name, trained, adam, generator, identity, scaler_for(unet)),
                 lambda: denoising_loss(unet, process, z, e, given["batch"], generator, run.loss, given["bias"]),
-                lambda: probe(unet, e),
+                lambda: run.look(probe, unet, e),
                 steps=given["steps"],
                 decay=given["decay"],
                 run=run,

@@ -20,17 +20,23 @@ from diffusers import (
 from diffusers.schedulers import SchedulerMixin
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from imagic_lib.diffusion import decode_latents
 from imagic_lib.models import encode_text, family, settings_for, warn_caller
 from imagic_lib.pictures import to_picture
 from imagic_lib.stage2_finetuning import scaled
+from imagic_lib.training.loop import in_main_thread
+from imagic_lib.training.strategies import Strategy, precision, unet_copy
 
 DEFAULTS = {
     "tiny": {"steps": 30, "guidance_scale": 2.0},
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
-AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
+AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch, at least
+MOST_AT_ONCE = 8  # more fill a GPU no better
+FOR_ALL, FOR_EACH = 3.0, 0.5  # GiB of a GPU: for the VAE and CUDA's own; for one more 512 px picture in the batch
+FAST = {"scheduler": "dpm++", "steps": 25}  # half of Stable Diffusion's 50 steps, and hardly another picture
 Guess = Callable[[Tensor, Tensor], Tensor]  # guess(z_t, t) -> the noise in z_t, or v
 SAMPLERS = {
     "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),  # as Stable Diffusion's
@@ -110,6 +116,7 @@ def generate(
     negative_prompt: str = "",
     scheduler: SchedulerMixin | str | None = None,
     callback: Callable[[Step], None] | None = None,
+    half: bool = False,
 ) -> list[Image.Image]:
     """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
 
@@ -117,18 +124,22 @@ def generate(
     is the noise that a sampler adds on its way. guidance_scale: 1 is the text alone, 0 the negative prompt alone
     (`guided`). scale: how much of the fine-tuning is used, λ in formulas: 1 all, 0 nothing of it
     (`stage2_finetuning.scaled`). scheduler: a name for `sampler`, or a scheduler; the pipeline's own if left out.
-    callback: called with a `Step` at each denoising step of each batch. A safety checker that the model ships blackens
-    what it flags, and says so. Raises ValueError for what can't be drawn. Taught in notebooks/05_inference.ipynb.
+    callback: called with a `Step` at each denoising step of each batch. half: on a GPU, draw with a UNet in half
+    precision (`strategies.precision`); on a CPU, where that is slower, it changes nothing. A safety checker that the
+    model ships blackens what it flags, and says so. Raises ValueError for what can't be drawn. Taught in
+    notebooks/05_inference.ipynb.
     """
     scheduler, seeds = scheduler_of(pipe, scheduler), seeds_of(seeds)
     if embeddings.ndim != 3 or len(embeddings) == 0:
         raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
     given = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance_scale)
-    device, dtype, at_once = pipe.unet.device, pipe.unet.dtype, AT_ONCE[family(pipe)]
-    text = embeddings.repeat_interleave(len(seeds), dim=0).to(device, dtype)
+    device = pipe.unet.device
+    text = embeddings.repeat_interleave(len(seeds), dim=0)
     generators, pictures = [torch.Generator().manual_seed(seed) for _ in embeddings for seed in seeds], []
-    with torch.no_grad(), scaled(pipe, scale) as unet:
-        empty = pipe.encode_prompt(negative_prompt, device, 1, False)[0].to(dtype)
+    with torch.no_grad(), scaled(pipe, scale) as unet, drawing_bar(pipe, len(text)) as bar:
+        unet = halved(unet) if half else unet
+        dtype, at_once = unet.dtype, pictures_at_once(pipe)
+        text, empty = text.to(device, dtype), embedding_of_negative(pipe, negative_prompt).to(device, dtype)
         for start in range(0, len(text), at_once):
             e, own = text[start : start + at_once], generators[start : start + at_once]
             guess = denoiser(unet, e, empty, given["guidance_scale"])
@@ -136,7 +147,38 @@ def generate(
             scheduler.set_timesteps(given["steps"], device=device)
             z = denoise(guess, z, scheduler, callback, own)
             pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
+            bar.update(len(e))
         return checked(pipe, pictures)
+
+
+@torch.no_grad()
+def embedding_of_negative(pipe: StableDiffusionPipeline, negative_prompt: str = "") -> Tensor:
+    """What guidance leads away from: (1, tokens, width), of no text if none is given."""
+    return pipe.encode_prompt(negative_prompt, pipe.text_encoder.device, 1, False)[0]
+
+
+def halved(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy in the half precision of the UNet's GPU; on a CPU the UNet itself."""
+    dtype = precision(unet.device)
+    if dtype in (torch.float32, unet.dtype):
+        return unet
+    return unet_copy(unet, Strategy("full", dtype, "Adam", False), unet.device)
+
+
+def pictures_at_once(pipe: StableDiffusionPipeline) -> int:
+    """How many pictures go into one batch: on a GPU as many as its free memory holds."""
+    least, device = AT_ONCE[family(pipe)], pipe.unet.device
+    if device.type != "cuda":
+        return least
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps it for later
+    free = (torch.cuda.mem_get_info(device)[0] + reusable) / 2**30
+    return max(least, min(MOST_AT_ONCE, int((free - FOR_ALL) / FOR_EACH)))
+
+
+def drawing_bar(pipe: StableDiffusionPipeline, pictures: int) -> tqdm:
+    """A progress bar for a large model; the embedded one has its pictures before a bar is read."""
+    shown = family(pipe) != "tiny" and in_main_thread()
+    return tqdm(total=pictures, desc="drawing", unit="picture", leave=False, disable=not shown)
 
 
 def checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -> list[Image.Image]:

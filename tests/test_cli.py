@@ -1,6 +1,7 @@
 """The command line as a student meets it: bad input gets one sentence, exit 2, and no half-written output."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,79 @@ def test_without_an_eta_the_embedded_model_s_pictures_are_drawn_at_the_suggested
     assert "no picture of a first try shows what the text says" in capsys.readouterr().out
     monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: pytest.fail("a scale was given"))
     assert edit(picture, "a brown dog", "--scale", "1") == 0
+
+
+@pytest.fixture
+def unnamed(picture, model_folder, tmp_path, monkeypatch):
+    """`edit` without --out, in a working directory of its own: arguments -> exit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: Suggestion(0.8, 0.5, {(0.8, 0.5): 0.9}))
+
+    def run(*arguments, steps=STEPS):
+        return main(["edit", picture, "A brown dog!", "--model", str(model_folder), *steps, *arguments])
+
+    return run
+
+
+def test_each_edit_gets_a_folder_named_by_time_and_text(unnamed, capsys):
+    for _ in range(2):
+        assert unnamed("--eta", "1") == 0
+    folders = sorted(Path("out").iterdir())
+    assert len(folders) == 2 and all("-a-brown-dog" in folder.name for folder in folders)
+    assert f"folder: {folders[0]}" in capsys.readouterr().out
+    assert all((folder / "edit.png").is_file() for folder in folders)
+
+
+def test_resume_goes_on_with_the_edit_that_was_stopped_and_with_no_other(unnamed, monkeypatch, capsys):
+    assert unnamed("--resume") == 2
+    assert "out holds no unfinished edit of this picture and text" in capsys.readouterr().err
+    fine_tune = edits.fine_tune
+
+    def stopped(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(edits, "fine_tune", stopped)
+    assert unnamed("--eta", "1") == 130
+    assert "stopped; the same command with --resume goes on where it was" in capsys.readouterr().err
+    monkeypatch.setattr(edits, "fine_tune", fine_tune)
+    assert unnamed("--eta", "1", "--resume", steps=["--steps", "3"]) == 2
+    trained, one_step = [], loop.one_step
+    monkeypatch.setattr(loop, "one_step", lambda loss, now: trained.append(now.name) or one_step(loss, now))
+    assert unnamed("--eta", "1", "--resume") == 0
+    assert trained and not [name for name in trained if "stage 1" in name]
+    assert len(list(Path("out").iterdir())) == 1
+    assert unnamed("--resume", "--out", "elsewhere") == 2
+    assert "there is no edit in elsewhere that could go on" in capsys.readouterr().err
+
+
+def test_a_bad_text_makes_no_folder(picture, model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["edit", picture, " ", "--model", str(model_folder)]) == 2
+    assert list(Path("out").iterdir()) == []
+
+
+def test_an_edit_begins_with_a_forecast_unless_it_is_as_short_as_that(unnamed, capsys):
+    assert unnamed("--eta", "1") == 0
+    assert "forecast" not in capsys.readouterr().out
+    assert unnamed("--eta", "1", "--seed", "0", "1", steps=["--steps", "9"]) == 0
+    assert re.search(
+        r"forecast: about \d+ s in all \(stage 1 \d+ s, stage 2 \d+ s, 2 pictures ", capsys.readouterr().out
+    )
+
+
+def test_fast_draws_with_25_steps_of_dpm_solver(unnamed, monkeypatch):
+    drawn, pictures = [], imagic.ImagicEdit.pictures
+    monkeypatch.setattr(
+        imagic.ImagicEdit, "pictures", lambda self, *a, **how: drawn.append(how) or pictures(self, *a, **how)
+    )
+    assert unnamed("--eta", "1", "--fast") == 0
+    assert drawn == [{"scale": 1.0, "scheduler": "dpm++", "steps": 25}]
+
+
+def test_a_suggestion_can_be_asked_for(unnamed, capsys):
+    assert unnamed("--eta", "1", "--suggest") == 0
+    assert "suggested: η = 0.8" in capsys.readouterr().out
+    assert len(list(Path("out").rglob("eta-1-scale-0.5-seed-0.png"))) == 1
 
 
 def read_edit(folder):

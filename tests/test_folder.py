@@ -291,3 +291,47 @@ def test_what_can_t_be_is_refused_before_the_folder_is_taken(pipe, image, tmp_pa
     with pytest.raises(ValueError, match=sentence):
         run_edit(pipe, **asked, folder=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+# ------------------------------------------------------------------------------------ many edits in one place
+
+
+def test_the_edits_of_a_place_are_listed_the_newest_first_and_strangers_are_passed_over(pipe, image, whole, tmp_path):
+    assert folders.edits_in(tmp_path / "nowhere") == []
+    whole.save(tmp_path / "finished")
+    e_tgt, identity = whole.e_tgt, imagic.edit.identity_of(pipe, image, "another text", whole.settings)
+    folders.begin(tmp_path / "begun", identity, e_tgt)
+    os.utime(tmp_path / "finished" / "edit.json", (1, 1))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "a file").write_text("no folder")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "edit.json").write_text("{")
+    found = folders.edits_in(tmp_path)
+    assert [(kept.folder.name, kept.state) for kept in found] == [("begun", "begun"), ("finished", "finished")]
+    assert found[0].facts["text"] == "another text" and found[1].facts["settings"] == whole.settings
+    assert folders.unfinished(tmp_path, identity) == tmp_path / "begun"
+    with pytest.raises(ValueError, match="holds no unfinished edit of this picture and text"):
+        folders.unfinished(tmp_path, identity | {"text": "a third text"})
+
+
+def test_a_place_that_is_a_file_is_no_endless_search(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError):
+        folders.new_folder(tmp_path / "file", "a dog")
+
+
+@pytest.mark.parametrize("numbers", [(0.5, 1, 1.0), (-0.25, 0, 0.75), (1e-7, 3, 0.5), (10.0, 2**62, 2.0)])
+def test_a_picture_s_name_is_read_back(numbers):
+    eta, seed, scale = numbers
+    assert folders.number_of(folders.picture_name(eta, seed, scale)) == (eta, scale, seed)
+    assert folders.number_of("input.png") is None and folders.number_of("eta-.png") is None
+
+
+def test_an_unfinished_edit_knows_how_far_it_is(pipe, image, tmp_path):
+    def stop(stage, history):
+        return len(history.loss) == 1
+
+    assert folders.steps_done(tmp_path, "embedding") == 0
+    with pytest.raises(KeyboardInterrupt):
+        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path, watch=stop)
+    assert folders.steps_done(tmp_path, "embedding") == 1 and folders.steps_done(tmp_path, "full") == 0

@@ -8,14 +8,17 @@ from types import ModuleType, SimpleNamespace
 import nbformat
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import imagic_lib as imagic
-from imagic_lib.classroom import plots
+from imagic_lib import models, stage1_embedding, stage2_finetuning, stage4_inference, suggestion
+from imagic_lib.classroom import plots, studio, studio_state
 from imagic_lib.edit import LORA_FILE, save_lora
 from imagic_lib.experiments import personalization
 from imagic_lib.toyworld import Scene
 from imagic_lib.training import memory
+from imagic_lib.training.strategies import Strategy
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -25,7 +28,7 @@ def gpu_cells(name: str) -> list[str]:
 
 
 @pytest.fixture
-def cells(tmp_path, monkeypatch):
+def cells(monkeypatch):
     """The GPU cells' code, and a namespace as the notebook would have it there."""
     calls = []
     colab = ModuleType("google.colab")
@@ -33,12 +36,9 @@ def cells(tmp_path, monkeypatch):
     colab.drive = SimpleNamespace(mount=calls.append)
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     names = {"on_gpu": True, "Path": Path, "upload": False, "use_drive": False, "photo": Path("old.jpg")}
-    names |= {"folder": tmp_path, "chosen": Image.new("RGB", (8, 8)), "eta": 0.7, "seed": 3, "mounted": calls}
-    picture = Image.new("RGB", (8, 8))
-    names |= {"seeds": [3, 4], "etas": [0.0, 0.7], "rows": [[picture, picture], [picture, picture]]}
     found = gpu_cells("07_stable_diffusion.ipynb")
-    assert len(found) == 4
-    return SimpleNamespace(upload=found[0], drive=found[1], plan=found[2], keep=found[3]), names
+    assert len(found) == 2
+    return SimpleNamespace(upload=found[0], drive=found[1]), names | {"mounted": calls}
 
 
 def test_an_uploaded_photo_becomes_the_input(cells):
@@ -68,35 +68,68 @@ def test_without_a_network_a_gpu_alone_asks_for_no_large_model(monkeypatch, caps
 
 def test_drive_is_mounted_only_if_asked_for(cells):
     source, names = cells
-    exec(source.drive, names, result := {})
-    assert names["mounted"] == [] and "folder" not in result
-    exec(source.drive, names | {"use_drive": True}, result)
-    assert names["mounted"] == ["/content/drive"] and result["folder"].parts[:3] == ("/", "content", "drive")
+    exec(source.drive, dict(names))
+    assert names["mounted"] == []
+    exec(source.drive, names | {"use_drive": True})
+    assert names["mounted"] == ["/content/drive"]
 
 
-def test_the_plan_or_the_reader_chooses_the_strategy_and_nothing_starts_that_does_not_fit(cells, pipe):
-    source, names = cells
-    names |= {"pipe": pipe, "strategy": None, "use_lora": False}
-
-    def run(gpu_gb, **changes):
-        planner = SimpleNamespace(plan=lambda model: memory.plan(model, gpu_gb=gpu_gb))
-        planner.strategies, planner.precision = memory.strategies, memory.precision
-        exec(source.plan, found := names | {"memory": planner} | changes)
-        return found["strategy"]
-
-    assert run(40).method == "full" and run(40, use_lora=True).method == "lora"
-    assert run(40, on_gpu=False) is None
-    with pytest.raises(ValueError, match=r"nothing fits into 1\.00 GiB"):
-        run(1)
+def test_with_a_gpu_the_notebook_waits_for_who_presses_run(tmp_path):
+    """And says so, in place of going on without an edit."""
+    cells = [c.source for c in nbformat.read(FOLDER / "07_stable_diffusion.ipynb", 4).cells if c.cell_type == "code"]
+    [waits] = [source for source in cells if "desk.wait()" in source]
+    pressed = []
+    desk = SimpleNamespace(wait=lambda: None, click=pressed.append)
+    with pytest.raises(ValueError, match="press Run in the studio"):
+        exec(waits, {"on_gpu": True, "desk": desk})
+    assert pressed == []
 
 
-def test_the_chosen_picture_and_all_others_are_kept_and_listed(cells, tmp_path, capsys):
-    source, names = cells
-    exec(source.keep, names)
-    wanted = {f"eta-{eta}-seed-{seed}.png" for eta in ("0", "0.7") for seed in (3, 4)}
-    assert wanted <= {path.name for path in tmp_path.iterdir()}
-    assert Image.open(tmp_path / "chosen-eta-0.7-seed-3.png").size == (8, 8)
-    assert "chosen-eta-0.7-seed-3.png" in capsys.readouterr().out
+@pytest.fixture
+def large(pipe, monkeypatch):
+    """Stable Diffusion 1.4's own architecture at an eighth of its width, with random weights: what the library takes
+    for a Stable Diffusion."""
+    for module in (models, stage4_inference, suggestion, studio_state, studio):
+        monkeypatch.setattr(module, "family", lambda pipe: "stable-diffusion")
+    for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"], stage4_inference.DEFAULTS):
+        monkeypatch.setitem(defaults, "stable-diffusion", defaults["stable-diffusion"] | {"steps": 2})
+    monkeypatch.setitem(stage4_inference.FAST, "steps", 2)
+    monkeypatch.setattr(studio_state, "PREVIEW_STEPS", 2)
+    config = memory.SD_1_4["unet"] | {"block_out_channels": [40, 80, 160, 160], "cross_attention_dim": 32}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_config(config | {"sample_size": 16, "norm_num_groups": 8}).eval()
+    return stage2_finetuning.with_unet(pipe, unet)
+
+
+def test_the_studio_edits_with_the_large_architecture_stops_and_goes_on_on_another_gpu(large, tmp_path, monkeypatch):
+    """A photo, cropped; begun with the optimizer in the backward pass, gone on with a plain one; no suggestion unasked;
+    drawn with DPM-Solver++ in half precision, where there is a GPU."""
+    Image.effect_noise((96, 64), 80).convert("RGB").save(photo := tmp_path / "photo.jpg")
+    drawn, pictures = [], imagic.ImagicEdit.pictures
+    monkeypatch.setattr(imagic.ImagicEdit, "pictures", lambda self, *a, **k: drawn.append(k) or pictures(self, *a, **k))
+    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: pytest.fail("it would download CLIP"))
+    monkeypatch.setattr(studio_state, "GALLERY_ETAS", (0.0, 1.0))
+    desk = studio.studio(large, photo, "a photo of a house in the snow", place=tmp_path / "edits")
+    assert desk.view.sampler.layout.display == "" and desk.view.crop_controls.layout.display == ""
+    ways = [Strategy("full", torch.float32, "Adam in backward", True), Strategy("full", torch.float32, "Adam", False)]
+    monkeypatch.setattr(studio_state, "strategy_of", lambda state: ways[0])
+    studio_state.prepare(desk.state)
+
+    def stop() -> None:
+        if len(desk.state.histories.get("unet", imagic.History()).loss) == 1:
+            studio_state.stop(desk.state)
+
+    with pytest.raises(studio_state.Stopped):
+        studio_state.train(desk.state, stop)
+    ways.reverse()
+    later = studio.studio(large, place=tmp_path / "edits")
+    later.view.shelf.children[0].open.click()
+    later.click("go_on")
+    assert len(later.wait(600).unet_history.loss) == 2 and len(later.state.pictures) == 4
+    assert drawn and all(how["scheduler"] == "dpm++" and how["half"] for how in drawn)
+    later.view.sampler.index = 1
+    assert later.state.sampling == {"half": True}
 
 
 @pytest.mark.filterwarnings("ignore:the embedded model")

@@ -1,6 +1,7 @@
 """Stage 4 against ground truth: diffusers' own pipeline, bit for bit."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from transformers import BatchFeature
 
 import imagic_lib as imagic
+from imagic_lib import stage4_inference
 from imagic_lib.diffusion import encode_image, forward_process, noised
 from imagic_lib.stage2_finetuning import with_unet
-from imagic_lib.stage4_inference import denoise, predicted_original
+from imagic_lib.stage4_inference import denoise, generate, predicted_original
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
@@ -203,3 +205,36 @@ def test_what_can_t_be_drawn_is_one_clear_sentence(pipe, e_tgt, given, sentence)
 def test_seeds_of_numpy_are_seeds(pipe, e_tgt):
     ours = imagic.generate(pipe, e_tgt, np.arange(2), steps=1)
     assert [p.tobytes() for p in ours] == [p.tobytes() for p in imagic.generate(pipe, e_tgt, [0, 1], steps=1)]
+
+
+# -- speed on a GPU
+
+
+def test_half_precision_is_for_a_gpu_and_draws_the_same_picture(pipe, e_tgt, monkeypatch):
+    [plain], [same] = generate(pipe, e_tgt, steps=2), generate(pipe, e_tgt, steps=2, half=True)
+    assert np.array_equal(np.asarray(plain), np.asarray(same)) and stage4_inference.halved(pipe.unet) is pipe.unet
+    monkeypatch.setattr(stage4_inference, "precision", lambda device: torch.bfloat16)
+    half = stage4_inference.halved(pipe.unet)
+    assert half.dtype == torch.bfloat16 and pipe.unet.dtype == torch.float32
+    [near] = generate(pipe, e_tgt, steps=2, half=True)
+    assert np.abs(np.asarray(near, dtype=int) - np.asarray(plain)).mean() < 3
+    assert pipe.unet.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("free", "pictures"), [(2.0, 1), (4.6, 3), (40.0, 8)])
+def test_a_batch_is_as_large_as_the_free_memory_of_the_gpu_allows(monkeypatch, free, pictures):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int((free - 0.5) * 2**30), 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(2.5 * 2**30))
+    monkeypatch.setattr(stage4_inference, "family", lambda pipe: "stable-diffusion")
+    gpu = SimpleNamespace(unet=SimpleNamespace(device=torch.device("cuda")))
+    assert stage4_inference.pictures_at_once(gpu) == pictures
+    assert stage4_inference.pictures_at_once(SimpleNamespace(unet=SimpleNamespace(device=torch.device("cpu")))) == 1
+
+
+def test_a_large_model_shows_a_bar_while_it_draws_and_the_embedded_one_none(pipe, e_tgt, monkeypatch, capsys):
+    generate(pipe, e_tgt, steps=1)
+    assert "drawing" not in capsys.readouterr().err
+    monkeypatch.setattr(stage4_inference, "family", lambda pipe: "stable-diffusion")
+    generate(pipe, e_tgt, [0, 1], steps=1)
+    assert "drawing" in capsys.readouterr().err

@@ -61,16 +61,3 @@ def test_a_stopped_sweep_keeps_what_it_has(sweep, tmp_path, monkeypatch):
     sweeps.Results("some.json", "runs").keep("runs", "first", {"loss": 1})
     again = sweeps.Results("some.json", "runs", "more")
     assert again.found == {"runs": {"first": {"loss": 1}}, "more": {}}
-
-
-def test_toyedit_goes_on_with_its_rows_and_refuses_those_of_another_version(sweep, tmp_path):
-    toyedit, path = sweep("toyedit"), tmp_path / "rows.csv"
-    facts = {"version": toyedit.VERSION, "edit": 3, "kind": "pose", "variant": "Imagic", "psnr": 29.5}
-    counts = {f"{what} {eta:g}": 4 for what in ("right", "well", "success", "kept") for eta in toyedit.ETAS}
-    toyedit.Rows(path).add(facts | counts)
-    again = toyedit.Rows(path)
-    assert again.has(3, "Imagic") and not again.has(3, "without fine-tuning") and not again.has(4, "Imagic")
-    assert "| pose | Imagic | 29.5 | 0 | 50 % (50–50) |" in toyedit.summary(again.rows)
-    again.add(facts | counts | {"edit": 4, "version": "0"})
-    with pytest.raises(ValueError, match="another version of ToyEdit"):
-        toyedit.Rows(path)

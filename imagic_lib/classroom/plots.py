@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -94,3 +95,38 @@ def loss_curves(embedding_history: History, unet_history: History) -> Figure:
     loss_curve(left, embedding_history, "stage 1: the embedding learns")
     loss_curve(right, unet_history, "stage 2: the UNet learns")
     return figure
+
+
+def probe_curves(histories: dict[str, History], width: int = 300, height: int = 150) -> str:
+    """The probe losses of stages 1 ("embedding") and 2 ("unet") as far as they are, on one logarithmic scale: an SVG,
+    drawn in a millisecond while a training runs beside it."""
+    values = [value for history in histories.values() for value in history.probe_loss] or [1.0]
+    low, high = math.log(min(values) / 1.05), math.log(max(values) * 1.05)
+    panels = []
+    for number, (stage, title) in enumerate((("embedding", "stage 1: the embedding"), ("unet", "stage 2: the UNet"))):
+        left, top, history = 52 + number * (width + 24), 24, histories.get(stage, History())
+        steps = max(1, history.steps)
+        points = [
+            (left + width * step / steps, top + height * (high - math.log(value)) / (high - low))
+            for step, value in zip(history.probe_step, history.probe_loss, strict=True)
+        ]
+        panels.append(
+            f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="{RAW}"/>'
+            f'<text x="{left + width / 2}" y="15" text-anchor="middle" font-weight="bold">{title}</text>'
+            f'<text x="{left}" y="{top + height + 16}">0</text>'
+            f'<text x="{left + width}" y="{top + height + 16}" text-anchor="end">step {steps if points else ""}</text>'
+            f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" '
+            f'stroke="{PROBE}" stroke-width="2.5"/>'
+            + "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{PROBE}"/>' for x, y in points)
+        )
+    scale = (
+        f'<text x="46" y="{24 + 10}" text-anchor="end">{math.exp(high):.3f}</text>'
+        f'<text x="46" y="{24 + height}" text-anchor="end">{math.exp(low):.3f}</text>'
+        f'<text x="14" y="{24 + height / 2}" text-anchor="middle" transform="rotate(-90 14 {24 + height / 2})">'
+        "probe loss</text>"
+    )
+    whole = f"0 0 {52 + 2 * width + 32} {height + 46}"
+    return (
+        f'<svg viewBox="{whole}" style="width:100%;max-width:{52 + 2 * width + 32}px" font-size="12" '
+        f'fill="currentColor" role="img" aria-label="probe loss of both stages">{scale}{"".join(panels)}</svg>'
+    )

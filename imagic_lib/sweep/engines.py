@@ -8,6 +8,7 @@ moment: its job is free again as soon as its process is gone.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import multiprocessing
 import os
 import sys
@@ -153,6 +154,7 @@ def run_slurm(
         import submitit
     except ImportError:
         raise ValueError('the engine slurm needs submitit: pip install "imagic-taught[cluster]"') from None
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # at every look it warns of a Slurm without accounting
     watcher, idle = Watcher(jobs, setup, note), 0
     while watcher.left and idle <= TRIES:  # the tasks end when nothing is left; those that were lost are sent again
         before, left = len(watcher.left), plain(watcher.left.values())

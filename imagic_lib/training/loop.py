@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from imagic_lib.diffusion import Loss, mse
@@ -66,6 +66,7 @@ class History:
 
 
 Watch = Callable[[str, History], object]  # (stage, history so far) -> true to end the stage here
+Preview = Callable[[nn.Module, Tensor], object]  # (the UNet in training, its embedding): to draw with
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,32 @@ class Run:
     loss: what "wrong" means for a predicted noise; others than the paper's are in `experiments.losses`. strategy: from
     `memory.plan`, for a GPU that is short of memory. checkpoint: a file that keeps the state, so that a training that
     was stopped or killed goes on with the same bits. watch: called as watch(name, history) after each step; what it
-    returns, if true, is a stop button. patience: end when the probe has not fallen by 1 % for so many probes.
-    probe_every: steps between two probes; left out, the stage's own. Raises ValueError for a number that can't be.
+    returns, if true, is a stop button. preview: called as preview(unet, embedding) before each probe; it must change
+    neither. patience: end when the probe has not fallen by 1 % for so many probes. probe_every: steps between two
+    probes; left out, the stage's own. bar: show a progress bar; left out, in the main thread alone, because elsewhere
+    it would stand in whichever cell of a notebook was run last. Raises ValueError for a number that can't be.
     """
 
     loss: Loss = mse
     strategy: Strategy | None = None
     checkpoint: Path | str | None = None
     watch: Watch | None = None
+    preview: Preview | None = None
     patience: int | None = None
     probe_every: int | None = None
+    bar: bool | None = None
 
     def __post_init__(self):
         for name in ("patience", "probe_every"):
             value = getattr(self, name)
             if value is not None and whole_number(name, value) < 1:
                 raise ValueError(f"{name} is {value}: it must be 1 or more, or be left out")
+
+    def look(self, probe: Callable[[nn.Module, Tensor], float], unet: nn.Module, embedding: Tensor) -> float:
+        """The probe's loss now, after whoever wants a preview has had it."""
+        if self.preview is not None:
+            self.preview(unet, embedding)
+        return probe(unet, embedding)
 
 
 @dataclass
@@ -257,7 +268,8 @@ def descend(
 
     if not history.probe_step:
         look(0)
-    bar = tqdm(total=steps, initial=len(history.loss), desc=progress.name)
+    shown = in_main_thread() if run.bar is None else run.bar
+    bar = tqdm(total=steps, initial=len(history.loss), desc=progress.name, disable=not shown)
     with stop_button() as stopped, bar:
         while (step := len(history.loss) + 1) <= steps and not (stopped() or called_off or settled()):
             for group in progress.optimizer.param_groups:
@@ -275,7 +287,7 @@ def descend(
             called_off = run.watch is not None and bool(run.watch(progress.name, history))
             keeper.save_if_due()
         history.stopped = (stopped() or called_off) and step <= steps
-        if history.stopped:
+        if history.stopped and not bar.disable:
             bar.write(f"{progress.name}: stopped after {step - 1} of {steps} steps; what was learned is kept")
     if len(history.loss) > done:
         keeper.save()
@@ -303,11 +315,15 @@ def one_step(loss: Tensor, progress: Progress) -> bool:
     return finite
 
 
+def in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def stop_button():
     """Inside, the first Ctrl-C only raises a flag, so that no step is cut in half; the second one raises."""
     pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         yield pressed.is_set
         return
     before = signal.getsignal(signal.SIGINT)

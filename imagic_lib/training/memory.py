@@ -26,7 +26,7 @@ from imagic_lib.diffusion import decode_latents, denoising_loss
 from imagic_lib.models import TINY, family, name_of
 from imagic_lib.stage2_finetuning import LoRA
 from imagic_lib.stage4_inference import AT_ONCE, guided
-from imagic_lib.training.strategies import Strategy
+from imagic_lib.training.strategies import Strategy, precision
 
 GIB = 2**30
 MARGIN = 3.0  # GiB: real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
@@ -125,13 +125,6 @@ class Plan:
         return "\n".join([*lines, self.advice])
 
     __str__ = table
-
-
-def precision(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the GPU has it, float16 (with a GradScaler) where it is only emulated (T4), else float32."""
-    if torch.device(device).type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def strategies(half: torch.dtype = torch.float16) -> tuple[Strategy, ...]:

@@ -28,6 +28,13 @@ class Strategy:
         return ", ".join(words + ["checkpointing"] * self.checkpointing)
 
 
+def precision(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the GPU has it, float16 (with a GradScaler) where it is only emulated (T4), else float32."""
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
 def unet_copy(unet: UNet2DConditionModel, strategy: Strategy | None, device: torch.device) -> UNet2DConditionModel:
     """The UNet again, on `device`, as frugal as the strategy asks: in its precision and with its checkpointing.
 

@@ -1,10 +1,11 @@
-"""The notebooks in JupyterLab, as a reader sees them: all cells run, and the η slider moves the picture.
+"""The notebooks in JupyterLab, as a reader sees them: all cells run, the η slider moves the picture, the studio edits.
 
 Needs Debian's Chromium (apt-get install chromium) and playwright; without one of them these tests are skipped.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -29,14 +31,21 @@ SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background
             "--disable-component-update", "--disable-dev-shm-usage"]  # fmt: skip
 PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "600"))  # seconds for one notebook; a busy machine may want more
 SMALL = "small.ipynb"
-RUN_STOP = ("Run", "Stop")
+HASTE_IN_STUDIO = """desk.state.embedding_steps, desk.state.unet_steps, desk.state.sampling = 12, 12, {"steps": 2}
+studio_state.suggests_by_itself, studio_state.GALLERY_ETAS = lambda studio: False, (0.0, 1.0)"""
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 SMALL_CELLS = (
     "from PIL import Image\nimport imagic_lib as imagic\nfrom imagic_lib.classroom import widgets",
     'rows = [[Image.new("RGB", (16, 16), c) for c in ("red", "green", "blue", "black")]]',
     "widgets.eta_explorer(rows, [0.0, 0.3, 0.6, 1.0])",
-    'widgets.edit_app(imagic.load_pipeline("tiny"), etas=(0.0, 1.0), seeds=(0,), sampling_steps=2)',
     'print("the last cell")',
+)
+STUDIO = "studio.ipynb"
+STUDIO_CELLS = (
+    "import imagic_lib as imagic\nfrom imagic_lib.classroom import studio, studio_state",
+    "desk = studio.studio(imagic.load_pipeline('tiny'), place='edits')",
+    "" if os.environ.get("STUDIO_PICTURES") else HASTE_IN_STUDIO,
+    "desk",
 )
 LOAD = 'pipe = imagic.load_pipeline("tiny")'
 HASTE = """
@@ -61,6 +70,14 @@ def answer_of(lab: SimpleNamespace, path: str):
     request = urllib.request.Request(f"{lab.address}/{path}", headers={"Authorization": f"token {lab.token}"})
     with urllib.request.urlopen(request, timeout=30) as reply:
         return json.load(reply)
+
+
+def ask(lab: SimpleNamespace, path: str) -> None:
+    """POST it to the server."""
+    headers = {"Authorization": f"token {lab.token}"}
+    urllib.request.urlopen(
+        urllib.request.Request(f"{lab.address}/{path}", b"{}", headers, method="POST"), timeout=60
+    ).close()
 
 
 def fresh(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -88,6 +105,8 @@ def lab(tmp_path_factory):
         (home / name).symlink_to(ROOT / name)
     small = new_notebook(cells=[new_code_cell(c) for c in SMALL_CELLS], metadata={"kernelspec": KERNEL})
     nbformat.write(small, home / "notebooks" / SMALL)
+    studio = new_notebook(cells=[new_code_cell(c or "pass") for c in STUDIO_CELLS], metadata={"kernelspec": KERNEL})
+    nbformat.write(studio, home / "notebooks" / STUDIO)
     for name, values in SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True)
@@ -243,20 +262,93 @@ def test_all_cells_run_and_the_slider_moves_the_picture(lab, page, name):
     check_slider(page)
 
 
-def test_the_app_shows_an_error_runs_and_stops(lab, page):
-    open_notebook(page, lab, SMALL)
-    run_all(page, lab, len(SMALL_CELLS))
-    area = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Run")).last
-    text, run, stop = area.locator("input[type=text]").first, *(area.get_by_role("button", name=n) for n in RUN_STOP)
-    text.fill(" ")
+def photo() -> dict:
+    """A photo as the browser hands it on: wide, red at the left and blue at the right."""
+    picture, buffer = Image.new("RGB", (300, 200), "blue"), io.BytesIO()
+    picture.paste("red", (0, 0, 150, 200))
+    picture.save(buffer, format="JPEG")
+    return {"name": "my photo.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()}
+
+
+def press(area, words: str) -> None:
+    """Click the button with these words; the icon before them is a letter of its name, too."""
+    area.get_by_role("button", name=re.compile(rf"{words}$")).click()
+
+
+def look(page, area, name: str) -> None:
+    """Take pictures of the studio on a wide and on a narrow page; with STUDIO_PICTURES set, into that folder."""
+    folder = os.environ.get("STUDIO_PICTURES")
+    for width in (800, 1280) if folder else ():
+        page.set_viewport_size({"width": width, "height": 3000})
+        page.wait_for_timeout(1500)
+        area.screenshot(path=Path(folder) / f"{name}-{width}.png")
+
+
+def test_an_edit_in_the_studio_from_the_upload_to_the_zip(lab, page):
+    """Upload, crop, drawing, text, run, stop, go on, click in the gallery, wipe, zip."""
+    open_notebook(page, lab, STUDIO)
+    run_all(page, lab, len(STUDIO_CELLS))
+    area = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Upload a photo")).last
+    with page.expect_file_chooser() as chooser:
+        area.get_by_role("button", name="Upload a photo").click()
+    chooser.value.set_files([{**photo(), "name": "text.png", "buffer": b"no picture"}])
+    area.get_by_text("✗ text.png is no picture that can be read").wait_for()
+    with page.expect_file_chooser() as chooser:
+        area.get_by_role("button", name="Upload a photo").click()
+    chooser.value.set_files([photo()])
+    area.get_by_text("my photo.jpg: 300 x 200 pixels").wait_for()
+    before = area.evaluate(SEEN)
+    area.locator(".widget-hslider", has=page.get_by_text("left ↔ right")).locator(".noUi-handle").press("Home")
+    changed(page, area, before)
+    look(page, area, "photo")
+    area.locator("select").first.select_option("car-parked.png")
+    text = area.locator("input[type=text]").first
+    until(page, lambda: text.input_value() == "a yellow car parked on the grass", "the caption is the text")
+    text.fill("a yellow car parked in the snow")
     text.press("Tab")
-    run.click()
-    area.get_by_text("✗ the text is empty").wait_for()
-    text.fill("a blue bird standing in the snow")
-    text.press("Tab")
-    run.click()
-    area.get_by_text("stage 1, embedding: step").wait_for()
-    stop.click()
-    area.get_by_text("■ stopped: stage 1").wait_for()
+    area.get_by_text("7 tokens:").wait_for()
+    press(area, "Run")
+    area.get_by_text("stage 1, the embedding: step").wait_for()
+    press(area, "Stop")
+    area.get_by_text("■ stopped").wait_for()
+    look(page, area, "stopped")
+    press(area, "Go on")
+    area.get_by_text("stage 2, the UNet: step").wait_for()
+    look(page, area, "running")
+    area.get_by_text("✓ done").wait_for()
+    chosen = area.get_by_text("chosen: η").inner_text()
+    tiles = area.locator(".widget-gridbox .widget-gridbox button")
+    until(page, lambda: tiles.count() >= 4, "the gallery is there")
+    tiles.first.click()
+    until(page, lambda: area.get_by_text("chosen: η").inner_text() != chosen, "a click chooses a picture")
+    assert area.get_by_text("chosen: η = 0, seed 0").count() == 1
+    wipe = area.locator(".widget-hslider", has=page.get_by_text("edited", exact=True)).locator(".noUi-handle")
+    before = area.evaluate(SEEN)
+    for _ in range(5):
+        wipe.press("ArrowRight")
+    changed(page, area, before)
+    press(area, "whole folder as zip")
+    area.get_by_text(re.compile(r"kept: .*a-yellow-car-parked-in-the-snow.*\.zip")).wait_for()
     assert area.get_by_text("✗").count() == 0
-    assert area.locator("img.widget-image").count() == 2  # the input, and the explorer's
+    [archive] = (lab.home / "notebooks" / "edits").glob("*.zip")
+    assert archive.stat().st_size > 10**6
+    look(page, area, "done")
+
+
+def test_a_killed_kernel_loses_nothing(lab, page):
+    """A new kernel finds the unfinished edit, and goes on to the end."""
+    open_notebook(page, lab, STUDIO)
+    run_all(page, lab, len(STUDIO_CELLS))
+    area = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Upload a photo")).last
+    area.locator("select").first.select_option("dog-sitting.png")
+    press(area, "Run")
+    area.get_by_text("stage 1, the embedding: step").wait_for()
+    for kernel in answer_of(lab, "api/kernels"):
+        ask(lab, f"api/kernels/{kernel['id']}/restart")  # as Kernel > Restart does: the process is killed
+    open_notebook(page, lab, STUDIO)
+    run_all(page, lab, len(STUDIO_CELLS))
+    area = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Upload a photo")).last
+    area.get_by_role("button", name="Open to go on").first.click()
+    area.get_by_text("this edit is unfinished").wait_for()
+    press(area, "Go on")
+    area.get_by_text("✓ done").wait_for()

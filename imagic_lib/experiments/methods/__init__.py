@@ -1,0 +1,138 @@
+"""Ways to edit one picture by a text, each a function that fits on a slide, all behind one interface (`Method`).
+
+`tuning` has Imagic and what is left of it without a stage, `inversion` and `attention` what starts from the noise
+of the picture, `others` what diffusers brings. They are compared by `experiments.benchmark`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from imagic_lib import stage1_embedding, stage2_finetuning
+from imagic_lib.experiments.methods.attention import prompt_to_prompt
+from imagic_lib.experiments.methods.inversion import ddim_inversion, negative_prompt_inversion
+from imagic_lib.experiments.methods.method import Draw, Method
+from imagic_lib.experiments.methods.others import COMMUNITY, COMMUNITY_FILE, community, ledits, sdedit
+from imagic_lib.experiments.methods.tuning import (
+    PAPER,
+    imagic,
+    paper_imagic,
+    text_alone,
+    without_stage_1,
+    without_stage_2,
+)
+
+IMAGIC = "Kavar et al. 2022, arXiv 2210.09276"
+ETA, ETAS = "η", (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
+GUIDANCE, GUIDANCES = "guidance scale", (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5)
+SHARE, SHARES = "share of steps with the old maps", (1.0, 0.8, 0.6, 0.45, 0.3, 0.15, 0.0)
+FAR = 10.0  # η and alpha
+STRONG = 30.0  # guidance
+FIRST, FULL, LOW_RANK = (
+    stage1_embedding.DEFAULTS,
+    stage2_finetuning.DEFAULTS["full"],
+    stage2_finetuning.DEFAULTS["lora"],
+)
+
+# Each has seven values of its knob to try: the same budget for all.
+METHODS = {
+    "imagic": Method("Imagic", IMAGIC, imagic, ETA, ETAS, FAR, settings=(FIRST, FULL)),
+    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, ETA, ETAS, FAR, settings=(PAPER,)),
+    "imagic-lora": Method(
+        "Imagic with a LoRA",
+        f"{IMAGIC}; Hu et al. 2021, arXiv 2106.09685",
+        partial(imagic, second={"method": "lora"}),
+        ETA,
+        ETAS,
+        FAR,
+        settings=(FIRST, LOW_RANK),
+    ),
+    "no-stage-1": Method(
+        "Imagic without stage 1",
+        IMAGIC,
+        without_stage_1,
+        "share λ of the fine-tuning",
+        (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.25),
+        2.0,
+        settings=(FULL,),
+    ),
+    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, ETA, ETAS, FAR, settings=(FIRST,)),
+    "sdedit": Method(
+        "SDEdit",
+        "Meng et al. 2021, arXiv 2108.01073",
+        sdedit,
+        "strength",
+        (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        1.0,
+    ),
+    "ddim-inversion": Method(
+        "DDIM inversion",
+        "Song et al. 2020, arXiv 2010.02502",
+        ddim_inversion,
+        GUIDANCE,
+        GUIDANCES,
+        STRONG,
+        seeded=False,
+    ),
+    "npi": Method(
+        "Negative-prompt inversion",
+        "Miyake et al. 2023, arXiv 2305.16807",
+        negative_prompt_inversion,
+        GUIDANCE,
+        GUIDANCES,
+        STRONG,
+        caption=True,
+        seeded=False,
+    ),
+    "p2p": Method(
+        "Prompt-to-prompt",
+        "Hertz et al. 2022, arXiv 2208.01626; Miyake et al. 2023, arXiv 2305.16807",
+        prompt_to_prompt,
+        SHARE,
+        SHARES,
+        1.0,
+        caption=True,
+        seeded=False,
+    ),
+    "null-text": Method(
+        "Prompt-to-prompt, null-text",
+        "Hertz et al. 2022, arXiv 2208.01626; Mokady et al. 2022, arXiv 2211.09794",
+        partial(prompt_to_prompt, null_text=True),
+        SHARE,
+        SHARES,
+        1.0,
+        caption=True,
+        seeded=False,
+    ),
+    "ledits": Method(
+        "LEDITS++",
+        "Brack et al. 2023, arXiv 2311.16711",
+        ledits,
+        "edit guidance scale",
+        (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0),
+        STRONG,
+    ),
+    "text": Method(
+        "The text alone",
+        "Ho & Salimans 2022, arXiv 2207.12598",
+        text_alone,
+        GUIDANCE,
+        (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5),
+        STRONG,
+    ),
+}
+
+
+def community_methods(path: str | Path) -> dict[str, Method]:
+    """The two rows of diffusers' community pipeline, over a copy of its file: with rates that suit the model, and as it
+    comes, whose own alpha is 1.2."""
+    paper, alphas = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}", (0.0, 0.4, 0.8, 1.0, 1.2, 1.5, 2.0)
+    tuned, plain = (partial(community, path=path, as_it_comes=plain) for plain in (False, True))
+    return {
+        "community": Method("Community Imagic, rates tuned", paper, tuned, "alpha", ETAS, FAR, settings=(COMMUNITY,)),
+        "community-as-it-comes": Method("Community Imagic as it comes", paper, plain, "alpha", alphas, FAR),
+    }
+
+
+__all__ = ["METHODS", "Draw", "Method", "community_methods"]

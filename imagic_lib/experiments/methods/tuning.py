@@ -1,0 +1,76 @@
+"""Imagic over the library's stages, with parts of it left out, and the text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from imagic_lib.experiments.methods.method import Draw
+from imagic_lib.models import encode_text, family
+from imagic_lib.stage1_embedding import optimize_embedding
+from imagic_lib.stage2_finetuning import fine_tune
+from imagic_lib.stage3_interpolation import interpolate
+from imagic_lib.stage4_inference import generate, sample_text
+
+# Kavar et al. 2022, appendix B: one timestep a step, and many steps. The steps are the paper's. For the embedded model
+# the rates are such that steps x rate is what suits it (2.5 for the embedding, 0.03 for the weights), not the paper's.
+PAPER = {
+    "tiny": ({"steps": 1000, "lr": 2.5e-3, "batch": 1}, {"steps": 1500, "lr": 2e-5, "batch": 1, "decay": 0.0}),
+    "stable-diffusion": ({"steps": 1000, "lr": 2e-3, "batch": 1}, {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0}),
+}
+
+
+def imagic(
+    pipe: StableDiffusionPipeline,
+    image: Tensor,
+    text: str,
+    *,
+    first: dict | None = None,
+    second: dict | None = None,
+    scale: float = 1.0,
+) -> Draw:
+    """Imagic (Kavar et al. 2022, arXiv 2210.09276), knob η. first, second: settings of stages 1 and 2, where they are
+    not the library's own; scale: how much of stage 2 is used (`generate`)."""
+    generator = torch.Generator().manual_seed(0)
+    e_tgt = encode_text(pipe, text)
+    # e_opt = argmin_e E ‖ε - f_θ(z_t, t, e)‖²
+    e_opt, _ = optimize_embedding(pipe, image, e_tgt, generator=generator, **first or {})
+    # θ* = argmin_θ E ‖ε - f_θ(z_t, t, e_opt)‖²
+    tuned, _ = fine_tune(pipe, image, e_opt, generator=generator, **second or {})
+
+    def draw(eta: float, seeds: Sequence[int]) -> list[Image.Image]:
+        # ē = η·e_tgt + (1-η)·e_opt
+        return generate(tuned, interpolate(e_tgt, e_opt, eta), seeds, scale=scale)
+
+    return draw
+
+
+def paper_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
+    """Imagic the paper's way: one timestep a step, 1000 steps of stage 1 and 1500 of stage 2 (`PAPER`)."""
+    first, second = PAPER[family(pipe)]
+    return imagic(pipe, image, text, first=first, second=second)
+
+
+def without_stage_1(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
+    """The UNet fine-tuned at e_tgt itself. Then η means nothing, and the knob is how much of the fine-tuning is used:
+    θ_λ = θ + λ(θ* - θ). So far UniTune goes with it (Valevski et al. 2022, arXiv 2210.09477)."""
+    e_tgt = encode_text(pipe, text)
+    tuned, _ = fine_tune(pipe, image, e_tgt, generator=torch.Generator().manual_seed(0))
+    return lambda scale, seeds: generate(tuned, e_tgt, seeds, scale=scale)
+
+
+def without_stage_2(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
+    """Imagic with the UNet as it was loaded: the ablation of the paper's Fig. 8. Knob η."""
+    e_tgt = encode_text(pipe, text)
+    e_opt, _ = optimize_embedding(pipe, image, e_tgt, generator=torch.Generator().manual_seed(0))
+    return lambda eta, seeds: generate(pipe, interpolate(e_tgt, e_opt, eta), seeds)
+
+
+def text_alone(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
+    """No edit at all: what the model draws for the text. A method that keeps no more of the input than this keeps
+    nothing of it. Knob: the guidance scale s (Ho & Salimans 2022, arXiv 2207.12598)."""
+    return lambda guidance, seeds: sample_text(pipe, text, seeds, guidance_scale=guidance)
