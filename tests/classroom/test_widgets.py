@@ -172,7 +172,7 @@ def test_ipywidgets_itself_swallows_what_a_button_raises():
 # -- ipywidgets 7, as on Colab
 
 STOCK = {"Widget", "Image", "HTML", "VBox", "HBox", "SelectionSlider", "Dropdown", "Play", "IntSlider", "link"}
-SETTINGS_OF_7 = {"value", "min", "max", "format", "options", "description", "style", "interval"}
+SETTINGS_OF_7 = {"value", "min", "max", "format", "options", "description", "style", "layout", "interval"}
 
 
 def test_only_widgets_and_settings_that_ipywidgets_7_has_too():
