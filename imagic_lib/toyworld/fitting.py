@@ -6,6 +6,8 @@ tried the other way, or a little more and a little less; what makes the drawing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,16 +17,17 @@ from imagic_lib.toyworld.drawing import draw
 from imagic_lib.toyworld.scene import Scene
 from imagic_lib.toyworld.vae import to_tensor
 
-STEPS = (0.16, 0.08, 0.04)  # how far an amount is moved in each round
+STEPS = (0.24, 0.12, 0.06, 0.03)  # how far an amount is moved at a time, from round to round
 CLOUDS_SEEN = {"first cloud", "second cloud"}  # left as they were read: the network counts clouds well
+Numbers = dict[str, float]
 
 
 def fit(picture: Tensor, scene: Scene) -> Scene:
-    """The scene near `scene` that, drawn, looks most like the picture (3, 128, 128) in [-1, 1]. About 200 drawings."""
+    """The scene near `scene` that, drawn, looks most like the picture (3, 128, 128) in [-1, 1]. About 300 drawings."""
     picture = softened(picture)
     attributes, numbers = scene.attributes, to_numbers(scene)
 
-    def error(numbers: dict[str, float]) -> float:
+    def error(numbers: Numbers) -> float:
         drawn = to_tensor(np.asarray(draw(from_numbers(attributes, numbers)))[None])[0]
         return (softened(drawn) - picture).square().mean().item()
 
@@ -34,22 +37,20 @@ def fit(picture: Tensor, scene: Scene) -> Scene:
         for name in (*NUMBERS, *SWITCHES):
             if name not in shown or name in CLOUDS_SEEN:
                 continue
-            for change in others(name, numbers, step):
-                if (found := error(numbers | change)) < best:
-                    best, numbers = found, numbers | change
-                    if name in NUMBERS:
-                        break
+            for change in changes(name, step):
+                while (found := error(changed := numbers | change(numbers))) < best:  # go on as long as it helps
+                    best, numbers = found, changed
     return from_numbers(attributes, numbers)
 
 
-def others(name: str, numbers: dict[str, float], step: float) -> list[dict[str, float]]:
-    """What to try in place of this value. A collar is tried in every colour: in a wrong one it does not fit."""
+def changes(name: str, step: float) -> list[Callable[[Numbers], Numbers]]:
+    """What to try with this value. A collar is tried in every colour: in a wrong one it does not fit."""
     if name == "collar":
-        off = [{"collar": 0.0}] * bool(numbers["collar"])
-        return off + [{"collar": 1.0, "collar colour": float(k)} for k in range(len(COLLAR_COLOURS))]
+        colours = [{"collar": 1.0, "collar colour": float(k)} for k in range(len(COLLAR_COLOURS))]
+        return [lambda _, new=new: new for new in ({"collar": 0.0}, *colours)]
     if name in SWITCHES:
-        return [{name: 1 - numbers[name]}]
-    return [{name: v} for v in (numbers[name] - step, numbers[name] + step) if 0 <= v < 1]
+        return [lambda numbers: {name: 1 - numbers[name]}]
+    return [lambda numbers, s=s: {name: min(max(numbers[name] + s, 0.0), 0.999)} for s in (-step, step)]
 
 
 def softened(x: Tensor) -> Tensor:
