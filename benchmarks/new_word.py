@@ -1,6 +1,6 @@
 """A new word for one particular car, with LoRA: how many pictures, which layers, what texts, and pictures of others?
 
-    python benchmarks/new_word.py          # an hour of one core; goes on where it was stopped
+    python benchmarks/new_word.py          # half an hour of one core; goes on where it was stopped
 
 Each run is written into data/experiments/new-word.json at once; the sheet and the table are made at the end. Seconds
 are of one processor core (`time.process_time`), so that other work on the machine does not count.
@@ -58,19 +58,12 @@ class Kind(NamedTuple):
 
 KINDS = [
     Kind(1, "to_q, to_v"),  # the report's
-    Kind(1, "to_q, to_v", prior=(CLASS,)),
     Kind(1),
     Kind(1, captions=True),
     Kind(1, captions=True, steps=100),
     Kind(1, captions=True, prior=OTHER_CARS, steps=100),
-    Kind(2),
     Kind(4),
     Kind(4, captions=True, steps=200),
-    Kind(8, "to_q, to_v"),
-    Kind(8),
-    Kind(8, prior=(CLASS,)),
-    Kind(8, captions=True),
-    Kind(8, captions=True, prior=OTHER_CARS),
 ]
 PRIOR_COUNT, WORD_SEEDS, OTHERS = 16, (0, 1, 2), 9
 
@@ -175,12 +168,8 @@ NAMES = {
     "limit": ["", "the car itself, drawn", "–", "–", "–", "–"],
     "loaded, a yellow car": ["", "loaded model, ‘yellow car’", "–", "–", "–", "–"],
     "loaded, sks car": ["", "loaded model, ‘sks car’", "–", "–", "–", "–"],
-} | {" / ".join(kind.cells()): [letter, *kind.cells()] for letter, kind in zip("ABCDEFGHIJKLMN", KINDS, strict=True)}
-DRAWN = (
-    "limit",
-    "loaded, a yellow car",
-    *(name for name, cells in NAMES.items() if cells[0] and cells[0] in "ACDEFGHIKL"),
-)
+} | {" / ".join(kind.cells()): [letter, *kind.cells()] for letter, kind in zip("ABCDEFG", KINDS, strict=True)}
+DRAWN = tuple(name for name, cells in NAMES.items() if name != "loaded, sks car")
 
 
 def sheet() -> None:
@@ -232,10 +221,7 @@ COMPARED = {  # one change each
     "100 steps in place of 500": (Kind(1, captions=True), Kind(1, captions=True, steps=100)),
     "all three": (Kind(1, "to_q, to_v"), Kind(1, captions=True, steps=100)),
     "a prior of eight texts": (Kind(1, captions=True, steps=100), Kind(1, captions=True, prior=OTHER_CARS, steps=100)),
-    "two pictures in place of one": (Kind(1), Kind(2)),
     "four pictures in place of one": (Kind(1), Kind(4)),
-    "eight pictures in place of one": (Kind(1), Kind(8)),
-    "a prior of one text, eight pictures": (Kind(8), Kind(8, prior=(CLASS,))),
 }
 
 

@@ -1,4 +1,4 @@
-"""What the sweeps of LoRA share: results kept at once, rows of pictures for the sheets, intervals that are honest."""
+"""What the experiments share: results kept at once, rows of pictures for the sheets, intervals that are honest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagic_lib.models import DATA
 from imagic_lib.toyworld import vae
 from imagic_lib.training.checkpoints import write_atomically
 
-FOLDER, SCRATCH = DATA / "experiments", ROOT / "runs" / "lora"
+FOLDER, SCRATCH = DATA / "experiments", ROOT / "runs" / "experiments"
 LARGEST_SHEET = 100_000  # bytes
 
 
@@ -51,6 +51,7 @@ def read(reader, pictures: list[Image.Image]) -> list[dict[str, str]]:
 
 def strip(name: str, pictures: list[Image.Image]) -> None:
     """Keep a row of pictures for the sheets."""
+    SCRATCH.mkdir(parents=True, exist_ok=True)
     row = Image.new("RGB", (128 * len(pictures), 128))
     for k, picture in enumerate(pictures):
         row.paste(picture, (128 * k, 0))

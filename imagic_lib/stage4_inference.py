@@ -30,7 +30,7 @@ from imagic_lib.training.loop import in_main_thread
 from imagic_lib.training.strategies import Strategy, precision, unet_copy
 
 DEFAULTS = {
-    "tiny": {"steps": 30, "guidance_scale": 2.0},
+    "tiny": {"steps": 20, "guidance_scale": 2.0},
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch, at least

@@ -61,7 +61,7 @@ def test_the_goal_of_an_edit_is_what_the_text_names_and_all_else_of_the_input(te
 def test_a_drawing_is_worth_what_it_keeps_and_a_wrong_or_spoiled_one_nothing():
     before = Scene.sample(3, subject="dog", colour="brown", pose="sitting", place="grass")
     edit = SimpleNamespace(image=imagic.pictures.to_tensor(before.render()), text="a brown dog jumping on the grass")
-    truth, stranger = before.edit(pose="jumping"), Scene.sample(12, **before.edit(pose="jumping").attributes)
+    truth, stranger = before.edit(pose="jumping"), Scene.sample(15, **before.edit(pose="jumping").attributes)
     spoiled = truth.render()
     spoiled.paste(spoiled.crop((0, 0, 64, 128)), (64, 0))  # half of it twice
     done, other, undone, broken = edits.read_by(edit)([p.render() for p in (truth, stranger, before)] + [spoiled])

@@ -26,6 +26,9 @@ Point = tuple[float, float]
 FIGURE, HEAD, EYE, LEG, COLLAR, SPOT, STAR = 1.10, 1.18, 1.45, 1.25, 1.75, 1.4, 1.3
 
 
+CIRCLE = [(math.cos(2 * math.pi * k / 36), math.sin(2 * math.pi * k / 36)) for k in range(36)]
+
+
 def mix(a: Colour, b: Colour, share: float) -> Colour:
     return tuple(round(u + (v - u) * share) for u, v in zip(a, b, strict=True))
 
@@ -47,20 +50,17 @@ class Pen:
         return pen
 
     def _to_canvas(self, points) -> list[Point]:
-        moved = []
-        for x, y in points:
-            u, v = self.cos * x - self.sin * y, self.sin * x + self.cos * y
-            moved.append((self.at[0] + self.sign * self.scale * u, self.at[1] + self.scale * v))
-        return [(OVERSAMPLING * x, OVERSAMPLING * y) for x, y in moved]
+        across, down = OVERSAMPLING * self.sign * self.scale, OVERSAMPLING * self.scale
+        x0, y0 = OVERSAMPLING * self.at[0], OVERSAMPLING * self.at[1]
+        c, s = self.cos, self.sin
+        return [(x0 + across * (c * x - s * y), y0 + down * (s * x + c * y)) for x, y in points]
 
     def polygon(self, points, fill: Colour) -> None:
         self.draw.polygon(self._to_canvas(points), fill=fill)
 
     def ellipse(self, x, y, rx, ry, fill: Colour, angle=0.0) -> None:
-        turns = [2 * math.pi * k / 36 for k in range(36)]
         c, s = math.cos(angle), math.sin(angle)
-        ring = [(rx * math.cos(t), ry * math.sin(t)) for t in turns]
-        self.polygon([(x + c * u - s * v, y + s * u + c * v) for u, v in ring], fill)
+        self.polygon([(x + c * rx * u - s * ry * v, y + s * rx * u + c * ry * v) for u, v in CIRCLE], fill)
 
     def line(self, points, width: float, fill: Colour, end_width: float | None = None) -> None:
         """A limb: a thick line with round ends, thinner towards its last point if asked."""

@@ -18,6 +18,7 @@ from imagic_lib.models import encode_text, load_pipeline
 from imagic_lib.stage4_inference import generate
 from imagic_lib.toyworld import clip, dataset, reader, unet, vae
 from imagic_lib.toyworld.captions import vocabulary
+from imagic_lib.toyworld.monsters import monsters
 from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
 
 SCENES, READER_SCENES, SOFTENED, HELD_BACK = 48_000, 24_000, 6_000, 512
@@ -55,8 +56,7 @@ def make(
     how = {"seed": seed, "bf16": bf16, "device": device}
     scenes = dataset.training_scenes(part(SCENES, 64))
     drawings = dataset.render(scenes, runs / "scenes" / "train")
-    unseen = dataset.test_scenes(part(HELD_BACK, 16))
-    held_back = dataset.render(unseen, runs / "scenes" / "test")
+    held_back = dataset.render(dataset.test_scenes(part(HELD_BACK, 16)), runs / "scenes" / "test")
     before, history = opened(start), {}
 
     the_vae, the_unet = (before.vae, before.unet) if before else (None, None)
@@ -97,7 +97,9 @@ def make(
         net, history["reader"] = reader.train_reader(
             read, soft, every, runs, steps=part(reader.STEPS), seed=seed, bf16=bf16
         )
-        the_reader = reader.with_bound(net, unseen, dataset.through(the_vae, held_back))
+        spoiled = np.stack([np.asarray(picture) for *_, picture in monsters(part(reader.MONSTERS, 1))])
+        good = held_back[: part(reader.BOUND_FROM, 16)]
+        the_reader = reader.with_bound(net, *(dataset.through(the_vae, pictures) for pictures in (good, spoiled)))
     else:
         the_reader = reader.load_reader(start / "reader" / "reader.safetensors")
     export(out, pipe, the_clip, the_reader, history)

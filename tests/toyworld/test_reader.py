@@ -15,7 +15,7 @@ from imagic_lib.toyworld.edits import KINDS as EDIT_KINDS
 from imagic_lib.toyworld.edits import SIZES, toyedit
 from imagic_lib.toyworld.fitting import fit
 from imagic_lib.toyworld.monsters import KINDS, monsters
-from imagic_lib.toyworld.reader import Reader, ReaderNet, as_stack, reading_loss, targets, unexplained
+from imagic_lib.toyworld.reader import Reader, ReaderNet, as_stack, parting, reading_loss, targets, unexplained
 
 
 def pictures(scenes):
@@ -127,12 +127,33 @@ def test_fitting_finds_the_details_that_the_first_glance_missed():
         guess[name] = 1 - guess[name]
     guess |= {"x": numbers["x"] + 0.1, "size": 0.5, "shade": 0.5, "light x": numbers["light x"] - 0.05}
     picture = F.avg_pool2d(pictures([truth]), 3, stride=1, padding=1, count_include_pad=False)[0]
-    found = fit(picture, from_numbers(truth.attributes, guess))
+    found = fit(picture, [from_numbers(truth.attributes, guess)])
     assert share_kept(found, truth) == 1
     before, after = (
         unexplained(picture, pictures([s])[0]).max() for s in (from_numbers(truth.attributes, guess), found)
     )
     assert after < 0.5 * before
+
+
+def test_a_cloud_is_found_where_no_small_move_leads():
+    """Two clouds, one above the other, of which the guess has both at the wrong side."""
+    truth = canonical(Scene.sample(13, subject="dog", colour="brown", pose="jumping", place="grass"))
+    numbers = to_numbers(truth)
+    guess = from_numbers(truth.attributes, numbers | {"cloud 1 x": 0.1, "cloud 2 x": 0.9, "cloud 2 y": 0.1})
+    picture = pictures([truth])[0]
+    assert unexplained(picture, pictures([guess])[0]).max() > 0.2
+    assert unexplained(picture, pictures([fit(picture, [guess])])[0]).max() < 0.1
+
+
+def test_of_several_starts_the_one_that_fits_is_kept():
+    truth = Scene.sample(12, subject="dog", colour="brown", pose="jumping", place="grass")
+    found = fit(pictures([truth])[0], [truth.edit(pose="standing"), truth.edit(colour="orange"), truth])
+    assert found.attributes == truth.attributes
+
+
+def test_the_bound_parts_good_pictures_from_bad_ones():
+    assert parting([0.1, 0.2], [0.4, 0.5]) == 0.2
+    assert parting([0.1, 0.2, 0.3, 0.9], [0.25, 0.5, 0.6, 0.7]) == 0.3  # three of four on either side
 
 
 def test_kept_counts_the_details_that_agree():
@@ -174,6 +195,14 @@ def test_the_shipped_reader_reads_the_shipped_drawings():
         truth = load_scene(path)
         report = reader.report(open_image(path), truth)
         assert report.success and report.kept >= 0.9 and report.distance < 0.08, (path.name, report)
+
+
+def test_what_the_glance_takes_for_another_pose_is_read_rightly():
+    reader, truth = load_reader(), Scene.sample(12, subject="dog", colour="brown", pose="jumping", place="grass")
+    picture = truth.render()
+    assert reader.glance(as_stack(picture))[0].pose == "standing"
+    assert reader.may_be(picture, truth) and reader.success(picture, truth)
+    assert not reader.may_be(picture, truth.edit(subject="car", pose="parked"))
 
 
 def test_the_shipped_reader_catches_the_monsters():

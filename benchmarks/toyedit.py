@@ -1,0 +1,122 @@
+"""Imagic with its defaults on ToyEdit: does the edit succeed, does the picture stay itself, is the suggestion good?
+
+    python benchmarks/toyedit.py test       # 60 edits, two minutes of one core each; goes on where it was stopped
+    python benchmarks/toyedit.py dev 12     # the first 12 edits of dev, with the regret of the suggestion
+
+Each edit is written into data/experiments/edits.json at once; its table goes into the model card. The pictures are
+drawn with seeds that the suggestion has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import fmean
+
+from report import CARD, put, table
+from sweeps import Results, rounded
+
+import imagic_lib as imagic
+from imagic_lib import suggestion
+from imagic_lib.experiments.benchmark import interval, versions_of
+from imagic_lib.pictures import psnr, to_tensor
+from imagic_lib.toyworld import load_reader
+from imagic_lib.toyworld.edits import KINDS, SIZES, toyedit, worth
+
+RESULTS = "edits.json"
+SEEDS = tuple(range(10, 18))
+REGRET_SEEDS = SEEDS[:4]
+BOTH = ("tuned", "untuned")
+REBUILT = 28.0  # dB: at η = 0 as near as this to what the VAE makes of the input
+
+
+def looked_at(reader, edit, pair: tuple[float, float], truth, before) -> dict:
+    """The pictures of one pair (η, λ): the share that is right, that succeeds, and the details that successes keep."""
+    eta, scale = pair
+    drawn = [row[0] for row in edit.pictures([eta], SEEDS, scale=scale)]
+    reports = [reader.report(picture, truth, before) for picture in drawn]
+    kept = [report.kept for report in reports if report.success]
+    found = {"right": fmean(r.right for r in reports), "success": fmean(r.success for r in reports)}
+    return found | {"kept": rounded(fmean(kept)) if kept else None}
+
+
+def regret(reader, edit, pair: tuple[float, float], truth, before) -> float:
+    """How much worth the suggested pair gives away against the best of all pairs, by the ground truth."""
+    worths = {}
+    for scale in suggestion.SCALES:
+        rows = edit.pictures(suggestion.ETAS, REGRET_SEEDS, scale=scale, **suggestion.SAMPLING)
+        for eta, drawn in zip(suggestion.ETAS, zip(*rows, strict=True), strict=True):
+            worths[eta, scale] = fmean(worth(reader, to_tensor(picture), truth, before) for picture in drawn)
+    return rounded(max(worths.values()) - worths[pair])
+
+
+def measure(pipe, reader, before, change: dict[str, str], with_regret: bool) -> dict:
+    """One edit, trained with the defaults."""
+    began, truth = time.process_time(), before.edit(**change)
+    edit = imagic.run_edit(pipe, imagic.load_image(before.render(), pipe), truth.caption())
+    found = {"kind": next(iter(change)), "from": before.caption(), "to": truth.caption()}
+    found["seconds"] = rounded(time.process_time() - began, 1)
+    found["psnr"] = [rounded(psnr(row[0], edit.reconstruction), 1) for row in edit.pictures([0.0], SEEDS)]
+    chosen = edit.suggest()
+    pair = chosen.eta, chosen.scale
+    found |= {"eta": chosen.eta, "scale": chosen.scale}
+    found["seconds to suggest"] = rounded(time.process_time() - began - found["seconds"], 1)
+    found["tuned"] = looked_at(reader, edit, pair, truth, before)
+    found["untuned"] = looked_at(reader, edit, (chosen.eta, 0.0), truth, before)
+    return found | ({"regret": regret(reader, edit, pair, truth, before)} if with_regret else {})
+
+
+def row_of(name: str, edits: list[dict]) -> list[str]:
+    rebuilt = [fmean(value >= REBUILT for value in edit["psnr"]) for edit in edits]
+    both = [edit for edit in edits if None not in (edit["tuned"]["kept"], edit["untuned"]["kept"])]
+    row = [name, str(len(edits)), interval(rebuilt)]
+    row += [
+        interval([edit[which][what] for edit in edits])
+        for what in ("right", "success")
+        for which in ("tuned", "untuned")
+    ]
+    row += [interval([edit[which]["kept"] for edit in both]) if both else "–" for which in ("tuned", "untuned")]
+    return [*row, interval([edit["tuned"]["kept"] - edit["untuned"]["kept"] for edit in both]) if both else "–"]
+
+
+def table_of(split: str, found: dict) -> str:
+    edits = list(found.values())
+    header = ["kind", "edits", f"η = 0: PSNR ≥ {REBUILT:g} dB", "right", "… untuned", "success", "… untuned"]
+    header += ["details kept", "… untuned", "difference"]
+    rows = [row_of(kind, some) for kind in KINDS if (some := [e for e in edits if e["kind"] == kind])]
+    pairs = [(e["eta"], e["scale"]) for e in edits]
+    counts = {pair: pairs.count(pair) for pair in sorted(set(pairs), key=pairs.count, reverse=True)}
+    chosen = ", ".join(f"({eta:g}, {scale:g}) {n} times" for (eta, scale), n in counts.items())
+    seconds, more = (fmean(edit[name] for edit in edits) for name in ("seconds", "seconds to suggest"))
+    note = f"""{len(edits)} edits of ToyEdit {split}, {len(SEEDS)} seeds each; in brackets 95 % intervals by a bootstrap
+over the edits. Untuned: the same η at λ = 0. Details kept are those of successful pictures, on the edits where both
+have some.
+Suggested (η, λ): {chosen}. Training took {seconds:.0f} s of one core, the suggestion {more:.0f} s.
+"""
+    if regrets := [edit["regret"] for edit in edits if "regret" in edit]:
+        note += (
+            "The suggestion's regret (details kept by successes; the best of nine pairs by the ground truth minus the "
+        )
+        note += f"suggested one, {len(REGRET_SEEDS)} seeds): {interval(regrets)}.\n"
+    return table(header, [*rows, row_of("all", edits)]) + "\n" + note
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("split", choices=SIZES)
+    parser.add_argument("count", nargs="?", type=int, help="how many of its edits (default: all)")
+    asked = parser.parse_args()
+    pipe, reader, results = imagic.load_pipeline("tiny"), load_reader(), Results(RESULTS, "versions", *SIZES)
+    versions = versions_of(pipe, reader)
+    if (results.found["versions"] or versions) != versions:
+        raise ValueError(f"{results.path} was measured with other versions: delete it to measure anew")
+    results.found["versions"], done = versions, results.found[asked.split]
+    for index, (before, change) in enumerate(toyedit(asked.split)[: asked.count]):
+        if str(index) not in done:
+            found = measure(pipe, reader, before, change, with_regret=asked.split == "dev")
+            results.keep(asked.split, str(index), found)
+    put(CARD, f"toyedit-{asked.split}", table_of(asked.split, done))
+
+
+if __name__ == "__main__":
+    main()
