@@ -1,6 +1,6 @@
 """LoRA as stage 2 of an edit, against full fine-tuning: what rank, which layers, and what does it save?
 
-    python benchmarks/lora.py          # forty minutes of one core; goes on where it was stopped
+    python benchmarks/lora.py          # half an hour of one core; goes on where it was stopped
 
 A larger rank moves faster, as the factor alpha / rank is 1 here: every LoRA is trained with one rate, found at rank 4,
 and with RATE * sqrt(4 / rank), which keeps the update's size (Kalajdzievski 2023, arXiv 2312.03732).
@@ -39,9 +39,9 @@ TARGETS = {
     "all of attention": ATTENTION,
     "attention and convolutions": (*ATTENTION, "conv1", "conv2"),
 }
-RANKS = {"to_q, to_v": (1, 4, 64), "all of attention": (4,), "attention and convolutions": (1, 4, 64)}
+RANKS = {"to_q, to_v": (4, 64), "all of attention": (4,), "attention and convolutions": (4, 64)}
 RATE = stage2_finetuning.DEFAULTS["lora"]["tiny"]["lr"]  # found at rank 4
-SCALED = {1: 0.02, 64: 0.0025}  # RATE * sqrt(4 / rank)
+SCALED = {64: 0.0025}  # RATE * sqrt(4 / rank)
 FIRST = ("full", "to_q, to_v / 4", "attention and convolutions / 4", "to_q, to_v / 64", "all of attention / 4")
 PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # a picture each, a training seed each
 ETAS, SEEDS, SAMPLING_STEPS = (0.0, 0.6, 0.8, 1.0), (0, 1), 15
