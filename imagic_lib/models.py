@@ -102,7 +102,7 @@ def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **giv
             continue
         if name in ("steps", "batch"):
             given[name] = value = whole_number(name, value)
-        zero_works = name in ("guidance_scale", "decay") or (name == "steps" and not drawing)
+        zero_works = name in ("guidance_scale", "decay", "bias") or (name == "steps" and not drawing)
         if not math.isfinite(value) or value < 0 or (value == 0 and not zero_works):
             raise ValueError(f"{name} is {value}: it must be {'0 or more' if zero_works else 'above 0'}")
         if name == "decay" and value > 1:

@@ -57,6 +57,7 @@ def fine_tune(
     lr: float | None = None,
     batch: int | None = None,
     decay: float | None = None,
+    bias: float | None = None,
     generator: torch.Generator | None = None,
     run: Run = Run(),
 ) -> tuple[StableDiffusionPipeline, History]:
@@ -64,18 +65,18 @@ def fine_tune(
 
     method: "full" (all weights of the UNet), "lora" (low-rank adapters, Hu et al. 2021), or e.g. LoRA(rank=8); with
     a strategy in `run` it is the strategy's. decay: the last part of the steps, over which the rate falls to 0
-    (`training.loop.rate_at`). Everything else as in `optimize_embedding`; defaults in `stage2_finetuning.DEFAULTS`.
-    Their bias draws timesteps with much noise more often (`stratified_timesteps`): these decide where the sun and the
-    clouds stand, but weigh little in the loss. Returns a new pipeline with the tuned UNet (its other parts are shared)
-    and the history; the UNet of `pipe` stays as it was, so a second fit starts clean. Taught in
-    notebooks/03_finetuning.ipynb.
+    (`training.loop.rate_at`). bias: 0 draws all timesteps equally often, as the paper does; with 1 those with much
+    noise come more often (`stratified_timesteps`): they decide where the sun and the clouds stand, but weigh little in
+    the loss. Everything else as in `optimize_embedding`; defaults in `stage2_finetuning.DEFAULTS`. Returns a new
+    pipeline with the tuned UNet (its other parts are shared) and the history; the UNet of `pipe` stays as it was, so a
+    second fit starts clean. Taught in notebooks/03_finetuning.ipynb.
     """
     one_each(image, e_opt)
     lora = lora_of(method, run.strategy)
     kind = "lora" if lora else "full"
     if kind == "full" and pipe.unet.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(f"steps as small as these vanish in {pipe.unet.dtype} weights: load the model in float32")
-    given = settings_for(pipe, DEFAULTS[kind], steps=steps, lr=lr, batch=batch, decay=decay)
+    given = settings_for(pipe, DEFAULTS[kind], steps=steps, lr=lr, batch=batch, decay=decay, bias=bias)
     generator, process, z = cpu_generator(generator), forward_process(pipe), encode_image(pipe, image)
     about = {"method": kind} | (facts_of(lora) if lora else {})
     identity = identity_of(pipe, [image], given, run.loss, generator, near={"text": e_opt}, **about)

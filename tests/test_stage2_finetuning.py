@@ -80,6 +80,17 @@ def test_full_fine_tuning_of_half_precision_weights_is_refused(pipe, image, e_tg
         imagic.fine_tune(half, image, e_tgt, steps=1)
 
 
+def test_the_paper_s_timesteps_are_one_argument_away(pipe, image, e_tgt):
+    given = {"steps": 2, "lr": 1e-3, "batch": 2}
+    losses = {}
+    for bias in (None, 0.0, stage2_finetuning.DEFAULTS["full"]["tiny"]["bias"]):
+        generator = torch.Generator().manual_seed(0)
+        losses[bias] = imagic.fine_tune(pipe, image, e_tgt, bias=bias, generator=generator, **given)[1].loss
+    assert losses[None] == losses[1.0] != losses[0.0]
+    with pytest.raises(ValueError, match="bias is -1: it must be 0 or more"):
+        imagic.fine_tune(pipe, image, e_tgt, bias=-1)
+
+
 def test_settings_that_can_t_be_are_one_clear_sentence(pipe, image, e_tgt):
     for bad in ({"steps": -1}, {"lr": 0.0}, {"batch": 0}):
         with pytest.raises(ValueError, match=rf"{next(iter(bad))} is .*: it must be"):
@@ -95,7 +106,7 @@ def test_settings_that_can_t_be_are_one_clear_sentence(pipe, image, e_tgt):
 @pytest.mark.parametrize("method", ["full", LoRA(rank=3, targets=["to_k", "conv1"])], ids=["full", "lora"])
 def test_stage_2_is_plain_adam_on_the_paper_s_loss_with_a_rate_that_falls(pipe, image, e_tgt, method):
     """The loop written out: the library must give the same numbers, from the caller's noise."""
-    given = {"steps": 4, "lr": 1e-3, "batch": 2, "decay": 0.5}
+    given = {"steps": 4, "lr": 1e-3, "batch": 2, "decay": 0.5, "bias": 0.0}
     tuned, history = imagic.fine_tune(pipe, image, e_tgt, method=method, generator=seeded(5), **given)
     unet, z, generator = copy.deepcopy(pipe.unet), encode_image(pipe, image), seeded(5)
     if method != "full":

@@ -19,7 +19,9 @@ from imagic_lib.toyworld.vae import to_tensor
 
 STEPS = (0.24, 0.12, 0.06, 0.03)  # how far an amount is moved at a time, from round to round
 CLOUD_SEEN = {"first cloud": 1, "second cloud": 2}
-PLACES = [(x, y) for x in np.linspace(0.05, 0.95, 10) for y in (0.1, 0.3, 0.5, 0.7, 0.9)]  # where a cloud may be, to begin with
+PLACES = [
+    (x, y) for x in np.linspace(0.05, 0.95, 10) for y in (0.1, 0.3, 0.5, 0.7, 0.9)
+]  # where a cloud may be, to begin with
 Numbers = dict[str, float]
 
 
@@ -42,7 +44,7 @@ def fit(picture: Tensor, starts: Sequence[Scene]) -> Scene:
 
 
 def nearer(error: Callable[[Scene], float], scene: Scene, step: float, clouds: bool = False) -> Scene:
-    """The scene after a round in which each detail that shows was tried in other ways; what lowers the error is kept."""
+    """The scene after a round in which each visible detail was tried in other ways; what lowers the error is kept."""
     attributes, numbers, shown = scene.attributes, to_numbers(scene), visible(scene)
     best = error(from_numbers(attributes, numbers))
     for name in (*NUMBERS, *SWITCHES):

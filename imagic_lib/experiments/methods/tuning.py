@@ -19,7 +19,10 @@ from imagic_lib.stage4_inference import generate, sample_text
 # Kavar et al. 2022, appendix B: one timestep a step, and many steps. The steps are the paper's. For the embedded model
 # the rates are such that steps x rate is what suits it (2.5 for the embedding, 0.03 for the weights), not the paper's.
 PAPER = {
-    "tiny": ({"steps": 1000, "lr": 2.5e-3, "batch": 1}, {"steps": 1500, "lr": 2e-5, "batch": 1, "decay": 0.0}),
+    "tiny": (
+        {"steps": 1000, "lr": 2.5e-3, "batch": 1},
+        {"steps": 1500, "lr": 2e-5, "batch": 1, "decay": 0.0, "bias": 0.0},
+    ),
     "stable-diffusion": ({"steps": 1000, "lr": 2e-3, "batch": 1}, {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0}),
 }
 
