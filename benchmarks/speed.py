@@ -15,6 +15,7 @@ from PIL import Image
 from report import CARD, ROOT, put, table
 
 from imagic_lib.classroom.plots import png_of
+from imagic_lib.stage4_inference import DEFAULTS
 
 ABOUT_THE_DEMO = """\
 What `make demo` printed on two cores; elsewhere the seconds differ, and the last digits a little. A dog that jumps in
@@ -54,7 +55,7 @@ def main() -> None:
     rows = [
         ["the whole demo: both trainings, 16 pictures, all files", f"{demo:.1f} s"],
         ["its peak resident memory", f"{memory:.2f} GiB"],
-        ["one picture from text, 30 steps", f"{seconds(ONE_PICTURE):.2f} s"],
+        [f"one picture from text, {DEFAULTS['tiny']['steps']} steps", f"{seconds(ONE_PICTURE):.2f} s"],
         [
             "`import imagic_lib` beyond torch and diffusers",
             f"{seconds(IMPORT):.2f} s",

@@ -23,34 +23,22 @@ BATCHES = {
     "unet": f"{unet.BATCH} latents, min-SNR weights (γ = {unet.MIN_SNR:g}), average of the weights",
     "reader": f"{reader.BATCH} drawings of all combinations, a third of them through the VAE",
 }
-RATES = {"vae": vae.LR, "clip": clip.LR, "unet": unet.LR, "reader": reader.LR}
+PARTS = {"vae": vae, "clip": clip, "unet": unet, "reader": reader}
 
 
 def main() -> None:
-    history = json.loads((TINY / "training.json").read_text())
     pipe = imagic.load_pipeline("tiny")
-    parts = {"vae": pipe.vae, "unet": pipe.unet, "reader": reader.load_reader().net}
-    parts["clip"] = CLIPModel.from_pretrained(DATA / "tiny-clip")
-    count = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in parts.items()}
-    rows = [
-        [
-            NAMES[k],
-            f"{count[k]:.2f} M",
-            f"{h['step'][-1]:,}",
-            f"{RATES[k]:g}",
-            BATCHES[k],
-            f"{h['seconds'] / 60:.0f} min",
-        ]
-        for k, h in history.items()
-    ]
-    hours = sum(h["seconds"] for h in history.values()) / 3600
-    header = ["network", "parameters", "steps", "peak learning rate", "batch", "time"]
-    text = (
-        f"{recipe.SCENES:,} drawings, AdamW, the rate level, then straight down to 0; **{hours:.1f} hours** in all.\n\n"
-    )
-    put(CARD, "recipe", text + table(header, rows))
+    networks = {"vae": pipe.vae, "unet": pipe.unet, "reader": reader.load_reader().net}
+    networks["clip"] = CLIPModel.from_pretrained(DATA / "tiny-clip")
+    rows = []
+    for name, part in PARTS.items():
+        count = sum(p.numel() for p in networks[name].parameters()) / 1e6
+        rows.append([NAMES[name], f"{count:.2f} M", f"{part.STEPS:,}", f"{part.LR:g}", BATCHES[name]])
+    text = f"{recipe.SCENES:,} drawings, AdamW, the rate level, then straight down to 0.\n\n"
+    put(CARD, "recipe", text + table(["network", "parameters", "steps", "peak learning rate", "batch"], rows))
 
-    figure = Figure(figsize=(15, 3.2), layout="constrained")
+    history = json.loads((TINY / "training.json").read_text())
+    figure = Figure(figsize=(4.5 * len(history), 3.2), layout="constrained")
     for axis, (name, h) in zip(figure.subplots(1, len(history)), history.items(), strict=True):
         axis.plot(h["step"], h["loss"], color=PROBE, linewidth=1.5)
         axis.set(yscale="log", xlabel="step", title=NAMES[name])
