@@ -48,7 +48,7 @@ class Kind(NamedTuple):
     layers: str = "attention and convolutions"
     captions: bool = False  # each picture's own text, with pose and place, or WORD for all
     prior: tuple[str, ...] = ()  # texts of other cars
-    steps: int = 500
+    steps: int = 300
 
     def cells(self) -> list[str]:
         """As the table and the results call it."""
@@ -218,7 +218,7 @@ def words_table(found: dict) -> str:
 COMPARED = {  # one change each
     "convolutions and all of attention in place of to_q and to_v": (Kind(1, "to_q, to_v"), Kind(1)),
     "captions in place of the word alone": (Kind(1), Kind(1, captions=True)),
-    "100 steps in place of 500": (Kind(1, captions=True), Kind(1, captions=True, steps=100)),
+    "100 steps in place of 300": (Kind(1, captions=True), Kind(1, captions=True, steps=100)),
     "all three": (Kind(1, "to_q, to_v"), Kind(1, captions=True, steps=100)),
     "a prior of eight texts": (Kind(1, captions=True, steps=100), Kind(1, captions=True, prior=OTHER_CARS, steps=100)),
     "four pictures in place of one": (Kind(1), Kind(4)),

@@ -17,6 +17,7 @@ from imagic_lib.experiments.methods.others import COMMUNITY, COMMUNITY_FILE, com
 from imagic_lib.experiments.methods.tuning import (
     PAPER,
     imagic,
+    imagic_scaled,
     paper_imagic,
     text_alone,
     without_stage_1,
@@ -24,9 +25,10 @@ from imagic_lib.experiments.methods.tuning import (
 )
 
 IMAGIC = "Kavar et al. 2022, arXiv 2210.09276"
-ETA, ETAS = "η", (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
-GUIDANCE, GUIDANCES = "guidance scale", (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5)
-SHARE, SHARES = "share of steps with the old maps", (1.0, 0.8, 0.6, 0.45, 0.3, 0.15, 0.0)
+ETA, ETAS = "η", (0.0, 0.6, 0.7, 0.8, 1.0)
+SCALE, SCALES = "share λ of the fine-tuning", (1.0, 0.75, 0.5, 0.35, 0.2)
+GUIDANCE, GUIDANCES = "guidance scale", (0.0, 1.0, 2.0, 4.0, 7.0)
+SHARE, SHARES = "share of steps with the old maps", (1.0, 0.7, 0.5, 0.3, 0.0)
 FAR = 10.0  # η and alpha
 STRONG = 30.0  # guidance
 FIRST, FULL, LOW_RANK = (
@@ -35,9 +37,12 @@ FIRST, FULL, LOW_RANK = (
     stage2_finetuning.DEFAULTS["lora"],
 )
 
-# Each has seven values of its knob to try: the same budget for all.
+# Each has five values of its knob to try: the same budget for all.
 METHODS = {
     "imagic": Method("Imagic", IMAGIC, imagic, ETA, ETAS, FAR, settings=(FIRST, FULL)),
+    "imagic-scale": Method(
+        "Imagic at η = 1, less of stage 2", IMAGIC, imagic_scaled, SCALE, SCALES, 2.0, settings=(FIRST, FULL)
+    ),
     "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, ETA, ETAS, FAR, settings=(PAPER,)),
     "imagic-lora": Method(
         "Imagic with a LoRA",
@@ -52,8 +57,8 @@ METHODS = {
         "Imagic without stage 1",
         IMAGIC,
         without_stage_1,
-        "share λ of the fine-tuning",
-        (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.25),
+        SCALE,
+        SCALES,
         2.0,
         settings=(FULL,),
     ),
@@ -63,7 +68,7 @@ METHODS = {
         "Meng et al. 2021, arXiv 2108.01073",
         sdedit,
         "strength",
-        (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        (0.4, 0.5, 0.6, 0.7, 0.8),
         1.0,
     ),
     "ddim-inversion": Method(
@@ -110,7 +115,7 @@ METHODS = {
         "Brack et al. 2023, arXiv 2311.16711",
         ledits,
         "edit guidance scale",
-        (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0),
+        (0.0, 2.0, 4.0, 8.0, 12.0),
         STRONG,
     ),
     "text": Method(
@@ -118,7 +123,7 @@ METHODS = {
         "Ho & Salimans 2022, arXiv 2207.12598",
         text_alone,
         GUIDANCE,
-        (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5),
+        (1.0, 2.0, 3.0, 5.0, 7.5),
         STRONG,
     ),
 }
@@ -127,7 +132,7 @@ METHODS = {
 def community_methods(path: str | Path) -> dict[str, Method]:
     """The two rows of diffusers' community pipeline, over a copy of its file: with rates that suit the model, and as it
     comes, whose own alpha is 1.2."""
-    paper, alphas = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}", (0.0, 0.4, 0.8, 1.0, 1.2, 1.5, 2.0)
+    paper, alphas = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}", (0.0, 0.4, 0.8, 1.2, 2.0)
     tuned, plain = (partial(community, path=path, as_it_comes=plain) for plain in (False, True))
     return {
         "community": Method("Community Imagic, rates tuned", paper, tuned, "alpha", ETAS, FAR, settings=(COMMUNITY,)),

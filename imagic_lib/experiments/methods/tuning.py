@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from imagic_lib.experiments.methods.method import Draw
@@ -27,29 +24,32 @@ PAPER = {
 }
 
 
-def imagic(
-    pipe: StableDiffusionPipeline,
-    image: Tensor,
-    text: str,
-    *,
-    first: dict | None = None,
-    second: dict | None = None,
-    scale: float = 1.0,
-) -> Draw:
-    """Imagic (Kavar et al. 2022, arXiv 2210.09276), knob η. first, second: settings of stages 1 and 2, where they are
-    not the library's own; scale: how much of stage 2 is used (`generate`)."""
+def trained(
+    pipe: StableDiffusionPipeline, image: Tensor, text: str, first: dict | None = None, second: dict | None = None
+):
+    """(e_tgt, e_opt, the pipeline with the tuned UNet): stages 1 and 2. first, second: their settings, where they are
+    not the library's own."""
     generator = torch.Generator().manual_seed(0)
     e_tgt = encode_text(pipe, text)
     # e_opt = argmin_e E ‖ε - f_θ(z_t, t, e)‖²
     e_opt, _ = optimize_embedding(pipe, image, e_tgt, generator=generator, **first or {})
     # θ* = argmin_θ E ‖ε - f_θ(z_t, t, e_opt)‖²
     tuned, _ = fine_tune(pipe, image, e_opt, generator=generator, **second or {})
+    return e_tgt, e_opt, tuned
 
-    def draw(eta: float, seeds: Sequence[int]) -> list[Image.Image]:
-        # ē = η·e_tgt + (1-η)·e_opt
-        return generate(tuned, interpolate(e_tgt, e_opt, eta), seeds, scale=scale)
 
-    return draw
+def imagic(
+    pipe: StableDiffusionPipeline, image: Tensor, text: str, *, first: dict | None = None, second: dict | None = None
+) -> Draw:
+    """Imagic (Kavar et al. 2022, arXiv 2210.09276), knob η: ē = η·e_tgt + (1-η)·e_opt."""
+    e_tgt, e_opt, tuned = trained(pipe, image, text, first, second)
+    return lambda eta, seeds: generate(tuned, interpolate(e_tgt, e_opt, eta), seeds)
+
+
+def imagic_scaled(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
+    """Imagic with the library's second knob: at e_tgt itself, with a share λ of stage 2, θ_λ = θ + λ(θ* - θ)."""
+    e_tgt, _, tuned = trained(pipe, image, text)
+    return lambda scale, seeds: generate(tuned, e_tgt, seeds, scale=scale)
 
 
 def paper_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
