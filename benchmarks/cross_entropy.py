@@ -34,7 +34,8 @@ PICTURES = list(EDITS)
 TRAINING_SEEDS, SEEDS, ETAS, SAMPLING_STEPS = (0,), (0, 1), (0.0, 0.6, 0.8, 1.0), 15
 UNET_STEPS = 50  # half of the default, for every loss: all runs together in 40 minutes on one core
 SLOW = "naive_cross_entropy_slow"  # its control: does it diverge at a tenth of the rate, too?
-RATE = {SLOW: 0.1}  # of the default learning rate, where it is not 1
+MSE_SLOW = "mse_slow"  # and the control of that one, in stage 1: what does the MSE do at such a rate?
+RATE = {SLOW: 0.1, MSE_SLOW: 0.1}  # of the default learning rate, where it is not 1
 LOSSES = {
     "mse": losses.mse,
     "discretised_gaussian": losses.discretised_gaussian,
@@ -45,6 +46,18 @@ LOSSES = {
     SLOW: losses.naive_cross_entropy,
 }
 RUN_PAIRS = [("mse", "mse"), *(("mse", b) for b in LOSSES if b != "mse"), *((a, "mse") for a in LOSSES if a != "mse")]
+LOSSES[MSE_SLOW] = losses.mse
+RUN_PAIRS.append((MSE_SLOW, "mse"))
+SHOWN = {  # on the sheet: (losses of both stages): label. In stage 2 no naive run came to its pictures
+    ("mse", "mse"): "MSE",
+    ("mse", "discretised_gaussian"): "binned\nGaussian",
+    ("mse", "hl_gauss"): "HL-Gauss",
+    ("mse", "spatial_kl"): "spatial KL",
+    ("mse", "spatial_kl_with_mean"): "spatial KL\n+ mean",
+    ("naive_cross_entropy", "mse"): "stage 1:\nnaive CE",
+    (SLOW, "mse"): "stage 1: naive\nCE, rate / 10",
+    (MSE_SLOW, "mse"): "stage 1: MSE,\nrate / 10",
+}
 
 
 def rounded(values):
@@ -114,18 +127,16 @@ def strip_of(picture: str, seed: int, first: str, second: str) -> str:
 
 
 def sheet() -> None:
-    """A row for each loss in stage 2, and of each picture the η = 0 and the best η, all of the first training seed."""
-    ways = [("mse", name) for name in LOSSES]
-    rows, titles = [[] for _ in ways], []
+    """Input and truth of each picture; then a row for each way, with η = 0 and the best η, of the first seeds."""
+    rows, blank = [[] for _ in range(len(SHOWN) + 1)], Image.new("RGB", (128, 128), "white")
     for picture in PICTURES:
-        titles += ["η = 0", "best η"]
-        for row, way in zip(rows, ways, strict=True):
-            name = strip_of(picture, TRAINING_SEEDS[0], *way)
-            row += (
-                strips(name)[1:3] if (SCRATCH / f"{name}.png").exists() else [Image.new("RGB", (128, 128), "white")] * 2
-            )
-    labels = [name.replace("_", " ").replace(" cross entropy", "\nCE").replace(" ", "\n") for name in LOSSES]
-    write_sheet("cross-entropy.jpg", picture_grid(rows, titles, labels, inch=1.0))
+        names = [strip_of(picture, TRAINING_SEEDS[0], *way) for way in SHOWN]
+        found = [strips(name) if (SCRATCH / f"{name}.png").exists() else [blank] * 4 for name in names]
+        rows[0] += [found[0][0], found[0][3]]
+        for row, pictures in zip(rows[1:], found, strict=True):
+            row += pictures[1:3]
+    labels = ["input | truth", *SHOWN.values()]
+    write_sheet("cross-entropy.jpg", picture_grid(rows, ["η = 0", "best η"] * len(PICTURES), labels, inch=1.25))
 
 
 def run(pipes: dict, reader, picture: str, seed: int, first: str, second: str) -> dict:
@@ -142,6 +153,7 @@ def run(pipes: dict, reader, picture: str, seed: int, first: str, second: str) -
         one, two = (pipes["head" if name == "hl_gauss" else "plain"] for name in (first, second))
         e_opt, line["curve_1"] = stage_1(one, image, e_tgt, first, seed, kept)
         line["probe"].append(probe(pipe.unet, e_opt))
+        line["moved"] = (e_opt - e_tgt).norm(dim=-1).mean().item()  # a token
         stop_if_lost("stage 1", line["curve_1"])
         generator = torch.Generator().manual_seed(1000 + seed)
         settings = {"steps": UNET_STEPS, "lr": rate(stage2_finetuning.DEFAULTS["full"]["tiny"], second)}
