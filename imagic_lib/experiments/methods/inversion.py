@@ -44,7 +44,7 @@ def invert(pipe: StableDiffusionPipeline, image: Tensor, e: Tensor) -> list[Tens
     each. A step is exact where f changes little between t and t+1; hence the error that the methods below fight.
     """
     path = []
-    backwards = with_steps(pipe, DDIMInverseScheduler.from_config(pipe.scheduler.config))
+    backwards = with_steps(pipe, DDIMInverseScheduler.from_config(sampler(pipe, "ddim").config))
     guess = denoiser(pipe.unet, e, e, scale=1)
     z_T = denoise(guess, encode_image(pipe, image), backwards, callback=lambda step: path.append(step.z_t))
     return [*path, z_T]
