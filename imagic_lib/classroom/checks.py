@@ -117,7 +117,7 @@ def check_shy_edit(answer: str) -> None:
     """Notebook 04: what to try first when nothing changes up to η = 1."""
     if attempted(answer):
         hint = "eight seeds agree, so it is not the noise; and one sampling is cheaper than a training"
-        verdict(answer in ("larger η", "larger eta"), "it costs one sampling; then less fine-tuning", hint)
+        verdict(answer in ("smaller λ", "smaller lambda"), "it costs one sampling; then an η a little above 1", hint)
 
 
 def check_nearest(answer: Callable) -> None:

@@ -56,12 +56,14 @@ def eta_explorer(
     seeds: Sequence[int] = (0,),
     *,
     beside: Mapping[str, Image.Image] | None = None,
+    knob: str = "seed",
 ) -> widgets.VBox:
     """A slider for η and a list of seeds over finished pictures.
 
     rows: one row a seed, one picture an η, as `ImagicEdit.pictures` returns them. beside: pictures that
-    stay next to it, by caption, e.g. {"input": ..., "ground truth": ...}. The result has the attributes
-    slider, seed and picture. Raises ValueError if the rows are not one a seed and one picture an η.
+    stay next to it, by caption, e.g. {"input": ..., "ground truth": ...}. knob: what the list is called, where `seeds`
+    are values of something else, e.g. "λ". The result has the attributes slider, seed and picture. Raises ValueError
+    if the rows are not one a seed and one picture an η.
     """
     if len(rows) != len(seeds) or any(len(row) != len(etas) for row in rows):
         found = f"{len(rows)} rows of {sorted({len(row) for row in rows})} pictures"
@@ -70,13 +72,13 @@ def eta_explorer(
         raise ValueError("every η and every seed may stand there once only")
     files = {(s, e): png(p) for s, row in zip(seeds, rows, strict=True) for e, p in zip(etas, row, strict=True)}
     slider = widgets.SelectionSlider(options=[(f"{eta:g}", eta) for eta in etas], description="η", style=WIDE)
-    seed = widgets.Dropdown(options=list(seeds), description="seed", style=WIDE)
+    seed = widgets.Dropdown(options=list(seeds), description=knob, style=WIDE)
     middle = shown(files[seed.value, slider.value], "")
     picture, caption = middle.children
 
     def swap(_change=None) -> None:
         picture.value = files[seed.value, slider.value]
-        caption.value = f"η = {slider.value:g}, seed {seed.value}"
+        caption.value = f"η = {slider.value:g}, {knob} {seed.value}"
 
     swap()
     for control in (slider, seed):

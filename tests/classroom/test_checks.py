@@ -57,7 +57,7 @@ CASES = {  # the check: right answers, wrong answers, and what else it is given
     "check_beyond": ([-1], [2], ()),
     "check_turning_point": ([turning_point], [lambda etas, poses: etas[poses.index("jumping")]
                                               if "jumping" in poses else None], ()),
-    "check_shy_edit": (["larger η", "larger eta"], ["more seeds"], ()),
+    "check_shy_edit": (["smaller λ", "smaller lambda"], ["more seeds"], ()),
     "check_nearest": (
         [lambda pictures, truth: min(range(len(pictures)), key=lambda k: rmse(pictures[k], truth))],
         [lambda pictures, truth: 0],

@@ -88,6 +88,13 @@ def test_the_caption_says_what_is_seen(rows):
     assert any(getattr(part, "value", None) == "η = 0.5, seed 7" for part in widgets.parts(explorer))
 
 
+def test_the_rows_may_be_values_of_another_knob(rows):
+    explorer = widgets.eta_explorer(rows, ETAS, [0.5, 1.0], knob="λ")
+    explorer.slider.value, explorer.seed.value = 0.5, 1.0
+    assert explorer.seed.description == "λ"
+    assert any(getattr(part, "value", None) == "η = 0.5, λ 1.0" for part in widgets.parts(explorer))
+
+
 def test_a_move_only_swaps_finished_files(rows, drawings, monkeypatch):
     made = [
         widgets.eta_explorer(rows, ETAS, SEEDS),
