@@ -178,7 +178,7 @@ def sheet() -> None:
             labels.append(f"{short[layers]}\nrank {rank}" if layers in short else c)
     titles = [f"η = {ETAS[k]:g}" for k in (0, -2, -1)]
     titles = [*(f"{title}\none rate" for title in titles), *(f"{title}\nby rank" for title in titles)]
-    write_sheet("lora-edits.jpg", picture_grid(rows, titles, labels, inch=1.0))
+    write_sheet("lora-edits.jpg", picture_grid(rows, titles, labels, inch=1.4))
 
 
 def edit_runs(found: dict) -> dict[str, dict[str, dict]]:

@@ -185,7 +185,7 @@ def sheet() -> None:
                 for column in columns
             ]
         )
-    write_sheet("new-word.jpg", picture_grid(rows, columns * len(CARS), labels, inch=1.15))
+    write_sheet("new-word.jpg", picture_grid(rows, columns * len(CARS), labels, inch=1.5))
 
 
 def runs_of(found: dict) -> dict[str, list[dict]]:

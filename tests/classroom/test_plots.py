@@ -1,5 +1,7 @@
 """Figures: what a sheet shows is what was drawn."""
 
+import io
+
 import numpy as np
 from PIL import Image
 
@@ -29,6 +31,15 @@ def test_the_sheet_has_input_etas_and_truth_in_order(pipe):
 def test_a_dollar_in_a_text_is_no_formula():
     grid = plots.picture_grid([[flat(0)]], [r"5$ and \foo{$"], [r"$\bar$"], r"$\foo{$")
     assert plots.png_of(grid).startswith(b"\x89PNG")  # matplotlib would end in an error at the unknown \foo
+
+
+def test_a_small_thing_keeps_its_colour():
+    """By the counts of pixels alone, 256 colours turned a green emblem grey, and a red collar orange."""
+    cars = [Scene.sample(seed, subject="car", colour="yellow", place="beach").render() for seed in range(8)]
+    plots.picture_grid([cars[:4], cars[4:]], inch=1.9).savefig(buffer := io.BytesIO(), format="png", dpi=80)
+    exact = Image.open(buffer).convert("RGB")
+    shown = Image.open(io.BytesIO(plots.png_of(exact))).convert("RGB")
+    assert np.abs(np.asarray(shown).astype(int) - np.asarray(exact)).max() < 70
 
 
 def test_curves_show_raw_and_probe_loss_with_labels():
