@@ -36,7 +36,7 @@ DEFAULTS = {
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch, at least
 MOST_AT_ONCE = 8  # more fill a GPU no better
 FOR_ALL, FOR_EACH = 3.0, 0.5  # GiB of a GPU: for the VAE and CUDA's own; for one more 512 px picture in the batch
-FAST = {"scheduler": "dpm++", "steps": 25}  # half of Stable Diffusion's 50 steps, and hardly another picture
+FAST = {"scheduler": "dpm++", "steps": 25}  # half of Stable Diffusion's 50 steps
 Guess = Callable[[Tensor, Tensor], Tensor]  # guess(z_t, t) -> the noise in z_t, or v
 SAMPLERS = {
     "ddim": (DDIMScheduler, {}),

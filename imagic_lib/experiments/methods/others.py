@@ -22,7 +22,7 @@ from imagic_lib.stage4_inference import AT_ONCE, DEFAULTS, sampler
 from imagic_lib.training.strategies import unet_copy
 
 # diffusers' community pipeline has 500 steps at 1e-3 and 1000 at 2e-6, for Stable Diffusion. To the embedded model, 80
-# times smaller, these rates do next to nothing; with the following it learns most in the same time.
+# times smaller, these rates are far too small; the following are of the size of its own.
 COMMUNITY = {
     "tiny": {
         "text_embedding_optimization_steps": 250,
