@@ -159,8 +159,8 @@ def test_a_subject_is_in_the_frame_even_where_its_identity_is_extreme(subject, p
 @pytest.mark.parametrize(("subject", "pose"), POSED)
 def test_a_subject_is_in_the_frame_for_common_seeds(subject, pose):
     cut = [coat(Scene.sample(seed, subject=subject, pose=pose, place="grass")) for seed in range(6)]
-    assert all(not (c[0].any() or c[-1].any()) for c in cut)
-    assert sum(c[:, 0].any() or c[:, -1].any() for c in cut) <= 1
+    edges = [sum(side.sum() for side in (c[0], c[-1], c[1:-1, 0], c[1:-1, -1])) for c in cut]
+    assert max(edges) <= 10, "more than the tip of a tail or an ear is cut off"
 
 
 # --------------------------------------------------------------------------------- what is held out
