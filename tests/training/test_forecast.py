@@ -51,8 +51,8 @@ def test_what_a_checkpoint_holds_is_not_counted_again(pipe, image, tmp_path, mon
     monkeypatch.setattr(module, "sampling_pace", lambda draw: Pace(0, 1))
     monkeypatch.setattr(module, "steps_done", lambda folder, stage: {"embedding": 30, "full": 10}[stage])
     settings = settings_of(pipe, "full", None, None, 0)
-    assert forecast(pipe, image, settings, sampling={"steps": 7}) == Forecast(40, 60, 7)
-    assert forecast(pipe, image, settings, folder=tmp_path)[:2] == (10, 50)
+    assert forecast(pipe, image, settings, sampling={"steps": 7}) == Forecast(40, 100, 7)
+    assert forecast(pipe, image, settings, folder=tmp_path)[:2] == (10, 90)
 
 
 def test_a_forecast_is_near_what_the_edit_then_takes(pipe, image):
