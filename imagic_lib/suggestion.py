@@ -22,7 +22,7 @@ ETAS = (0.6, 0.8, 1.0)
 SCALES = (0.5, 0.75, 1.0)
 SEEDS = (0, 1)
 TRIED = len(ETAS) * len(SCALES) * len(SEEDS)  # pictures
-SAMPLING = {"scheduler": "sde-dpm++", "steps": 15}  # half the steps of a final picture show whether it succeeds
+SAMPLING = {"scheduler": "sde-dpm++", "steps": 15}  # fewer steps than a final picture has: whether it succeeds shows
 CLIP = "openai/clip-vit-large-patch14"  # whose text tower Stable Diffusion 1.4 has; 1.7 GB
 
 Measure = Callable[[list[Image.Image]], list[float]]  # for each picture from 0 (failed) to 1 (done, and all else kept)
