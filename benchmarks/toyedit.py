@@ -4,8 +4,7 @@
     python benchmarks/toyedit.py dev 12     # the first 12 edits of dev, with the regret of the suggestion
 
 Each edit is written into data/experiments/edits.json at once. The table of the test goes into the model card, that of
-dev is printed. The pictures are
-drawn with seeds that the suggestion has not seen.
+dev is printed. The pictures are drawn with seeds that the suggestion has not seen.
 """
 
 from __future__ import annotations
@@ -87,12 +86,12 @@ def table_of(split: str, found: dict) -> str:
     rows = [row_of(kind, some) for kind in KINDS if (some := [e for e in edits if e["kind"] == kind])]
     pairs = [(e["eta"], e["scale"]) for e in edits]
     counts = {pair: pairs.count(pair) for pair in sorted(set(pairs), key=pairs.count, reverse=True)}
-    chosen = ", ".join(f"({eta:g}, {scale:g}) {n} times" for (eta, scale), n in counts.items())
+    chosen = ", ".join(f"({eta:g}, {scale:g}) {n}" for (eta, scale), n in counts.items())
     seconds, more = (fmean(edit[name] for edit in edits) for name in ("seconds", "seconds to suggest"))
     note = f"""{len(edits)} edits of ToyEdit {split}, {len(SEEDS)} seeds each; in brackets 95 % intervals by a bootstrap
 over the edits. Untuned: the same η at λ = 0. Details kept are those of successful pictures, on the edits where both
-have some.
-Suggested (η, λ): {chosen}. Training took {seconds:.0f} s of one core, the suggestion {more:.0f} s.
+have some. Suggested (η, λ), and for how many edits: {chosen}.
+Training took {seconds:.0f} s of one core, the suggestion {more:.0f} s.
 """
     if regrets := [edit["regret"] for edit in edits if "regret" in edit]:
         note += (
