@@ -48,7 +48,7 @@ def nearer(error: Callable[[Scene], float], scene: Scene, step: float, clouds: b
     attributes, numbers, shown = scene.attributes, to_numbers(scene), visible(scene)
     best = error(from_numbers(attributes, numbers))
     for name in (*NUMBERS, *SWITCHES):
-        if name not in shown or (name in CLOUD_SEEN and not clouds):
+        if name not in shown or (name in CLOUD_SEEN and not (clouds and numbers[name])):
             continue
         for change in changes(name, step):
             while (found := error(from_numbers(attributes, changed := numbers | change(numbers)))) < best:
@@ -57,15 +57,15 @@ def nearer(error: Callable[[Scene], float], scene: Scene, step: float, clouds: b
 
 
 def changes(name: str, step: float) -> list[Callable[[Numbers], Numbers]]:
-    """What to try with this value. A collar is tried in every colour: in a wrong one it does not fit; a cloud is tried
-    everywhere: where it is not, no small move finds it."""
+    """What to try with this value. A collar is tried in every colour: in a wrong one it does not fit. A cloud that was
+    read is tried everywhere: where it is not, no small move finds it. How many there are is left as it was read: one
+    more or less costs a drawing too little to decide it."""
     if name == "collar":
         colours = [{"collar": 1.0, "collar colour": float(k)} for k in range(len(COLLAR_COLOURS))]
         return [lambda _, new=new: new for new in ({"collar": 0.0}, *colours)]
     if name in CLOUD_SEEN:
         k = CLOUD_SEEN[name]
-        there = [{name: 1.0, f"cloud {k} x": x, f"cloud {k} y": y} for x, y in PLACES]
-        return [lambda _, new=new: new for new in ({name: 0.0}, *there)]
+        return [lambda _, x=x, y=y: {f"cloud {k} x": x, f"cloud {k} y": y} for x, y in PLACES]
     if name in SWITCHES:
         return [lambda numbers: {name: 1 - numbers[name]}]
     return [lambda numbers, s=s: {name: min(max(numbers[name] + s, 0.0), 0.999)} for s in (-step, step)]
