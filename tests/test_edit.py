@@ -15,7 +15,7 @@ from imagic_lib.edit import LORA_FILE, fingerprint
 from imagic_lib.toyworld import Scene
 from imagic_lib.training import memory
 from imagic_lib.training.checkpoints import load_tensors, save_tensors
-from imagic_lib.training.strategies import Strategy
+from imagic_lib.training.strategies import Strategy, by_preference
 
 TEXT = "a brown dog jumping on the grass"
 
@@ -179,7 +179,7 @@ def test_out_of_memory_advises_what_the_plan_of_this_gpu_shows(pipe, image, tmp_
     monkeypatch.setattr(memory, "precision", lambda device: half)
     with pytest.raises(MemoryError) as error:
         imagic.run_edit(pipe, image, TEXT, embedding_steps=1, unet_steps=1, method=method, folder=tmp_path)
-    shown = memory.strategies(half)
+    shown = by_preference(half)
     advised = shown[1] if method == "full" else shown[6]  # a LoRA of half precision is smaller than one of float32
     assert f"try the strategy “{advised.name}”" in str(error.value)
     assert f"the checkpoint in {tmp_path} is kept" in str(error.value) and list(tmp_path.glob("checkpoint-embedding*"))

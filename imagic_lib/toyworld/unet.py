@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.training_utils import compute_snr
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from imagic_lib.diffusion import stratified_timesteps
+from imagic_lib.diffusion import noised, stratified_timesteps
 from imagic_lib.toyworld.clip import WIDTH, tokenize
 from imagic_lib.toyworld.scene import Scene
 from imagic_lib.toyworld.training import train
@@ -81,7 +82,7 @@ def train_unet(
     if unet.device.type == "cpu":  # for so few tokens the plain products are a fifth faster than the fused kernel
         unet.set_attn_processor(AttnProcessor())
     text_encoder = text_encoder.eval().requires_grad_(False).to(device)
-    alphas = scheduler().alphas_cumprod.to(device)
+    process = DDPMScheduler.from_config(scheduler().config)
     means, deviations = latents
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
@@ -96,12 +97,10 @@ def train_unet(
         x0 = means[which] + deviations[which] * torch.randn(means[which].shape, generator=generator)
         x0, noise = x0.to(device), torch.randn(x0.shape, generator=generator).to(device)
         # one timestep from each of BATCH equal strata: the batch always covers the whole process
-        t = stratified_timesteps(BATCH, len(alphas), generator).to(device)
-        a = alphas[t][:, None, None, None]
-        x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
-        error = (unet(x_t, t, text).sample.float() - noise).square().mean(dim=(1, 2, 3))
-        snr = alphas[t] / (1 - alphas[t])
-        return (error * (MIN_SNR / snr).clamp(max=1.0)).mean()
+        t = stratified_timesteps(BATCH, process.config.num_train_timesteps, generator).to(device)
+        x_t, target = noised(process, x0, noise, t)
+        error = (unet(x_t, t, text).sample.float() - target).square().mean(dim=(1, 2, 3))
+        return (error * (MIN_SNR / compute_snr(process, t)).clamp(max=1.0)).mean()
 
     history = train("unet", unet, loss_of, folder, steps=steps, lr=LR, ema=0.999, seed=seed, bf16=bf16, preview=preview)
     unet.set_attn_processor(AttnProcessor2_0())

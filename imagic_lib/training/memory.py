@@ -26,7 +26,7 @@ from imagic_lib.diffusion import decode_latents, denoising_loss
 from imagic_lib.models import TINY, family, name_of
 from imagic_lib.stage2_finetuning import LoRA
 from imagic_lib.stage4_inference import AT_ONCE, guided
-from imagic_lib.training.strategies import Strategy, precision
+from imagic_lib.training.strategies import Strategy, by_preference, precision
 
 GIB = 2**30
 MARGIN = 3.0  # GiB: real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
@@ -127,12 +127,6 @@ class Plan:
     __str__ = table
 
 
-def strategies(half: torch.dtype = torch.float16) -> tuple[Strategy, ...]:
-    """All of them, the preferred first. half: of the weights under a LoRA (`precision`)."""
-    ways = [("full", torch.float32, optimizer) for optimizer in STATE_BYTES] + [("lora", half, "Adam")]
-    return tuple(Strategy(*way, checkpointing) for way in ways for checkpointing in (False, True))
-
-
 def usable(strategy: Strategy) -> bool:
     """Is everything installed that it needs?"""
     return strategy.optimizer != "Adam 8-bit" or find_spec("bitsandbytes") is not None
@@ -141,10 +135,10 @@ def usable(strategy: Strategy) -> bool:
 def next_smaller(strategy: Strategy, half: torch.dtype = torch.float16) -> Strategy | None:
     """What to try when this one ran out of memory, of those that `plan` shows; None after the last.
 
-    half: as in `strategies`, of the GPU that is there now. A LoRA in float32 is in no GPU's plan: after it comes the
+    half: as in `by_preference`, of the GPU that is there now. A LoRA in float32 is in no GPU's plan: after it comes the
     first LoRA, whose weights are half as large.
     """
-    order = strategies(half)
+    order = by_preference(half)
     if strategy.method == "lora" and strategy.dtype != torch.float32:
         strategy = replace(strategy, dtype=half)  # planned for another GPU
     at = order.index(strategy) + 1 if strategy in order else next(k for k, s in enumerate(order) if s.method == "lora")
@@ -286,6 +280,6 @@ def plan(
         second = (peak + learning * STATE_BYTES[s.optimizer]) / GIB
         return Row(s, trained(1, replace(plain, method="full"))[0] / GIB, second, sampled(s.dtype))
 
-    rows = tuple(row(s) for s in tqdm(strategies(half), desc="planning", leave=False))
+    rows = tuple(row(s) for s in tqdm(by_preference(half), desc="planning", leave=False))
     name = name_of(model) if isinstance(model, StableDiffusionPipeline) else str(model)
     return Plan(name, size, gpu_gb, margin, rows)

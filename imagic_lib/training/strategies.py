@@ -1,4 +1,5 @@
-"""How stages 1 and 2 are run where memory is short. `memory.plan` chooses a strategy; this module carries it out."""
+"""How stages 1 and 2 are run where memory is short. `memory.plan` chooses a strategy; this module lists
+them and carries one out."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from imagic_lib.diffusion import frozen
 
+OPTIMIZERS = ("Adam", "Adam in backward", "Adam 8-bit")
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -19,13 +22,19 @@ class Strategy:
 
     method: str  # "full" or "lora", as in `fine_tune`
     dtype: torch.dtype
-    optimizer: str  # "Adam", "Adam in backward" or "Adam 8-bit"
+    optimizer: str  # one of OPTIMIZERS
     checkpointing: bool  # activations are computed a second time instead of being kept
 
     @property
     def name(self) -> str:
         words = ["LoRA" if self.method == "lora" else self.method, str(self.dtype)[6:], self.optimizer]
         return ", ".join(words + ["checkpointing"] * self.checkpointing)
+
+
+def by_preference(half: torch.dtype = torch.float16) -> tuple[Strategy, ...]:
+    """All strategies, the preferred first. half: of the weights under a LoRA (`precision`)."""
+    ways = [("full", torch.float32, optimizer) for optimizer in OPTIMIZERS] + [("lora", half, "Adam")]
+    return tuple(Strategy(*way, checkpointing) for way in ways for checkpointing in (False, True))
 
 
 def precision(device: torch.device | str) -> torch.dtype:

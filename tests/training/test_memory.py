@@ -15,11 +15,11 @@ from imagic_lib.models import load_pipeline
 from imagic_lib.toyworld import unet as toy_unet
 from imagic_lib.training import memory
 from imagic_lib.training.memory import GIB, STATE_BYTES, LiveBytes, next_smaller, plan
-from imagic_lib.training.strategies import Strategy, stepping_in_backward
+from imagic_lib.training.strategies import Strategy, by_preference, stepping_in_backward
 
 SD = "CompVis/stable-diffusion-v1-4"
 FULL, HALF = torch.float32, torch.float16
-ORDER = memory.strategies()
+ORDER = by_preference()
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_next_smaller_walks_to_the_end(sd_plan, eight_bit):
 @pytest.mark.parametrize("half", [HALF, torch.bfloat16])
 def test_next_smaller_is_always_one_that_the_plan_shows(eight_bit, half):
     eight_bit(False)
-    shown = memory.strategies(half)
+    shown = by_preference(half)
     for strategy in {*ORDER, *shown, Strategy("lora", FULL, "Adam", False)}:
         assert next_smaller(strategy, half) in {*shown, None}
     assert next_smaller(Strategy("lora", FULL, "Adam", False), half) == shown[6]  # smaller by the half precision
