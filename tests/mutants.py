@@ -90,7 +90,7 @@ def prepare(module: str) -> Path:
     target.write_text(undecorated(target.read_text(encoding="utf-8")), encoding="utf-8")
     tests = "\n".join(f"    {name}" for name in tests_of(module))
     with (folder / "tests" / "conftest.py").open("a", encoding="utf-8") as file:
-        file.write("\n\nimport mutants\n\nmutants.hide_wrapper()\n")
+        file.write("\n\nfrom tests import mutants\n\nmutants.hide_wrapper()\n")
     (folder / "setup.cfg").write_text(SETTINGS.format(module=module, tests=tests), encoding="utf-8")
     for place in (folder, folder / "mutants"):
         place.mkdir(exist_ok=True)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from common import seeded
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from imagic_lib.diffusion import (
@@ -16,6 +15,7 @@ from imagic_lib.diffusion import (
     one_each,
     stratified_timesteps,
 )
+from tests.common import seeded
 
 
 def test_latents_are_scaled_by_the_models_own_factor(pipe, image):

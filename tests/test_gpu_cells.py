@@ -17,7 +17,7 @@ from imagic_lib.classroom import plots, studio, studio_state
 from imagic_lib.edit import LORA_FILE, save_lora
 from imagic_lib.experiments import personalization
 from imagic_lib.toyworld import Scene
-from imagic_lib.training import memory
+from imagic_lib.training import memory, strategies
 from imagic_lib.training.strategies import Strategy
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
@@ -144,7 +144,14 @@ def test_a_new_word_is_learned_from_photos_and_kept_as_a_lora_file(pipe, tmp_pat
     monkeypatch.setitem(personalization.DEFAULTS, "tiny", personalization.DEFAULTS["tiny"] | {"steps": 2})
     monkeypatch.setattr(personalization, "class_pictures", _few(personalization.class_pictures, seen))
     monkeypatch.setattr(plots, "show", lambda figure, alt: seen.append(alt))
-    names = {"on_gpu": True, "imagic": imagic, "memory": memory, "personalization": personalization, "plots": plots}
+    names = {
+        "on_gpu": True,
+        "imagic": imagic,
+        "memory": memory,
+        "strategies": strategies,
+        "personalization": personalization,
+        "plots": plots,
+    }
     names |= {"save_lora": save_lora}
     monkeypatch.setattr(imagic, "sample_text", partial(imagic.sample_text, steps=2))
     names |= {"my_photos": photos, "folder": tmp_path / "out", "own": "a photo of sks car"}

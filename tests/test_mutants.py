@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import warnings
 
-import mutants
 import pytest
+
+from tests import mutants
 
 DECORATED = """
 class Row:

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from common import loss_by_hand, same, seeded, weights
 
 import imagic_lib as imagic
 from imagic_lib import Run
 from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process
 from imagic_lib.stage2_finetuning import with_unet
+from tests.common import loss_by_hand, same, seeded, weights
 
 
 def test_stage_1_gradient_equals_float64_finite_differences(pipe, image, e_tgt):

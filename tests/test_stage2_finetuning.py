@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from common import loss_by_hand, same, seeded, weights
 
 import imagic_lib as imagic
 from imagic_lib import LoRA, Run, stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
 from imagic_lib.stage2_finetuning import with_unet
+from tests.common import loss_by_hand, same, seeded, weights
 
 
 def test_defaults_of_stable_diffusion_are_the_paper_s():

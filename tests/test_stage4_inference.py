@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from common import seeded
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from transformers import BatchFeature
 
@@ -15,6 +14,7 @@ from imagic_lib import stage4_inference
 from imagic_lib.diffusion import encode_image, forward_process, noised
 from imagic_lib.stage2_finetuning import with_unet
 from imagic_lib.stage4_inference import denoise, generate, predicted_original
+from tests.common import seeded
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])

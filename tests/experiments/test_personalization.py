@@ -6,7 +6,6 @@ import signal
 import pytest
 import torch
 import torch.nn.functional as F
-from common import same, seeded, weights
 from diffusers import StableDiffusionPipeline
 
 import imagic_lib as imagic
@@ -18,6 +17,7 @@ from imagic_lib.experiments.personalization import Prior, class_pictures, person
 from imagic_lib.models import encode_text
 from imagic_lib.toyworld import Scene
 from imagic_lib.training.strategies import Strategy
+from tests.common import same, seeded, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:the embedded model never saw 'sks'")
 TEXT = "a photo of sks car"

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from common import seeded
 
 from imagic_lib.diffusion import mse
 from imagic_lib.training.identity import NEAR, hash_of_picture, identity_of, is_near, thumbnails
+from tests.common import seeded
 
 
 @pytest.fixture

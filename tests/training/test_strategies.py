@@ -5,7 +5,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from common import seeded, weights
 
 import imagic_lib as imagic
 from imagic_lib import Run
@@ -14,6 +13,7 @@ from imagic_lib.training import loop
 from imagic_lib.training.loop import one_step
 from imagic_lib.training.memory import LiveBytes
 from imagic_lib.training.strategies import Strategy, stepping, unet_copy, waiting
+from tests.common import seeded, weights
 
 
 def strategy(**changes):
