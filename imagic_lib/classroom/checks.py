@@ -262,3 +262,24 @@ def check_merged_weight(answer: Callable) -> None:
     if attempted(given := answer(W, A, B, 6)):
         right = torch.is_tensor(given) and given.shape == W.shape and torch.allclose(given, W + 3 * B @ A, atol=1e-5)
         verdict(right, "and the adapter can be thrown away", "the rank is the number of A's rows; B comes before A")
+
+
+def check_cosine(answer: Callable) -> None:
+    """Notebook 11: answer(a, b) is the cosine of the angle between two vectors."""
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    if attempted(given := answer(a, b)):
+        verdict(near(given, 0.8, 1e-4), "their lengths do not count", "divide a · b by both lengths")
+
+
+def check_edits_needed(answer: float) -> None:
+    """Notebook 11: so many edits narrow the interval of a share of 80 % to ± 5 points."""
+    if attempted(answer):
+        hint = "solve 1.96 √(p (1 - p) / n) = 0.05 for n"
+        verdict(near(answer, 246, 2), "four times as many for half the width", hint)
+
+
+def check_best_of(answer: Callable) -> None:
+    """Notebook 11: answer(p, n) is the probability that at least one of n independent seeds succeeds."""
+    if attempted(given := answer(0.5, 3)):
+        right = near(given, 0.875, 1e-6) and near(answer(0.2, 8), 1 - 0.8**8, 1e-6)
+        verdict(right, "that is what picking buys", "what is the probability that all of them fail?")

@@ -95,6 +95,13 @@ CASES = {  # the check: right answers, wrong answers, and what else it is given
         [lambda W, A, B, alpha: W + alpha * B @ A, lambda W, A, B, alpha: W, lambda W, A, B, alpha: 1.0],
         (),
     ),
+    "check_cosine": (
+        [lambda a, b: a @ b / (a.norm() * b.norm())],
+        [lambda a, b: a @ b, lambda a, b: a @ b / a.norm(), lambda a, b: "a word"],
+        (),
+    ),
+    "check_edits_needed": ([246, 245.86], [61, 200], ()),
+    "check_best_of": ([lambda p, n: 1 - (1 - p) ** n], [lambda p, n: p * n, lambda p, n: 0.875, lambda p, n: p**n], ()),
 }  # fmt: skip
 
 

@@ -1,0 +1,94 @@
+"""A faster Imagic: what buys what? The paper's schedule, the library's, and one choice at a time between them.
+
+    python benchmarks/faster.py          # about two core-hours; goes on where it was stopped
+    python benchmarks/faster.py 2        # the first 2 edits only
+
+Each edit of ToyEdit dev on each schedule is kept in data/experiments/faster.json at once; the table goes into
+benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from functools import partial
+from statistics import fmean
+
+from report import ROOT, put, table
+from sweeps import Results
+
+import imagic_lib as imagic
+from imagic_lib import stage1_embedding, stage2_finetuning
+from imagic_lib.experiments.benchmark import interval, measure, numbers_in, versions_of
+from imagic_lib.experiments.faster import Schedule, scheduled
+from imagic_lib.experiments.methods import ETA, ETAS, FAR, IMAGIC, PAPER, Method
+from imagic_lib.toyworld import load_reader
+from imagic_lib.toyworld.edits import toyedit
+
+COUNT = 8  # edits of dev, two of each kind
+FIRST, SECOND = stage1_embedding.DEFAULTS["tiny"], stage2_finetuning.DEFAULTS["full"]["tiny"]
+OURS = Schedule(
+    FIRST["steps"],
+    SECOND["steps"],
+    (FIRST["lr"], SECOND["lr"]),
+    batch=SECOND["batch"],
+    decay=SECOND["decay"],
+    bias=SECOND["bias"],
+)
+PAPERS = Schedule(
+    PAPER["tiny"][0]["steps"], PAPER["tiny"][1]["steps"], (PAPER["tiny"][0]["lr"], PAPER["tiny"][1]["lr"])
+)
+FEW = replace(OURS, first=12, second=50)  # 496 samples: a fifth of the paper's 2500
+SCHEDULES = {
+    "the paper's": PAPERS,
+    "the paper's, a fifth of the steps, five times the rates": replace(
+        PAPERS, first=200, second=300, rates=tuple(5 * lr for lr in PAPERS.rates)
+    ),
+    "the library's": OURS,
+    "few steps": FEW,
+    "few steps, times without strata": replace(FEW, stratified=False),
+    "few steps, the rate not lowered": replace(FEW, decay=0.0),
+    "few steps, all times alike (no bias)": replace(FEW, bias=0.0),
+    "e and θ together": replace(FEW, second=62, order="joint"),
+    "e and θ in turns": replace(FEW, second=31, order="alternating"),
+    "few steps, attention only": replace(FEW, layers="attn"),
+    "few steps, all but attention": replace(FEW, layers="^(?!.*attn)"),
+    "the library's, until the probe settles": replace(OURS, patience=2),
+}
+
+
+def row_of(name: str, found: list[dict]) -> list[str]:
+    """At the η that succeeds most often over all edits."""
+    success = [numbers_in(one["success"]) for one in found]
+    best = max(range(len(ETAS)), key=lambda k: fmean(s[k] for s in success))
+    kept = [numbers_in(one["kept"])[best] for one in found]
+    evaluations, seconds = (fmean(float(one[what]) for one in found) for what in ("with_gradient", "seconds"))
+    numbers = [f"{evaluations:.0f}", f"{seconds:.0f}", f"{fmean(float(one['psnr']) for one in found):.1f}"]
+    return [name, *numbers, f"{ETAS[best]:g}", interval([s[best] for s in success]), interval(kept)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", nargs="?", type=int, default=COUNT, help="so many edits")
+    asked = parser.parse_args()
+    pipe, reader, results = imagic.load_pipeline("tiny"), load_reader(), Results("faster.json", "versions", "runs")
+    versions = versions_of(pipe, reader)
+    if (results.found["versions"] or versions) != versions:
+        raise ValueError(f"{results.path} was measured with other versions: delete it to measure anew")
+    results.found["versions"] = versions
+    for index, edit in enumerate(toyedit("dev")[: asked.count]):
+        for name, schedule in SCHEDULES.items():
+            key, about = f"{index} / {name}", {k: str(v) for k, v in asdict(schedule).items()}
+            if results.found["runs"].get(key, {}).get("schedule") != about:
+                method = Method(name, IMAGIC, partial(scheduled, schedule=schedule), ETA, ETAS, FAR)
+                found, _ = measure(method, pipe, edit, reader)
+                results.keep("runs", key, found | {"schedule": about})
+    runs = {name: [r for key, r in results.found["runs"].items() if key.endswith(f"/ {name}")] for name in SCHEDULES}
+    header = ["schedule", "samples with gradient", "seconds", "PSNR at η = 0, dB", "η", "success", "details kept"]
+    lines = [row_of(name, found) for name, found in runs.items() if found]
+    note = f"{asked.count} edits of ToyEdit dev, 4 seeds each, λ = 1; in brackets 95 % intervals over the edits.\n"
+    put(ROOT / "benchmarks" / "README.md", "faster", table(header, lines) + "\n" + note)
+
+
+if __name__ == "__main__":
+    main()
