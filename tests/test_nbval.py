@@ -13,9 +13,9 @@ pytest.importorskip("nbval", reason="nbval runs the notebooks; Colab has none")
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-from test_notebooks import CHECKED, Notebook, checked_cells, read
 
 from tests.notebook_run import near, settled
+from tests.test_notebooks import CHECKED, Notebook, checked_cells, read
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "-m pytest -p tests.notebook_run"

@@ -182,6 +182,8 @@ def test_a_model_can_be_trained_on(made, tmp_path, monkeypatch):
         near = {"unet": 0.05, "vae": 2.0}.get(part, 0.0)  # the VAE's latents are stretched anew
         assert (far > 0) == moved and far <= near, (part, far)
     assert "clip" not in json.loads((tmp_path / "out" / "tiny-sd" / "training.json").read_text())
+    texts = [path.read_text(encoding="utf-8") for path in (tmp_path / "out").rglob("*.json")]
+    assert not any(str(start) in text for text in texts)  # no folder of the maker's stands in what is handed on
 
 
 def test_without_a_start_all_networks_are_trained(tmp_path):
