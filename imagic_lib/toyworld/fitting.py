@@ -58,8 +58,8 @@ def nearer(error: Callable[[Scene], float], scene: Scene, step: float, clouds: b
 
 def changes(name: str, step: float) -> list[Callable[[Numbers], Numbers]]:
     """What to try with this value. A collar is tried in every colour: in a wrong one it does not fit. A cloud that was
-    read is tried everywhere: where it is not, no small move finds it. How many there are is left as it was read: one
-    more or less costs a drawing too little to decide it."""
+    read is tried everywhere: where it is not, no small move finds it. How many there are is left as it was read: when
+    the search decided that as well, it was wrong about the clouds of every fourth drawing."""
     if name == "collar":
         colours = [{"collar": 1.0, "collar colour": float(k)} for k in range(len(COLLAR_COLOURS))]
         return [lambda _, new=new: new for new in ({"collar": 0.0}, *colours)]

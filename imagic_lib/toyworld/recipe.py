@@ -176,7 +176,7 @@ def export(
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
     for config in (fresh / "tiny-sd" / "unet" / "config.json", fresh / "tiny-sd" / "vae" / "config.json"):
         facts = json.loads(config.read_text())
-        facts.pop("_name_or_path", None)  # the folder that a training started from is nobody's business
+        facts.pop("_name_or_path", None)  # a path on the machine of whoever trained it
         config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     words = json.dumps(sorted(vocabulary()), indent=0)
     (fresh / "tiny-sd" / "vocabulary.json").write_text(words, encoding="utf-8")  # what `models.unknown_words` reads
