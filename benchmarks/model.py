@@ -1,13 +1,17 @@
 """How good is tiny-sd? VAE, CLIP and text -> picture, all on what training never saw, read by the reader.
 
-python benchmarks/model.py         # about 20 minutes on 2 cores; writes the tables of the model card
+python benchmarks/model.py                 # about 20 minutes on 2 cores; writes the tables of the model card
+python benchmarks/model.py runs/tiny/out   # another model, in a folder laid out like data/: prints its tables
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
-from report import CARD, ROOT, put, table
+from report import CARD, put, table
 from transformers import CLIPModel
 
 import imagic_lib as imagic
@@ -51,20 +55,23 @@ def read(reader, scenes, pictures) -> tuple[list, list, list]:
     return right, well, [share_kept(f, s) for f, s in zip(found, scenes, strict=True)]
 
 
-def main() -> None:
-    pipe, reader = imagic.load_pipeline("tiny"), load_reader()
+def main(data: Path = DATA) -> None:
+    pipe, reader = imagic.load_pipeline(data / "tiny-sd"), load_reader(data / "reader" / "reader.safetensors")
     seen_by_nobody = dataset.test_scenes(512)
     pictures = drawings(seen_by_nobody)
     rebuilt = torch.cat([vae.reconstruct(pipe.vae, part) for part in pictures.split(32)])
     psnr = vae.psnr(rebuilt, pictures)
-    vae.save_rows(ROOT / "data" / "tiny-sd" / "vae.jpg", [pictures[:8], rebuilt[:8]])
+    vae.save_rows(data / "tiny-sd" / "vae.jpg", [pictures[:8], rebuilt[:8]])
 
-    mini_clip = CLIPModel.from_pretrained(DATA / "tiny-clip", dtype=torch.float32)
+    def show(name: str, text: str) -> None:
+        put(CARD, name, text) if data == DATA else print(text)
+
+    mini_clip = CLIPModel.from_pretrained(data / "tiny-clip", dtype=torch.float32)
     found = clip.retrieval(mini_clip, pipe.tokenizer, pictures[:256], [s.caption() for s in seen_by_nobody[:256]])
 
     scenes, drawn = samples_of(pipe, SAMPLES)
     rows = list(torch.cat([vae.to_tensor(np.asarray(p)[None]) for p in drawn[:64]]).split(8))
-    vae.save_rows(ROOT / "data" / "tiny-sd" / "samples.jpg", rows)
+    vae.save_rows(data / "tiny-sd" / "samples.jpg", rows)
 
     parts = {"held-back drawings": pictures[:READ], "the same through the VAE": rebuilt[:READ]}
     lines = []
@@ -77,8 +84,7 @@ def main() -> None:
     lines.append([f"{SAMPLES} samples of held-out combinations", *shares, percent(np.mean(well)), "–"])
     scores = table(["read as the caption says", *ATTRIBUTES, "drawn well", "details kept"], lines)
     steps, guidance = DEFAULTS["tiny"]["steps"], DEFAULTS["tiny"]["guidance_scale"]
-    put(
-        CARD,
+    show(
         "model",
         f"VAE on {len(pictures)} held-back drawings: PSNR **{psnr.mean():.1f} dB** on average, {psnr.min():.1f} dB at "
         f"worst.\nSamples with all four attributes right: **{percent(np.mean([all(r.values()) for r in right]))}**, "
@@ -91,8 +97,8 @@ def main() -> None:
         name = f"**{sampler}**" if (sampler, guidance) == SHIPPED else sampler
         whole = percent(np.mean([all(r.values()) for r in right]))
         lines.append([name, f"{guidance:g}", whole, percent(np.mean(well))])
-    put(CARD, "samplers", table(["sampler", "guidance", "all four right", "drawn well"], lines))
+    show("samplers", table(["sampler", "guidance", "all four right", "drawn well"], lines))
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

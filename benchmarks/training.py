@@ -18,7 +18,7 @@ from imagic_lib.toyworld import clip, reader, recipe, unet, vae
 
 NAMES = {"vae": "VAE", "clip": "mini-CLIP", "unet": "UNet", "reader": "reader"}
 BATCHES = {
-    "vae": f"{vae.BATCH} crops of {vae.CROP}×{vae.CROP}",
+    "vae": f"{vae.BATCH} drawings",
     "clip": f"{clip.BATCH} pictures with captions",
     "unet": f"{unet.BATCH} latents, min-SNR weights (γ = {unet.MIN_SNR:g}), average of the weights",
     "reader": f"{reader.BATCH} drawings of all combinations, a third of them through the VAE",

@@ -13,9 +13,9 @@ from torch import Tensor
 from imagic_lib.toyworld.training import train
 
 SCALING_FACTOR = 0.18215  # Stable Diffusion 1.4's; the latents are stretched until it is right
-STEPS, LR, BATCH, CROP = 5200, 8e-4, 7, 96
+STEPS, LR, BATCH = 12_000, 8e-4, 4
 KL_WEIGHT = 1e-4
-LATENT_NOISE = 0.1  # at most, in standard deviations of the latents: samples are never quite on the spot
+LATENT_NOISE = 0.06  # at most, in standard deviations of the latents: samples are never quite on the spot
 
 
 def build() -> AutoencoderKL:
@@ -36,15 +36,6 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def crops(pictures: np.ndarray, generator: torch.Generator, count: int, size: int) -> Tensor:
-    """Random squares: a convolutional network learns the whole from parts, at a quarter of the cost."""
-    which = torch.randint(len(pictures), (count,), generator=generator)
-    room = pictures.shape[1] - size
-    corners = torch.randint(room + 1, (count, 2), generator=generator) if room else [(0, 0)] * count
-    cut = [pictures[i, y : y + size, x : x + size] for i, (y, x) in zip(which, corners, strict=True)]
-    return to_tensor(np.stack(cut))
-
-
 def saliency(x: Tensor) -> Tensor:
     """(n, 1, h, w): 1 on plain ground, up to 4 where a picture changes within a few pixels, as at eyes and collars."""
     soft = F.avg_pool2d(F.pad(x, (3, 3, 3, 3), mode="replicate"), 7, stride=1)
@@ -52,10 +43,10 @@ def saliency(x: Tensor) -> Tensor:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 and squares (what PSNR counts), both heavier on details, and L1 of the gradients (edges stay sharp)."""
+    """Squares (what PSNR counts) and L1, both heavier on details, and L1 of the gradients (edges stay sharp)."""
     error, weight = output - target, saliency(target)
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return (weight * error.abs()).mean() + 2 * (weight * error.square()).mean() + edges
+    return 8 * (weight * error.square()).mean() + 0.5 * (weight * error.abs()).mean() + 0.5 * edges
 
 
 def train_vae(
@@ -69,7 +60,7 @@ def train_vae(
     bf16=False,
     device="cpu",
 ):
-    """Learn to compress parts of pictures. A little noise in the latents makes the decoder forgiving.
+    """Learn to compress pictures. A little noise in the latents makes the decoder forgiving.
 
     Returns (vae, history).
     """
@@ -77,7 +68,8 @@ def train_vae(
     vae = (start_from or build()).to(device, memory_format=torch.channels_last)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        x = crops(pictures, generator, BATCH, CROP).to(device).contiguous(memory_format=torch.channels_last)
+        which = torch.randint(len(pictures), (BATCH,), generator=generator)
+        x = to_tensor(pictures[which.numpy()]).to(device).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(device)
         amount = LATENT_NOISE / SCALING_FACTOR * torch.rand(len(z), 1, 1, 1, generator=generator)
@@ -87,7 +79,7 @@ def train_vae(
     def preview(model, path):
         save_rows(path, [to_tensor(held_back[:8]), reconstruct(model, to_tensor(held_back[:8]).to(device)).cpu()])
 
-    history = train("vae", vae, loss_of, folder, steps=steps, lr=LR, ema=0.99, seed=seed, bf16=bf16, preview=preview)
+    history = train("vae", vae, loss_of, folder, steps=steps, lr=LR, ema=0.998, seed=seed, bf16=bf16, preview=preview)
     vae.eval().to("cpu", memory_format=torch.contiguous_format)
     stretch_latents(vae, to_tensor(pictures[:256]))
     return vae, history

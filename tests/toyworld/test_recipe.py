@@ -112,16 +112,6 @@ def test_the_clip_towers_ignore_what_comes_after_the_end_mark():
     torch.testing.assert_close(long, short)
 
 
-def test_crops_are_windows_of_the_pictures():
-    pictures = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
-    out = vae.crops(pictures, torch.Generator().manual_seed(0), 6, 4)
-    assert out.shape == (6, 3, 4, 4)
-    windows = [
-        vae.to_tensor(pictures[i : i + 1, y : y + 4, x : x + 4])[0] for i in (0, 1) for y in range(5) for x in range(5)
-    ]
-    assert all(any(torch.equal(cut, w) for w in windows) for cut in out)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The whole recipe: 64 scenes and 10 steps a network, stopped once on the way."""
