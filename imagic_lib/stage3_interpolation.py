@@ -18,7 +18,7 @@ def interpolate(e_tgt: Tensor, e_opt: Tensor, eta: float | Sequence[float]) -> T
     """
     if e_tgt.shape != e_opt.shape:
         raise ValueError(f"e_tgt is {tuple(e_tgt.shape)} and e_opt {tuple(e_opt.shape)}: they must be of one shape")
-    etas = torch.as_tensor(eta, dtype=e_tgt.dtype, device=e_tgt.device).reshape(-1, 1, 1)
+    etas = torch.as_tensor(eta).to(e_tgt).reshape(-1, 1, 1)
     if len(etas) == 0:
         raise ValueError("there is no η: give one number, or a list of at least one")
     if not torch.isfinite(etas).all():

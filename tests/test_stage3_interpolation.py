@@ -43,11 +43,16 @@ def test_no_number_is_refused(eta):
         interpolate(E_TGT, E_OPT, eta)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_result_keeps_the_precision_of_the_embeddings(dtype):
+    assert interpolate(E_TGT.to(dtype), E_OPT.to(dtype), [0, 0.5]).dtype == dtype
+
+
 def test_embeddings_of_two_models_are_refused():
     with pytest.raises(ValueError, match="one shape"):
         interpolate(E_TGT, torch.zeros(1, 7, 6), 0.5)
 
 
 def test_no_eta_is_one_clear_sentence():
-    with pytest.raises(ValueError, match="there is no η: give one number, or a list of at least one"):
+    with pytest.raises(ValueError, match="^there is no η: give one number, or a list of at least one$"):
         interpolate(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), [])

@@ -100,6 +100,8 @@ def blind_vote(questions: Sequence[Question], measured: Mapping[str, float], see
         if len(ranks) == len(questions):
             for button in (*letters, again):
                 button.disabled = True
+            for answer, name in zip(answers, orders[-1], strict=True):  # the last pictures are still in sight
+                answer.children[1].value = html.escape(name)
             return tell()
         question, order = questions[len(ranks)], orders[len(ranks)]
         number = f"<b>{len(ranks) + 1} of {len(questions)}:</b>"

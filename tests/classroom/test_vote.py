@@ -45,6 +45,14 @@ def test_the_names_are_told_only_at_the_end():
     assert all(button.disabled for button in box.letters)
 
 
+def test_at_the_end_the_last_pictures_bear_their_names():
+    box = blind_vote([question()], MEASURED)
+    order = [method_at(box, k) for k in range(3)]
+    cast(box, list(MEASURED))
+    captions = [column.children[0].children[1].value for column in box.children[1].children[1:]]
+    assert captions == order
+
+
 def test_the_place_of_a_picture_does_not_betray_its_method():
     box = blind_vote([question() for _ in range(12)], MEASURED, seed=3)
     first = []
