@@ -15,9 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from itertools import takewhile
 from pathlib import Path
+
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "runs" / "mutants"
@@ -90,7 +93,7 @@ def prepare(module: str) -> Path:
     target.write_text(undecorated(target.read_text(encoding="utf-8")), encoding="utf-8")
     tests = "\n".join(f"    {name}" for name in tests_of(module))
     with (folder / "tests" / "conftest.py").open("a", encoding="utf-8") as file:
-        file.write("\n\nfrom tests import mutants\n\nmutants.hide_wrapper()\n")
+        file.write("\n\nfrom tests import mutants\n\nmutants.hide_wrapper()\nmutants.own_lock()\n")
     (folder / "setup.cfg").write_text(SETTINGS.format(module=module, tests=tests), encoding="utf-8")
     for place in (folder, folder / "mutants"):
         place.mkdir(exist_ok=True)
@@ -114,6 +117,12 @@ def hide_wrapper() -> None:
 
     warn.hides_wrapper = True
     warnings.warn = warn
+
+
+def own_lock() -> None:
+    """Give progress bars a lock of this process. Theirs is shared by forked processes: one that is stopped while it
+    draws a bar would keep all later ones waiting."""
+    tqdm.set_lock(threading.RLock())
 
 
 def mutmut(folder: Path, *arguments: str) -> str:

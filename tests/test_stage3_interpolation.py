@@ -54,5 +54,5 @@ def test_embeddings_of_two_models_are_refused():
 
 
 def test_no_eta_is_one_clear_sentence():
-    with pytest.raises(ValueError, match="^there is no η: give one number, or a list of at least one$"):
+    with pytest.raises(ValueError, match=r"^there is no η: give one number, or a list of at least one$"):
         interpolate(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), [])
