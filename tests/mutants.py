@@ -10,13 +10,13 @@ in copies under runs/mutants/, and at the end the score and the survivors are wr
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
-import warnings
 from itertools import takewhile
 from pathlib import Path
 
@@ -103,20 +103,8 @@ def prepare(module: str) -> Path:
 
 
 def hide_wrapper() -> None:
-    """Let warnings point at the caller's line, though in a copy mutmut's wrapper stands between caller and function."""
-    plain = warnings.warn
-    if hasattr(plain, "hides_wrapper"):  # the tests run several times in one process
-        return
-
-    def warn(message, category=None, stacklevel=1, source=None, **more):
-        frame, level, between = sys._getframe(1), 1, 0
-        while level < stacklevel and (frame := frame.f_back):
-            wrapper = "mutmut" in Path(frame.f_code.co_filename).parts
-            level, between = level + (not wrapper), between + wrapper
-        plain(message, category, stacklevel + 1 + between, source, **more)
-
-    warn.hides_wrapper = True
-    warnings.warn = warn
+    """So that warnings point at the caller's line: `models.warn_caller` passes over mutmut's wrapper, too."""
+    importlib.import_module("mutmut.mutation.trampoline").__name__ = "imagic_lib.wrapper"
 
 
 def own_lock() -> None:

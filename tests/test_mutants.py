@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import sys
+from types import ModuleType
 
 import pytest
 
+from imagic_lib import models
 from tests import mutants
 
 DECORATED = """
@@ -64,15 +66,13 @@ def test_without_its_decorator_a_function_does_the_same():
 
 
 def test_a_warning_points_at_the_caller_though_a_wrapper_stands_between(monkeypatch):
-    monkeypatch.setattr(warnings, "warn", warnings.warn)  # put back afterwards
-    wrapper = compile("def call(function):\n    return function()", "/somewhere/mutmut/wrapper.py", "exec")
-    exec(wrapper, names := {})
+    wrapper = ModuleType("mutmut.mutation.trampoline")
+    monkeypatch.setitem(sys.modules, wrapper.__name__, wrapper)
+    exec("def call(function, text):\n    return function(text)", wrapper.__dict__)
     mutants.hide_wrapper()
-    mutants.hide_wrapper()
-    with pytest.warns(UserWarning) as caught:
-        names["call"](lambda: warnings.warn("look", stacklevel=2))
-        (lambda: warnings.warn("look", stacklevel=2))()
-    assert [warning.filename for warning in caught] == [__file__, __file__]
+    with pytest.warns(UserWarning, match="look") as caught:
+        wrapper.call(models.warn_caller, "look")
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_the_report_counts_and_names_the_survivors():
