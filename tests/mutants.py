@@ -2,8 +2,9 @@
 
 `make mutants` goes through the stages, `edit.py`, `pictures.py` and `training/` on one core, and takes some hours;
 `make mutants MODULES="pictures stage3_interpolation"` takes these alone. Stopped and started again it goes on where it
-was, and a function that has changed since is tried anew. The tool is mutmut (mutmut.readthedocs.io). Everything happens
-in copies under runs/mutants/, and at the end the score and the survivors are written into tests/README.md.
+was; what survived is tried again, and so is a function that has changed since. The tool is mutmut
+(mutmut.readthedocs.io). Everything happens in copies under runs/mutants/, and at the end the score and the survivors
+are written into tests/README.md.
 `cd runs/mutants/MODULE && python -m mutmut show NAME` shows a survivor.
 """
 
@@ -27,6 +28,7 @@ HOME = ROOT / "runs" / "mutants"
 README = ROOT / "tests" / "README.md"
 MODULES = ["stage*.py", "edit.py", "pictures.py", "training/[a-z]*.py"]  # of imagic_lib
 ALSO = {  # besides tests/test_MODULE*.py these tests are about a module
+    "stage": ["training/test_strategies.py"],
     "edit": ["test_sweeps*.py", "test_cli*.py"],
     "training/": ["test_stage*.py", "training/test_*.py"],
 }
@@ -129,6 +131,11 @@ def results(folder: Path) -> dict[str, str]:
     return {name: state for name, state in found if state not in ("not checked", "skipped")}
 
 
+def survivors(states: dict[str, str]) -> set[str]:
+    """The mutants that no test noticed."""
+    return {name for name, state in states.items() if state not in NOTICED}
+
+
 def alike(a: str, b: str) -> int:
     """How many first characters are the same."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
@@ -178,12 +185,16 @@ def main(chosen: list[str]) -> None:
         tests_of(module)  # a wrong name is found before hours are spent
     for module in chosen:
         print(f"{module} ...", flush=True)
-        mutmut(prepare(module), "run", "--max-children", "1")
+        folder = prepare(module)
+        before = results(folder) if list(folder.glob("mutants/**/*.meta")) else {}
+        mutmut(folder, "run", "--max-children", "1")
+        if again := survivors(results(folder)) & survivors(before):  # a new test may notice them
+            mutmut(folder, "run", "--max-children", "1", *sorted(again))
     folders = {module: HOME / module.replace("/", "-") for module in modules()}
     tried = {module: results(folder) for module, folder in folders.items() if (folder / "mutants").exists()}
     changes = {}
     for module, states in tried.items():
-        for name in (name for name, state in states.items() if state not in NOTICED):
+        for name in survivors(states):
             changes[name] = change_of(mutmut(folders[module], "show", name))
     write_report(report(tried, changes))
 

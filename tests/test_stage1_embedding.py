@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import imagic_lib as imagic
 from imagic_lib import Run
 from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process
 from imagic_lib.stage2_finetuning import with_unet
+from imagic_lib.training.checkpoints import load_tensors
 from tests.common import loss_by_hand, same, seeded, weights
 
 
@@ -41,6 +43,24 @@ def test_stage_1_is_plain_adam_on_the_paper_s_loss(pipe, image, e_tgt):
         assert history.loss[step] == pytest.approx(loss.item(), rel=1e-6)
     torch.testing.assert_close(e_opt, e.detach(), rtol=1e-6, atol=1e-7)
     pipe.unet.zero_grad(set_to_none=True)
+
+
+def test_the_loss_of_a_run_is_the_one_that_is_minimised(pipe, image, e_tgt):
+    run = Run(loss=F.l1_loss)
+    _, history = imagic.optimize_embedding(pipe, image, e_tgt, steps=1, batch=2, generator=seeded(), run=run)
+    z, process = encode_image(pipe, image), forward_process(pipe)
+    with torch.no_grad():
+        loss = denoising_loss(pipe.unet, process, z, e_tgt, 2, seeded(), F.l1_loss)
+        assert loss != denoising_loss(pipe.unet, process, z, e_tgt, 2, seeded())
+    assert history.loss[0] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_the_embedding_is_optimised_in_float32_whatever_precision_the_text_has(pipe, image, e_tgt):
+    """In half precision a small step would be rounded away."""
+    half = e_tgt.to(torch.bfloat16)
+    e_opt, _ = imagic.optimize_embedding(pipe, image, half, steps=1, lr=1e-5, generator=seeded())
+    assert e_opt.dtype == torch.float32
+    assert 0 < (e_opt - half.float()).abs().max() < 1.1e-5
 
 
 def test_stage_1_leaves_the_model_and_the_text_as_they_were(pipe, image):
@@ -109,7 +129,23 @@ def test_what_is_another_fit_is_refused_by_name(pipe, image, e_tgt, tmp_path):
         "another model": {"pipe": other},
         "another seed": {"generator": seeded(1)},
         "batch 2, not 3": {"batch": 3},
+        "loss 'mse', not 'l1_loss'": {"run": Run(checkpoint=tmp_path / "5", loss=F.l1_loss)},
     }
     for k, (name, change) in enumerate(changes.items()):
         with pytest.raises(ValueError, match=f"from a training with {name}: choose another folder, or delete"):
             stopped_and_continued(pipe, image, e_tgt, tmp_path / str(k), change)
+
+
+def test_a_checkpoint_of_stage_2_is_refused(pipe, image, e_tgt, tmp_path):
+    given = {"steps": 1, "lr": 1e-3, "batch": 2, "run": Run(checkpoint=tmp_path / "a")}
+    imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), **given)
+    with pytest.raises(ValueError, match="from a training with another method"):
+        imagic.optimize_embedding(pipe, image, e_tgt, generator=seeded(), **given)
+
+
+def test_a_checkpoint_names_the_embedding(pipe, image, e_tgt, tmp_path):
+    """Files of one version are read by the next."""
+    run = Run(checkpoint=tmp_path / "a")
+    e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, steps=1, generator=seeded(), run=run)
+    tensors, _ = load_tensors(tmp_path / "a")
+    assert torch.equal(tensors["trained.e_opt"], e_opt)
