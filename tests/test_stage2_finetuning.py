@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import imagic_lib as imagic
 from imagic_lib import LoRA, Run, stage1_embedding, stage2_finetuning
@@ -138,6 +139,45 @@ def test_the_adapters_have_the_rank_and_the_layers_that_were_asked_for(pipe, ima
     assert {p.shape[0] for n, p in tuned.unet.named_parameters() if "lora_A" in n} == {LoRA().rank} == {4}
 
 
+def test_the_smallest_rank_is_1(pipe, image, e_tgt):
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method=LoRA(1), steps=0)
+    assert {p.shape[0] for n, p in tuned.unet.named_parameters() if "lora_A" in n} == {1}
+
+
+def test_adapters_start_at_nothing_with_a_gaussian_a_and_alpha_equal_to_the_rank(pipe, image, e_tgt):
+    """W + (α/r)·B·A with α = r, B = 0 and A ~ N(0, 1/r²), in float32, whatever the rank."""
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method=LoRA(16), steps=0)
+    layers = [m for m in tuned.unet.modules() if hasattr(m, "lora_A")]
+    for layer in layers:
+        assert layer.scaling["default"] == 1
+        assert not layer.lora_B["default"].weight.any()
+    start = torch.cat([layer.lora_A["default"].weight.flatten() for layer in layers])
+    assert start.std().item() == pytest.approx(1 / 16, rel=0.05) and start.abs().max() > 3 / 16
+    assert start.dtype == torch.float32
+
+
+def test_the_adapters_of_half_precision_weights_learn_in_float32(pipe, image, e_tgt):
+    half = copy.deepcopy(pipe).to(torch.bfloat16)
+    tuned, _ = imagic.fine_tune(half, image, e_tgt, method="lora", steps=1, batch=1, generator=seeded())
+    kinds = {("lora" in name): p.dtype for name, p in tuned.unet.named_parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+
+
+def test_a_training_tells_its_name_to_whoever_watches(pipe, image, e_tgt):
+    names = []
+    run = Run(watch=lambda name, history: names.append(name))
+    imagic.optimize_embedding(pipe, image, e_tgt, steps=1, batch=1, run=run)
+    for method in ("full", LoRA(3)):
+        imagic.fine_tune(pipe, image, e_tgt, method=method, steps=1, batch=1, run=run)
+    assert names == ["stage 1, embedding", "stage 2, all weights", "stage 2, LoRA of rank 3"]
+
+
+def test_a_tuned_pipeline_shows_no_bar_of_its_own_and_warns_of_nothing(pipe, recwarn):
+    other = with_unet(pipe, pipe.unet)
+    assert other._progress_bar_config == {"disable": True}
+    assert not recwarn.list
+
+
 def test_a_fine_tuning_that_settled_ends_before_its_steps(pipe, image, e_tgt):
     settled = Run(patience=1, probe_every=1)
     _, history = imagic.fine_tune(pipe, image, e_tgt, steps=9, lr=1e-9, batch=1, generator=seeded(), run=settled)
@@ -173,12 +213,28 @@ def test_full_and_lora_are_different_trainings_for_a_checkpoint(pipe, image, e_t
         given = {"method": method, "lr": 1e-2, "decay": 0.5}
         with pytest.raises(ValueError, match=f"from a training with {name}"):
             imagic.fine_tune(pipe, image, e_tgt, steps=1, batch=1, run=run, **given)
+    other = Run(checkpoint=run.checkpoint, loss=F.l1_loss)
+    with pytest.raises(ValueError, match="from a training with loss 'mse', not 'l1_loss'"):
+        imagic.fine_tune(pipe, image, e_tgt, steps=1, batch=1, method="lora", run=other)
+    with pytest.raises(ValueError, match="from a training with another text"):
+        imagic.fine_tune(pipe, image, -e_tgt, steps=1, batch=1, method="lora", run=run)
+
+
+def test_a_lora_goes_on_from_its_checkpoint(pipe, image, e_tgt, tmp_path):
+    given = {"method": LoRA(2, ("to_q", "conv1")), "steps": 4, "batch": 1}
+    whole, _ = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), **given)
+    stop = Run(checkpoint=tmp_path / "c", watch=lambda name, history: len(history.loss) == 2)
+    imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=stop, **given)
+    again, history = imagic.fine_tune(
+        pipe, image, e_tgt, generator=seeded(), run=Run(checkpoint=tmp_path / "c"), **given
+    )
+    assert len(history.loss) == 4 and same(weights(again.unet), weights(whole.unet))
 
 
 def test_a_scale_is_the_share_of_the_way_from_the_loaded_weights_to_the_tuned_ones(pipe, image, e_tgt):
     tuned, _ = imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-2, generator=seeded())
     loaded, whole = weights(pipe.unet), weights(tuned.unet)
-    for scale in (0.0, 0.3, 1.0, 1.5):
+    for scale in (0.0, 0.3, 1.0, 2.0):
         with stage2_finetuning.scaled(tuned, scale) as unet:
             for name, weight in unet.state_dict().items():
                 expected = loaded[name] + scale * (whole[name] - loaded[name])
