@@ -31,6 +31,7 @@ def test_facts_say_what_the_user_gave(identity, image):
 
 
 def test_a_picture_is_its_bytes_in_every_precision(image):
+    assert len(hash_of_picture(image)) == 16
     assert hash_of_picture(image) == hash_of_picture(image.half()) == hash_of_picture(image.double())
     changed = image.clone()
     changed[0, 0, 5, 5] += 2 / 255 if changed[0, 0, 5, 5] < 0 else -2 / 255
@@ -44,6 +45,26 @@ def test_near_is_row_by_row():
     other = rows.clone()
     other[0, 3] = torch.randn(64, generator=seeded(1))
     assert not is_near(rows, other) and not is_near(rows, rows[:, :4]) and not is_near(rows, rows * float("nan"))
+
+
+def test_near_is_a_hundredth_of_each_row_s_own_length_and_a_row_of_zeros_is_near_itself():
+    rows = torch.tensor([[100.0, 0.0], [1.0, 0.0]])
+    assert is_near(rows * 1.009, rows)
+    assert not is_near(rows + torch.tensor([[0.0], [0.05]]), rows)
+    assert is_near(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_what_is_near_is_kept_in_half_precision(identity, e_tgt):
+    """A checkpoint of an embedding for a large model stays small."""
+    assert identity().near["text"].dtype == torch.float16
+
+
+def test_a_loss_without_a_name_has_the_name_of_its_class(pipe, image):
+    class Huber:
+        def __call__(self, prediction, target):
+            return (prediction - target).abs().mean()
+
+    assert identity_of(pipe, [image], {}, Huber(), seeded(), near={}).facts["loss"] == "Huber"
 
 
 def test_thumbnails_are_near_for_a_picture_that_differs_by_a_shade(image):
