@@ -7,49 +7,71 @@ import pytest
 from imagic_lib.edit import settings_of
 from imagic_lib.training import forecast as module
 from imagic_lib.training.forecast import Forecast, Pace, forecast, pace, sampling_pace, spoken, worthwhile
-from imagic_lib.training.loop import History
+from imagic_lib.training.loop import History, Run
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "5 s"), (12, "15 s"), (54, "55 s"), (56, "1 min"), (61, "2 min"), (3600, "1 h 00 min"), (5000, "1 h 24 min")],
+    [(0, "5 s"), (12, "15 s"), (54, "55 s"), (55, "1 min"), (61, "2 min"), (3600, "1 h 00 min"), (5000, "1 h 24 min")],
 )
 def test_seconds_are_spoken_and_rounded_up(seconds, words):
     assert spoken(seconds) == words
 
 
-def test_a_step_a_probe_and_what_is_done_once_are_told_apart(monkeypatch):
+@pytest.mark.parametrize("unit", [1, 0.01], ids=["slow", "fast"])
+def test_a_step_a_probe_and_what_is_done_once_are_told_apart(monkeypatch, unit):
     """A training in which each takes its own time, by a clock that this test moves."""
     now = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
 
     def train(run):
-        assert run.bar is False and run.strategy == "a strategy"
-        now[0] += 7 + 2 + 30  # to set up, a first probe, and a first step that warms up
-        for step in range(1, module.TIMED + 1):
-            now[0] += (0 if step == 1 else 3) + (2 if step == module.TIMED else 0)
+        assert run.bar is False and run.strategy == "a strategy" and run.probe_every > 1000
+        now[0] += unit * (7 + 2 + 30)  # to set up, a first probe, and a first step that warms up
+        for step, seconds in enumerate((0, 2, 4, 3 + 2), 1):  # two steps are timed, the last one has a probe
+            now[0] += unit * seconds
+            assert step <= module.TIMED
             run.watch("stage", History())
-        now[0] += 1  # to put away
+        now[0] += unit * 1  # to put away
 
     found = pace(train, "a strategy")
-    assert found == Pace(once=pytest.approx(7 + 30 - 3 + 1), step=pytest.approx(3), probe=pytest.approx(2))
-    assert found.seconds(100) == pytest.approx(35 + 300 + 20)
+    expected = Pace(once=unit * (7 + 30 - 3 + 1), step=unit * 3, probe=unit * 2)
+    assert found == Pace(*map(pytest.approx, expected))
+    assert found.seconds(100) == pytest.approx(unit * (35 + 300 + 20))
 
 
-def test_a_picture_is_what_its_steps_take_and_what_is_done_once(monkeypatch):
+@pytest.mark.parametrize("unit", [1, 0.01], ids=["slow", "fast"])
+def test_a_picture_is_what_its_steps_take_and_what_is_done_once(monkeypatch, unit):
     now = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
 
     def draw(steps):
-        now[0] += 4 + 2 * steps
+        now[0] += unit * (4 + 2 * steps)
 
-    assert sampling_pace(draw).seconds(50) == pytest.approx(104)
+    assert sampling_pace(draw).seconds(50) == pytest.approx(unit * 104)
+
+
+def test_what_is_timed_is_what_the_edit_will_do(pipe, image, monkeypatch):
+    """A few steps with its method, its strategy and its sampler."""
+    calls = []
+    monkeypatch.setattr(module, "optimize_embedding", lambda *_, run, **how: calls.append((1, run.strategy, how)))
+    monkeypatch.setattr(module, "fine_tune", lambda *_, run, **how: calls.append((2, run.strategy, how)))
+    monkeypatch.setattr(module, "generate", lambda *_, **how: calls.append((4, how)))
+    monkeypatch.setattr(module, "pace", lambda train, strategy: (train(Run(strategy=strategy)), Pace(0, 1))[1])
+    monkeypatch.setattr(module, "sampling_pace", lambda draw: (draw(3), Pace(0, 1))[1])
+    settings = settings_of(pipe, "lora", None, None, 0)
+    forecast(pipe, image, settings, strategy="frugal", sampling={"scheduler": "ddim", "steps": 9})
+    assert calls == [
+        (1, "frugal", {"steps": module.TIMED}),
+        (2, "frugal", {"steps": module.TIMED, "method": "lora"}),
+        (4, {"steps": 3, "scheduler": "ddim"}),
+    ]
 
 
 def test_what_a_checkpoint_holds_is_not_counted_again(pipe, image, tmp_path, monkeypatch):
+    done = {(tmp_path, "embedding"): 30, (tmp_path, "full"): 10}
     monkeypatch.setattr(module, "pace", lambda train, strategy: Pace(0, 1))
     monkeypatch.setattr(module, "sampling_pace", lambda draw: Pace(0, 1))
-    monkeypatch.setattr(module, "steps_done", lambda folder, stage: {"embedding": 30, "full": 10}[stage])
+    monkeypatch.setattr(module, "steps_done", lambda folder, stage: done[folder, stage])
     settings = settings_of(pipe, "full", None, None, 0)
     assert forecast(pipe, image, settings, sampling={"steps": 7}) == Forecast(40, 100, 7)
     assert forecast(pipe, image, settings, folder=tmp_path)[:2] == (10, 90)
