@@ -133,7 +133,7 @@ def test_samplers_by_name_share_the_models_noise_process(pipe, e_tgt):
 
 def test_a_safety_checker_that_the_model_ships_stays_on(pipe, e_tgt):
     other = with_unet(pipe, pipe.unet)
-    calls = []
+    calls, shown = [], []
 
     class Checker(torch.nn.Linear):
         device, dtype = torch.device("cpu"), torch.float32
@@ -143,6 +143,7 @@ def test_a_safety_checker_that_the_model_ships_stays_on(pipe, e_tgt):
             return images, [True, False]
 
     def look(pictures, return_tensors):
+        shown.extend(pictures)
         return BatchFeature({"pixel_values": torch.zeros(len(pictures), 3, 8, 8)})
 
     other.safety_checker, other.feature_extractor = Checker(1, 1), look
@@ -152,6 +153,7 @@ def test_a_safety_checker_that_the_model_ships_stays_on(pipe, e_tgt):
     assert ours.filename == __file__, "the warning points at the caller's line"
     assert flagged.getextrema() == ((0, 0),) * 3 and fine.getextrema() != ((0, 0),) * 3
     assert calls == [((2, 128, 128, 3), (2, 3, 8, 8))]
+    assert [p.tobytes() for p in shown] == [p.tobytes() for p in imagic.generate(pipe, e_tgt, [0, 1], steps=1)]
 
 
 def test_guidance_follows_its_formula_below_1_too(pipe, e_tgt):
@@ -187,6 +189,38 @@ def test_the_sampling_loop_knows_only_a_function(pipe):
     torch.testing.assert_close(found, last.sqrt() * z + (1 - last).sqrt() * noise, rtol=1e-3, atol=1e-3)
 
 
+def test_the_sampling_loop_starts_and_asks_as_the_scheduler_wants_it():
+    """Some schedulers begin with more noise than one, and show the network a smaller picture than they keep."""
+    asked = []
+
+    def step(answer, t, z, generator=None):
+        return SimpleNamespace(prev_sample=z - answer)
+
+    scheduler = SimpleNamespace(timesteps=[9, 4], init_noise_sigma=3.0, scale_model_input=lambda z, t: z / t, step=step)
+    z = denoise(lambda z_t, t: asked.append((float(z_t), t)) or torch.ones(1), torch.tensor([6.0]), scheduler)
+    assert asked == [(18 / 9, 9), (17 / 4, 4)] and z == 16
+
+
+def test_more_pictures_than_one_batch_holds_all_come_in_order(pipe, e_tgt, monkeypatch):
+    monkeypatch.setattr(stage4_inference, "pictures_at_once", lambda pipe: 2)
+    five = np.stack([np.asarray(p, dtype=int) for p in generate(pipe, e_tgt, range(5), steps=1)])
+    for seed, picture in enumerate(five):
+        [alone] = generate(pipe, e_tgt, [seed], steps=1)
+        apart = np.abs(five - np.asarray(alone)).max(axis=(1, 2, 3))
+        assert apart.argmin() == seed and apart[seed] <= 2, "up to the last digits of another batch size"
+
+
+def test_a_text_is_drawn_as_its_embedding_is(pipe):
+    how = {"steps": 1, "guidance_scale": 3.0}
+    drawn = imagic.sample_text(pipe, "a brown dog", [3, 4], **how)
+    expected = generate(pipe, imagic.encode_text(pipe, "a brown dog"), [3, 4], **how)
+    assert [p.tobytes() for p in drawn] == [p.tobytes() for p in expected]
+
+
+def test_without_a_negative_prompt_guidance_leads_away_from_no_text(pipe):
+    assert torch.equal(stage4_inference.embedding_of_negative(pipe), pipe.encode_prompt("", "cpu", 1, False)[0])
+
+
 @pytest.mark.parametrize(
     "given, sentence",
     [
@@ -203,6 +237,13 @@ def test_what_can_t_be_drawn_is_one_clear_sentence(pipe, e_tgt, given, sentence)
         imagic.generate(pipe, **{"embeddings": e_tgt, "steps": 1} | given)
 
 
+def test_the_largest_seed_is_the_generator_s(pipe, e_tgt):
+    assert generate(pipe, e_tgt, [2**63 - 1], steps=1)
+    for seeds in ([2**63], [], [1, -1], "ab"):
+        with pytest.raises(ValueError, match=r"^seeds must be a list of one or more whole numbers from 0"):
+            generate(pipe, e_tgt, seeds, steps=1)
+
+
 def test_seeds_of_numpy_are_seeds(pipe, e_tgt):
     ours = imagic.generate(pipe, e_tgt, np.arange(2), steps=1)
     assert [p.tobytes() for p in ours] == [p.tobytes() for p in imagic.generate(pipe, e_tgt, [0, 1], steps=1)]
@@ -217,7 +258,8 @@ def test_half_precision_is_for_a_gpu_and_draws_the_same_picture(pipe, e_tgt, mon
     monkeypatch.setattr(stage4_inference, "precision", lambda device: torch.bfloat16)
     half = stage4_inference.halved(pipe.unet)
     assert half.dtype == torch.bfloat16 and pipe.unet.dtype == torch.float32
-    [near] = generate(pipe, e_tgt, steps=2, half=True)
+    [near], [again] = generate(pipe, e_tgt, steps=2, half=True), generate(pipe, e_tgt, steps=2)
+    assert again.tobytes() == plain.tobytes() != near.tobytes(), "half precision is drawn when asked for, and only then"
     assert np.abs(np.asarray(near, dtype=int) - np.asarray(plain)).mean() < 3
     assert pipe.unet.dtype == torch.float32
 
