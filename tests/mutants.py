@@ -32,6 +32,7 @@ ALSO = {  # besides tests/test_MODULE*.py these tests are about a module
     "edit": ["test_sweeps*.py", "test_cli*.py"],
     "training/": ["test_stage*.py", "training/test_*.py"],
 }
+MEMORY = 12 * 2**30  # bytes
 AROUND = 25  # so many characters of a line are shown before and after a change
 NOTICED = ("killed", "timeout", "segfault")  # whatever stops the tests is noticed
 SETTINGS = """[mutmut]
@@ -115,11 +116,19 @@ def own_lock() -> None:
     tqdm.set_lock(threading.RLock())
 
 
+def spare_memory() -> None:
+    """A fault that asks for more than `MEMORY` fails, and does not take the machine with it."""
+    import resource  # not on Windows, where mutmut does not run either
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
 def mutmut(folder: Path, *arguments: str) -> str:
     """What `mutmut` says in that folder. Raises RuntimeError if it fails, for example because a test fails as it is."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-m", "mutmut", *arguments], cwd=folder, env=environment, text=True,
-                          encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+                          encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          preexec_fn=spare_memory)  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"mutmut {' '.join(arguments)} failed in {folder}:\n{done.stdout[-3000:]}")
     return done.stdout
