@@ -102,7 +102,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         likely = (65535,) if picture.mode.startswith("I;16") else (1, 255, 65535)
         top = next((t for t in likely if values.max() <= t), 65535)
         picture = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+    if picture.mode == "La":
+        picture = picture.convert("LA")  # Pillow knows no other way out of it
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)

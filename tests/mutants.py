@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import re
 import shutil
@@ -140,6 +141,15 @@ def results(folder: Path) -> dict[str, str]:
     return {name: state for name, state in found if state not in ("not checked", "skipped")}
 
 
+def changes_in(folder: Path, names: set[str]) -> dict[str, str]:
+    """What each of these mutants changes, in a line. One process for all: `mutmut show` takes seconds for each."""
+    script = "import json, sys; from mutmut.mutation.diff_apply import get_diff_for_mutant as diff\n"
+    script += "print(json.dumps({name: diff(name) for name in sys.argv[1:]}))"
+    command = [sys.executable, "-c", script, *sorted(names)]
+    done = subprocess.run(command, cwd=folder, text=True, encoding="utf-8", capture_output=True, check=True)
+    return {name: change_of(diff) for name, diff in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
 def survivors(states: dict[str, str]) -> set[str]:
     """The mutants that no test noticed."""
     return {name for name, state in states.items() if state not in NOTICED}
@@ -203,8 +213,7 @@ def main(chosen: list[str]) -> None:
     tried = {module: results(folder) for module, folder in folders.items() if (folder / "mutants").exists()}
     changes = {}
     for module, states in tried.items():
-        for name in survivors(states):
-            changes[name] = change_of(mutmut(folders[module], "show", name))
+        changes |= changes_in(folders[module], survivors(states))
     write_report(report(tried, changes))
 
 

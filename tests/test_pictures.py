@@ -1,3 +1,4 @@
+import copy
 import os
 import re
 import struct
@@ -89,7 +90,14 @@ def test_a_truncated_jpeg_is_called_damaged_and_not_shown_half_grey(tmp_path):
     Image.fromarray(noise(64, 64)).save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "damaged or cut short" in refusal(path)
+    assert "damaged or cut short (image file is truncated" in refusal(path)
+
+
+def test_a_film_is_no_picture_and_no_heic(tmp_path):
+    """An MP4 begins as HEIC does, but for its brand."""
+    path = tmp_path / "film.mp4"
+    path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
+    assert "no picture" in refusal(path)
 
 
 @pytest.mark.parametrize("error", [struct.error("bad"), RuntimeError("bad"), EOFError(), IndexError("bad")])
@@ -101,7 +109,7 @@ def test_whatever_a_decoder_raises_becomes_one_sentence(tmp_path, monkeypatch, e
         raise error
 
     monkeypatch.setattr(Image.Image, "load", broken)
-    assert "()" not in refusal(path)
+    assert f"({str(error) or 'EOFError'})" in refusal(path)
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
@@ -252,6 +260,22 @@ def test_a_floating_point_picture_with_holes_is_black_there(tmp_path):
     Image.fromarray(values).save(path)
     opened = pixels(open_image(path))
     assert opened[0, 0].max() == 0 and opened[1:].min() == 255
+
+
+def test_a_floating_point_picture_without_a_scale_is_cut_to_its_range_and_does_not_wrap_around(tmp_path):
+    path = tmp_path / "float.tif"
+    values = np.full((20, 20), 32768, dtype=np.float32)
+    values[0, :2] = -300, 1e6
+    Image.fromarray(values).save(path)
+    opened = pixels(open_image(path))[..., 0]
+    assert list(opened[0, :3]) == [0, 255, 128]
+
+
+@pytest.mark.parametrize(("top", "expected"), [(255, 255), (256, 1)])
+def test_whole_numbers_up_to_255_are_8_bits_and_larger_ones_16(tmp_path, top, expected):
+    path = tmp_path / "whole.tif"
+    Image.fromarray(np.full((20, 20), top, dtype=np.int32)).save(path)
+    assert pixels(open_image(path)).max() == expected
 
 
 @pytest.mark.parametrize(("suffix", "tolerance"), [("tif", 0), ("jpg", 8)])
@@ -408,8 +432,39 @@ def test_load_image_refuses_a_picture_object_that_is_too_small(pipe):
         load_image(Image.new("RGB", (1, 1)), pipe)
 
 
-def test_load_image_lays_a_transparent_picture_object_on_white(pipe):
-    assert (load_image(Image.new("RGBA", (128, 128)), pipe) == 1).all()
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
+def test_load_image_lays_a_transparent_picture_object_on_white(pipe, mode):
+    picture = Image.new("PA", (128, 128), (0, 0)) if mode == "PA" else Image.new(mode[:-1] + "A", (128, 128))
+    assert (load_image(picture.convert(mode), pipe) == 1).all()
+
+
+def test_load_image_has_the_precision_of_the_model(pipe):
+    half = SimpleNamespace(unet=copy.deepcopy(pipe.unet).to(torch.bfloat16), vae=pipe.vae, vae_scale_factor=8)
+    assert load_image(Image.new("RGB", (128, 128)), half).dtype == torch.bfloat16
+
+
+def test_a_picture_is_scaled_by_lanczos(pipe):
+    """Sharper than Pillow's default, and what diffusers does."""
+    wide = Image.fromarray(noise(64, 64))
+    expected = wide.resize((32, 32), Image.Resampling.LANCZOS)
+    assert np.array_equal(pixels(fit(wide, 32)), pixels(expected))
+    assert np.array_equal(pixels(pictures.pad_to_square(wide, 32)), pixels(expected))
+
+
+def test_the_most_pixels_that_are_promised_are_accepted(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 32 * 32)
+    for side in (32, 33):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
+    assert open_image(tmp_path / "32.png").size == (32, 32)
+    assert "more than 0 megapixels" in refusal(tmp_path / "33.png")
+
+
+def test_a_picture_too_large_is_told_the_limit_in_megapixels():
+    assert pictures._too_large("x") == "x unpacks to more than 80 megapixels: shrink it first"
+
+
+def test_a_grey_picture_has_three_channels_as_a_tensor():
+    assert to_tensor(Image.new("L", (16, 16), 255)).shape == (1, 3, 16, 16)
 
 
 # --------------------------------------------------------------------------------- to tensors and back
