@@ -1,7 +1,7 @@
 """How good is tiny-sd? VAE, CLIP and text -> picture, all on what training never saw, read by the reader.
 
 python benchmarks/model.py                 # about 20 minutes on 2 cores; writes the tables of the model card
-python benchmarks/model.py runs/tiny/out   # another model, in a folder laid out like data/: prints its tables
+python benchmarks/model.py runs/tiny/out   # another model, laid out like data/: tables printed, pictures kept there
 """
 
 from __future__ import annotations

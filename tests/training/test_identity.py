@@ -54,7 +54,7 @@ def test_near_is_a_hundredth_of_each_row_s_own_length_and_a_row_of_zeros_is_near
     assert is_near(torch.zeros(2, 3), torch.zeros(2, 3))
 
 
-def test_what_is_near_is_kept_in_half_precision(identity, e_tgt):
+def test_what_is_near_is_kept_in_half_precision(identity):
     """A checkpoint of an embedding for a large model stays small."""
     assert identity().near["text"].dtype == torch.float16
 
