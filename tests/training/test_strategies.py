@@ -1,6 +1,7 @@
 """Strategies for little memory: real half precision, the same weights, and nobody is in the way."""
 
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -9,16 +10,22 @@ import torch
 import imagic_lib as imagic
 from imagic_lib import Run
 from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
-from imagic_lib.training import loop
+from imagic_lib.training import loop, strategies
 from imagic_lib.training.loop import one_step
 from imagic_lib.training.memory import LiveBytes
-from imagic_lib.training.strategies import Strategy, stepping, unet_copy, waiting
+from imagic_lib.training.strategies import Strategy, looking_through, networks, stepping, unet_copy, waiting
 from tests.common import seeded, weights
 
 
 def strategy(**changes):
     given = {"method": "full", "dtype": torch.float32, "optimizer": "Adam", "checkpointing": False}
     return Strategy(**(given | changes))
+
+
+def test_a_strategy_is_called_by_what_it_does():
+    frugal = strategy(method="lora", dtype=torch.bfloat16, checkpointing=True)
+    assert frugal.name == "LoRA, bfloat16, Adam, checkpointing"
+    assert strategy(optimizer="Adam 8-bit").name == "full, float32, Adam 8-bit"
 
 
 def test_a_fit_encodes_the_picture_once_and_asks_the_unet_once_a_step_without_guidance(pipe, image, e_tgt, monkeypatch):
@@ -53,6 +60,55 @@ def test_a_copy_shares_nothing_and_has_the_strategys_precision(pipe):
     for (name, old), new in zip(pipe.unet.named_parameters(), same.parameters(), strict=True):
         assert torch.equal(old, new) and old.data_ptr() != new.data_ptr(), name
         assert new.requires_grad == old.requires_grad and new.stride() == old.stride()
+
+
+def test_what_was_frozen_is_frozen_in_the_copy_and_counters_stay_whole_numbers():
+    unet = torch.nn.BatchNorm1d(2).requires_grad_(False)
+    copied = unet_copy(unet, strategy(dtype=torch.bfloat16), torch.device("cpu"))
+    assert not any(p.requires_grad for p in copied.parameters())
+    assert copied.running_mean.dtype == torch.bfloat16 and copied.num_batches_tracked.dtype == torch.long
+    copied.running_mean += 1
+    assert torch.equal(unet.running_mean, torch.zeros(2))
+
+
+def test_stage_1_looks_through_the_pipelines_own_unet_or_a_frugal_copy_never_at_one_that_learns(pipe):
+    for given in (None, strategy()):
+        with looking_through(pipe, given) as unet:
+            assert unet is pipe.unet and not any(p.requires_grad for p in unet.parameters())
+    for given in (strategy(dtype=torch.bfloat16), strategy(checkpointing=True)):
+        with looking_through(pipe, given) as unet:
+            assert unet is not pipe.unet and unet.dtype == given.dtype and unet.device == pipe.unet.device
+            assert unet.is_gradient_checkpointing == given.checkpointing
+            assert not any(p.requires_grad for p in unet.parameters())
+
+
+def test_only_the_unet_that_is_looked_through_stays_on_the_gpu(pipe, monkeypatch):
+    away = []
+    monkeypatch.setattr(strategies, "waiting", lambda *modules: away.append(modules) or nullcontext())
+    with looking_through(pipe, None), looking_through(pipe, strategy(checkpointing=True)):
+        pass
+    others = [pipe.vae, pipe.text_encoder]
+    assert [m in away[0] for m in (*others, pipe.unet)] == [True, True, False]
+    assert [m in away[1] for m in (*others, pipe.unet)] == [True, True, True]
+    assert set(networks(pipe)) == {*others, pipe.unet}
+
+
+def test_adam_in_backward_steps_at_once_and_frees_each_gradient():
+    """Otherwise all gradients of SD 1.4 would be in memory together, 3.4 GB."""
+    stepped = {}
+    for optimizer in ("Adam", "Adam in backward"):
+        weight = torch.nn.Parameter(torch.ones(3))
+        with stepping({"w": weight}, 0.1, strategy(optimizer=optimizer)) as adam:
+            weight.grad = torch.ones(3)  # left over from before: `stepping_in_backward` starts without it
+            if optimizer == "Adam":
+                adam.zero_grad()
+            weight.sum().backward()
+            assert (weight.grad is None) == (optimizer == "Adam in backward")
+            adam.step()
+        stepped[optimizer] = weight.detach()
+    torch.testing.assert_close(stepped["Adam"], torch.full((3,), 0.9))
+    assert torch.equal(*stepped.values())
+    assert weight._post_accumulate_grad_hooks == {}  # outside the block backward is only backward
 
 
 @pytest.mark.parametrize("train_mode", [True, False])
