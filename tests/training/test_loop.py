@@ -152,7 +152,7 @@ def test_a_divergence_without_a_checkpoint_promises_nothing():
     def loss():
         return (x - 1).square().sum() * (float("nan") if len(progress.history.loss) == 7 else 1.0)
 
-    with pytest.raises(FloatingPointError, match=r"diverged at step 8 .*; nothing of it is kept$"):
+    with pytest.raises(FloatingPointError, match=r"^a fit diverged at step 8 \(loss nan\): .*; nothing of it is kept$"):
         descend(progress, loss, lambda: x.sum().item(), steps=20, run=Run(probe_every=5))
 
 
@@ -250,6 +250,7 @@ def test_a_small_checkpoint_comes_every_half_minute_a_large_one_within_ten_minut
     assert pause_after(5.0) == pytest.approx(5.0 / loop.SAVING_SHARE)
     for took in (40.0, 120.0, 250.0):
         assert pause_after(took) + 2 * took <= loop.LOSE_AT_MOST
+    assert pause_after(120.0) == loop.LOSE_AT_MOST - 2 * 120, "the time of writing counts before and after the pause"
     assert pause_after(1000.0) == loop.SAVE_AFTER, "a disk as slow as that leaves no choice"
 
 
@@ -270,6 +271,38 @@ def test_checkpoints_come_by_the_clock_also_if_a_step_is_slow(tmp_path, monkeypa
     assert saved[0] == (60, 1) and saved[-1][1] == 30
     for (before, _), (after, _) in zip(saved, saved[1:], strict=False):
         assert after + 120 - before <= loop.LOSE_AT_MOST + 60, "ten minutes, and the step that was not finished"
+
+
+def test_a_training_with_quick_steps_does_not_write_at_every_one_of_them(tmp_path, monkeypatch):
+    now, saved = [1000.0], []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Progress, "save", lambda progress, path: saved.append(len(progress.history.loss)))
+
+    def step(progress):
+        now[0] += 1
+
+    fit(tmp_path / "c", steps=75, on_step=step)
+    assert saved == [30, 60, 75]  # after every half minute, and at the end
+
+
+def test_the_scale_of_float16_gradients_is_kept_over_a_stop(tmp_path):
+    """Begun again at 65,536, a T4 would throw away its first steps after each stop."""
+    first, again, without = (progress_of(torch.zeros(3, requires_grad=True)) for _ in range(3))
+    first.scaler, again.scaler = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (128.0, 2.0))
+    assert loop.one_step((first.trained["x"] - 1).square().sum(), first)
+    first.save(tmp_path / "c")
+    again.load(tmp_path / "c")
+    assert again.scaler.get_scale() == 128.0
+    without.load(tmp_path / "c")  # on a machine that computes in float32
+    assert torch.equal(without.trained["x"], first.trained["x"])
+
+
+def test_who_previews_is_given_the_unet_in_training_and_its_embedding_before_the_probe():
+    seen = []
+    run = Run(preview=lambda unet, embedding: seen.append(("preview", unet, embedding)))
+    unet, e = torch.nn.Linear(1, 1), torch.ones(1)
+    assert run.look(lambda *given: seen.append(("probe", *given)) or 0.25, unet, e) == 0.25
+    assert seen == [("preview", unet, e), ("probe", unet, e)]
 
 
 def test_what_a_large_checkpoint_takes_is_said_before_the_first_step(tmp_path, monkeypatch, capsys):
