@@ -1,9 +1,11 @@
 """Training that is stopped, killed or diverges: nothing is lost, and resuming gives the same bits."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,7 +35,9 @@ def progress_of(x, lr=0.05, **facts):
     return Progress("a fit", {"x": x}, optimizer, generator, Identity(facts, {}))
 
 
-def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, watch=None, decay=0.0, **facts):
+def fit(
+    checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, watch=None, decay=0.0, bar=None, **facts
+):
     """Find the vector (1, 2, 3) from noisy looks at it."""
     x = torch.zeros(3, requires_grad=True)
     goal, progress = torch.tensor([1.0, 2.0, 3.0]), progress_of(x, lr, **facts)
@@ -44,7 +48,7 @@ def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=No
             on_step(progress)
         return (x - goal + 0.1 * torch.randn(3, generator=progress.generator)).square().sum()
 
-    run = Run(checkpoint=checkpoint, watch=watch, patience=patience, probe_every=5)
+    run = Run(checkpoint=checkpoint, watch=watch, patience=patience, probe_every=5, bar=bar)
     history = descend(progress, loss, lambda: (x - goal).square().sum().item(), steps=steps, decay=decay, run=run)
     return x.detach(), history
 
@@ -283,6 +287,38 @@ def test_a_training_with_quick_steps_does_not_write_at_every_one_of_them(tmp_pat
 
     fit(tmp_path / "c", steps=75, on_step=step)
     assert saved == [30, 60, 75]  # after every half minute, and at the end
+
+
+def test_the_seconds_of_all_sittings_are_added(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    def step(progress):
+        now[0] += 2
+
+    _, history = fit(tmp_path / "c", steps=10, on_step=step, watch=lambda name, history: len(history.loss) == 4)
+    assert history.seconds == 8
+    now[0] += 10_000  # a night
+    assert fit(tmp_path / "c", steps=10, on_step=step)[1].seconds == 20
+
+
+def test_the_bar_counts_the_steps_in_the_main_thread_and_is_not_drawn_elsewhere(tmp_path, capsys):
+    fit(tmp_path / "c", steps=10, watch=lambda name, history: len(history.loss) == 4)
+    shown = capsys.readouterr()
+    assert "a fit" in shown.err and "4/10" in shown.err
+    assert "a fit: stopped after 4 of 10 steps; what was learned is kept" in shown.out
+    fit(tmp_path / "c", steps=10)
+    again = capsys.readouterr().err
+    assert "4/10" in again and "10/10" in again and re.search(r"probe=\d+\.\d{4}\b", again)
+    other = threading.Thread(target=fit, kwargs={"steps": 3})
+    other.start()
+    other.join()
+    fit(steps=3, bar=False)
+    assert capsys.readouterr() == ("", "")
+    other = threading.Thread(target=fit, kwargs={"steps": 3, "bar": True})
+    other.start()
+    other.join()
+    assert "3/3" in capsys.readouterr().err
 
 
 def test_the_scale_of_float16_gradients_is_kept_over_a_stop(tmp_path):
