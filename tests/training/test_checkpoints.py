@@ -350,6 +350,27 @@ def test_sizes_on_disk(tmp_path, small_parts):
     assert checkpoints.free_on_disk(tmp_path / "not" / "there" / "yet") > 0
 
 
+def test_a_part_holds_as_much_as_is_allowed_and_not_more(small_parts):
+    def sizes(*counts: int) -> list[int]:
+        groups = checkpoints.in_parts({f"t{k}": torch.zeros(n, dtype=torch.uint8) for k, n in enumerate(counts)})
+        return [sum(t.nbytes for t in group.values()) for group in groups]
+
+    assert sizes(40, 60, 40, 59, 1) == [100, 100]
+    assert sizes(40, 30, 31, 70) == [70, 31, 70]
+    assert sizes(250, 100, 1) == [250, 100, 1], "a tensor that is larger has a part to itself"
+
+
+def test_a_part_that_somebody_deleted_does_not_keep_the_next_save_from_working(tmp_path, small_parts):
+    path = tmp_path / "c.safetensors"
+    checkpoints.save_tensors(path, {"a": torch.zeros(40), "b": torch.zeros(40)}, {})
+    checkpoints.further_parts(path)[0].unlink()
+    checkpoints.save_tensors(path, {"a": torch.ones(40), "b": torch.ones(40)}, {"step": 2})
+    found, facts = checkpoints.load_tensors(path)
+    assert facts == {"step": 2} and torch.equal(found["b"], torch.ones(40))
+    checkpoints.remove_tensors(path)
+    checkpoints.remove_tensors(path)  # nothing there is no error
+
+
 def test_a_missing_part_is_one_clear_sentence(tmp_path, small_parts):
     path = tmp_path / "c.safetensors"
     checkpoints.save_tensors(path, {"a": torch.zeros(40), "b": torch.zeros(40)}, {})
@@ -369,3 +390,18 @@ def test_moments_of_channels_last_weights_lie_in_memory_as_the_weights_do():
     checkpoints.unpack_optimizer(other, packed)
     moments = other.state[weight]["exp_avg"]
     assert moments.stride() == weight.stride() and torch.equal(moments, adam.state[weight]["exp_avg"])
+    eight_bit = torch.optim.Adam([weight])  # as bitsandbytes has them: whole numbers, which must stay such
+    eight_bit.state[weight] = {"step": 1, "state1": torch.arange(108, dtype=torch.uint8).reshape(4, 3, 3, 3)}
+    packed, other = checkpoints.pack_optimizer(eight_bit), WholeNumbers([weight])
+    checkpoints.unpack_optimizer(other, packed)
+    found = other.state[weight]["state1"]
+    assert found.dtype == torch.uint8 and found.stride() == weight.stride()
+    assert torch.equal(found, packed["optimizer.0.state1"])
+
+
+class WholeNumbers(torch.optim.Adam):
+    """torch's own optimizers turn a state into the kind of number that the weight is; bitsandbytes's don't."""
+
+    def load_state_dict(self, state):
+        [weight] = self.param_groups[0]["params"]
+        self.state[weight] = dict(state["state"][0])

@@ -123,6 +123,18 @@ def test_who_watches_sees_every_step_and_may_end_it_which_can_go_on(tmp_path):
     assert torch.equal(fit(checkpoint)[0], fit()[0]), "the same bits as one that nobody ended"
 
 
+def test_ended_one_step_early_is_stopped_ended_at_the_last_step_is_done():
+    early, last = (fit(steps=5, watch=lambda name, h, at=at: len(h.loss) == at)[1] for at in (4, 5))
+    assert (early.stopped, len(early.loss)) == (True, 4)
+    assert (last.stopped, len(last.loss)) == (False, 5)
+
+
+def test_a_checkpoint_that_is_done_is_not_written_again(tmp_path, monkeypatch):
+    fit(tmp_path / "c", steps=5)
+    monkeypatch.setattr(Progress, "save", lambda progress, path: pytest.fail("written again"))
+    assert len(fit(tmp_path / "c", steps=5)[1].loss) == 5
+
+
 def test_a_second_press_raises_at_once(ctrl_c):
     def press(progress):
         signal.raise_signal(signal.SIGINT)
