@@ -390,18 +390,22 @@ def test_moments_of_channels_last_weights_lie_in_memory_as_the_weights_do():
     checkpoints.unpack_optimizer(other, packed)
     moments = other.state[weight]["exp_avg"]
     assert moments.stride() == weight.stride() and torch.equal(moments, adam.state[weight]["exp_avg"])
-    eight_bit = torch.optim.Adam([weight])  # as bitsandbytes has them: whole numbers, which must stay such
-    eight_bit.state[weight] = {"step": 1, "state1": torch.arange(108, dtype=torch.uint8).reshape(4, 3, 3, 3)}
-    packed, other = checkpoints.pack_optimizer(eight_bit), WholeNumbers([weight])
-    checkpoints.unpack_optimizer(other, packed)
-    found = other.state[weight]["state1"]
-    assert found.dtype == torch.uint8 and found.stride() == weight.stride()
-    assert torch.equal(found, packed["optimizer.0.state1"])
 
 
-class WholeNumbers(torch.optim.Adam):
-    """torch's own optimizers turn a state into the kind of number that the weight is; bitsandbytes's don't."""
+class KeepsWholeNumbers(torch.optim.Adam):
+    """Like bitsandbytes's optimizers; torch's own turn their state into the kind of number that the weight is."""
 
     def load_state_dict(self, state):
         [weight] = self.param_groups[0]["params"]
         self.state[weight] = dict(state["state"][0])
+
+
+def test_8_bit_moments_stay_whole_numbers_when_they_are_laid_as_the_weight_is():
+    weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last))
+    first, second = KeepsWholeNumbers([weight]), KeepsWholeNumbers([weight])
+    first.state[weight] = {"step": 1, "state1": torch.arange(108, dtype=torch.uint8).reshape(weight.shape)}
+    packed = checkpoints.pack_optimizer(first)
+    checkpoints.unpack_optimizer(second, packed)
+    found = second.state[weight]["state1"]
+    assert found.dtype == torch.uint8 and found.stride() == weight.stride()
+    assert torch.equal(found, packed["optimizer.0.state1"])

@@ -334,7 +334,7 @@ def test_the_bar_counts_the_steps_in_the_main_thread_and_is_not_drawn_elsewhere(
 
 
 def test_the_scale_of_float16_gradients_is_kept_over_a_stop(tmp_path):
-    """Begun again at 65,536, a T4 would throw away its first steps after each stop."""
+    """Begun again at 65,536, a T4 may have to leave out steps after each stop until the scale is low again."""
     first, again, without = (progress_of(torch.zeros(3, requires_grad=True)) for _ in range(3))
     first.scaler, again.scaler = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (128.0, 2.0))
     assert loop.one_step((first.trained["x"] - 1).square().sum(), first)
