@@ -32,7 +32,8 @@ def ids_of(tokenizer, text: str) -> list[int]:
 # ------------------------------------------------------------------------------------------ any text
 
 
-@given(text=st.text(max_size=120))
+# CLIP's own tokenizer reads its marks as marks, too, where a text contains them
+@given(text=st.text(max_size=120).filter(lambda text: START not in text and END not in text))
 @settings(max_examples=150, deadline=None)
 def test_any_text_has_ids_laid_out_as_in_clip(tokenizer, text):
     ids = ids_of(tokenizer, text)
