@@ -45,6 +45,8 @@ def seconds(code: str) -> float:
 
 
 def main() -> None:
+    if (ROOT / "out" / "demo").exists():
+        raise SystemExit("out/demo is there, and the demo would not train anew: move it away first")
     began = time.monotonic()
     demo_run = [sys.executable, "-m", "imagic_lib", "demo"]
     printed = subprocess.run(demo_run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
