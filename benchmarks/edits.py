@@ -14,7 +14,6 @@ import imagic_lib as imagic
 from imagic_lib.classroom.plots import picture_grid
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr
-from imagic_lib.suggestion import ETAS
 from imagic_lib.toyworld import Scene, load_reader, load_scene
 
 EDITS = {  # picture: what is changed
@@ -45,7 +44,7 @@ def successes(reader, pictures, truth: Scene) -> int:
 def ways_of(edit: imagic.ImagicEdit) -> list[Way]:
     """Without fine-tuning, with all of it (the paper's way; the η with the best score), and as suggested."""
     chosen = edit.suggest()
-    eta = max(ETAS, key=lambda eta: chosen.scores[eta, 1.0])
+    _, eta = max((score, eta) for (eta, scale), score in chosen.scores.items() if scale == 1)
     return [
         Way("not fine-tuned", chosen.eta, 0.0),
         Way("λ = 1, as in the paper", eta, 1.0),
