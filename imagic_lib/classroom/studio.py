@@ -385,7 +385,6 @@ def open_edit(state: Studio, view: SimpleNamespace, folder: Path) -> None:
     do.reopen(state, folder)
     view.text.value, view.drawing.value = state.text, CHOOSE
     view.method.value = state.method
-    view.tiles.clear()
     view.shown.clear()
     view.note.value = ""
     show_source(state, view)
@@ -559,7 +558,17 @@ def inline(picture: Image.Image) -> str:
 
 
 def show_gallery(state: Studio, view: SimpleNamespace) -> None:
-    """Rows of seeds, one block for each scale; columns of η. A picture that stays is not sent again."""
+    """The tiles stand before there is anything in them: a page that gets a grid anew with each picture falls behind."""
+    if once(view, "tiles", state.folder):
+        view.tiles.clear()
+    if once(view, "grid", (state.folder, sorted(state.etas), tuple(state.scales), tuple(state.seeds))):
+        lay_out(state, view)
+    for key, found in view.tiles.items():
+        fill(found, state.pictures.get(key))
+
+
+def lay_out(state: Studio, view: SimpleNamespace) -> None:
+    """Rows of seeds, one block for each scale; columns of η."""
     etas, cells = sorted(state.etas), []
     for scale in state.scales:
         named = len(state.scales) > 1 or scale != 1
@@ -571,24 +580,28 @@ def show_gallery(state: Studio, view: SimpleNamespace) -> None:
     view.grid.children = cells
 
 
-def tile(state: Studio, view: SimpleNamespace, key: Key) -> widgets.Widget:
-    """A picture with a transparent button over it: stock images can't be clicked."""
-    picture = state.pictures.get(key)
-    if picture is None:
-        return widgets.HTML("")
-    if key in view.tiles:
-        return view.tiles[key]
-    small = widgets.Image(value=png(sized(picture, 2 * TILE), 0), format="png")
-    small.layout = {"width": f"{TILE}px", "height": f"{TILE}px", "grid_area": "1 / 1", "margin": "0"}
-    over = widgets.Button(style={"button_color": "transparent"})
-    side = f"{TILE + 6}px"  # with the frame
-    over.layout = {"width": side, "height": side, "grid_area": "1 / 1", "margin": "0", "border": PLAIN}
-    over.on_click(lambda _button: pick(state, view, key))
-    view.tiles[key] = found = widgets.GridBox(
-        [small, over], layout={"align_items": "center", "justify_items": "center"}
-    )
-    found.key, found.over = key, over
-    return found
+def tile(state: Studio, view: SimpleNamespace, key: Key) -> widgets.GridBox:
+    """The place of a picture, with a transparent button over it: stock images can't be clicked."""
+    if key not in view.tiles:
+        small = widgets.Image(format="png")
+        small.layout = {"width": f"{TILE}px", "height": f"{TILE}px", "grid_area": "1 / 1", "margin": "0"}
+        over = widgets.Button(style={"button_color": "transparent"})
+        side = f"{TILE + 6}px"  # with the frame
+        over.layout = {"width": side, "height": side, "grid_area": "1 / 1", "margin": "0", "border": PLAIN}
+        over.on_click(lambda _button: pick(state, view, key))
+        inside = {"align_items": "center", "justify_items": "center", "visibility": "hidden"}
+        view.tiles[key] = found = widgets.GridBox([small, over], layout=inside)
+        found.key, found.small, found.over, found.picture = key, small, over, None
+    return view.tiles[key]
+
+
+def fill(found: widgets.GridBox, picture: Image.Image | None) -> None:
+    """Show this picture in a tile, if it isn't there yet."""
+    if picture is found.picture:
+        return
+    found.picture = picture
+    found.small.value = b"" if picture is None else png(sized(picture, 2 * TILE), 0)
+    found.layout.visibility = "hidden" if picture is None else "visible"
 
 
 def pick(state: Studio, view: SimpleNamespace, key: Key) -> None:

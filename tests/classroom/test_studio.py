@@ -24,7 +24,7 @@ import imagic_lib as imagic
 from imagic_lib import stage4_inference
 from imagic_lib.classroom import studio as view_of
 from imagic_lib.classroom import studio_state as do
-from imagic_lib.classroom.widgets import parts
+from imagic_lib.classroom.widgets import parts, png
 from imagic_lib.folder import INPUT_FILE, KOHYA_FILE, LORA_FILE, edits_in, new_folder, picture_name, read_facts
 from imagic_lib.suggestion import Suggestion
 from imagic_lib.training import loop, memory
@@ -566,6 +566,27 @@ def test_with_the_mouse_alone_from_a_drawing_to_a_zip(box):
     box.click("more_seeds")
     box.wait(600)
     assert len(view.tiles) == tiles + 8 and box.state.seeds == [0, 1, 2, 3]
+
+
+def test_a_second_edit_in_the_same_studio_shows_its_own_pictures(box):
+    for name in ("car-parked.png", "dog-sitting.png"):
+        box.view.drawing.value = name
+        box.click("run")
+        box.wait(600)
+        drawn = {key: png(view_of.sized(picture, 2 * view_of.TILE), 0) for key, picture in box.state.pictures.items()}
+        assert {key: tile.children[0].value for key, tile in box.view.tiles.items() if tile.children[0].value} == drawn
+
+
+def test_the_grid_of_the_gallery_is_laid_out_before_its_pictures_come(box):
+    """The page gets it once: with each new list of tiles it would make all of them anew."""
+    box.view.drawing.value = "car-parked.png"
+    grids = []
+    box.view.grid.observe(lambda change: grids.append(len(change["new"])), "children")
+    box.click("run")
+    box.wait(600)
+    assert len(grids) <= 2 and len(box.state.pictures) == 8  # before and after the suggestion of λ
+    hidden = [key for key, tile in box.view.tiles.items() if tile.layout.visibility == "hidden"]
+    assert not set(hidden) & set(box.state.pictures)
 
 
 def test_stop_and_go_on_by_click(box, monkeypatch):
