@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from imagic_lib.edit import ImagicEdit
 
-# The paper finds 0.6 to 0.8 best for Stable Diffusion's like; with the embedded model the text comes later.
+# The paper finds 0.6 to 0.8 best. The embedded model turns later: benchmarks/suggestion.py.
 ETAS = {"tiny": (0.8, 1.0), "stable-diffusion": (0.6, 0.8)}
 SCALES = (0.5, 0.75, 1.0)
 SEEDS = (0, 1, 2)
 TRIED = 2 * len(SCALES) * len(SEEDS)  # pictures
-NEARLY = 0.95  # of the best score: so few seeds can't tell what is nearer
+NEARLY = 0.95  # of the best score: three seeds can't tell smaller differences
 SAMPLING = {"scheduler": "sde-dpm++", "steps": 15}  # fewer steps than a final picture has: whether it succeeds shows
 CLIP = "openai/clip-vit-large-patch14"  # whose text tower Stable Diffusion 1.4 has; 1.7 GB
 

@@ -558,7 +558,7 @@ def inline(picture: Image.Image) -> str:
 
 
 def show_gallery(state: Studio, view: SimpleNamespace) -> None:
-    """The tiles stand before there is anything in them: a page that gets a grid anew with each picture falls behind."""
+    """The empty tiles are laid out once; then each gets its picture. So a new picture leaves the other tiles alone."""
     if once(view, "tiles", state.folder):
         view.tiles.clear()
     if once(view, "grid", (state.folder, sorted(state.etas), tuple(state.scales), tuple(state.seeds))):

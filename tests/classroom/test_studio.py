@@ -578,7 +578,7 @@ def test_a_second_edit_in_the_same_studio_shows_its_own_pictures(box):
 
 
 def test_the_grid_of_the_gallery_is_laid_out_before_its_pictures_come(box):
-    """The page gets it once: with each new list of tiles it would make all of them anew."""
+    """So that a new picture changes one tile, and not the list of all of them."""
     box.view.drawing.value = "car-parked.png"
     grids = []
     box.view.grid.observe(lambda change: grids.append(len(change["new"])), "children")
