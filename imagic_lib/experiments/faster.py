@@ -7,11 +7,13 @@ together or in turns, at times drawn without strata, in some layers only, or unt
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from torch import Tensor
 
 from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process, frozen, one_each
@@ -122,6 +124,17 @@ def loss_of(schedule: Schedule, unet, process, z: Tensor, e: Tensor, generator: 
 
 
 def scheduled(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, schedule: Schedule) -> Draw:
-    """Imagic on this schedule as a method to compare (`experiments.methods.Method`), knob η."""
+    """Imagic on this schedule as a method to compare (`experiments.methods.Method`). Its knob is the way from the input
+    to the text alone, see `pair_at`."""
     e_tgt, e_opt, tuned, _ = train(pipe, image, text, schedule)
-    return lambda eta, seeds: generate(tuned, interpolate(e_tgt, e_opt, eta), seeds)
+
+    def draw(way: float, seeds: Sequence[int]) -> list[Image.Image]:
+        eta, scale = pair_at(way)
+        return generate(tuned, interpolate(e_tgt, e_opt, eta), seeds, scale=scale)
+
+    return draw
+
+
+def pair_at(way: float) -> tuple[float, float]:
+    """(η, λ) on the way from the input, 0, to the text alone, 2: first η grows to 1, then λ falls from 1 to 0."""
+    return min(way, 1.0), min(2.0 - way, 1.0)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,8 @@ import imagic_lib as imagic
 from imagic_lib.experiments.benchmark import counted
 from imagic_lib.experiments.faster import Schedule, scheduled, train
 from imagic_lib.experiments.methods import Method
+from imagic_lib.stage3_interpolation import interpolate
+from imagic_lib.stage4_inference import generate
 from tests.common import same, seeded, weights
 
 TEXT = "a brown dog jumping on the grass"
@@ -78,9 +81,11 @@ def test_the_model_stays_as_it_was(pipe, image):
 
 
 def test_it_is_a_method_like_the_others(pipe, image):
-    method = Method("ours", "-", partial(scheduled, schedule=PLAIN), "η", (0.0, 1.0), 10.0)
-    [picture] = method.start(pipe, image, TEXT)(0.5, [0])
-    assert picture.size == (128, 128)
+    draw = Method("ours", "-", partial(scheduled, schedule=PLAIN), "way", (0.0, 1.0), 2.0).start(pipe, image, TEXT)
+    e_tgt, e_opt, tuned, _ = train(pipe, image, TEXT, PLAIN)
+    for way, eta, scale in ((0.5, 0.5, 1), (1.0, 1, 1), (1.25, 1, 0.75), (2.0, 1, 0)):
+        [expected] = generate(tuned, interpolate(e_tgt, e_opt, eta), [0], scale=scale)
+        assert np.array_equal(np.asarray(draw(way, [0])[0]), np.asarray(expected))
 
 
 @pytest.mark.parametrize(

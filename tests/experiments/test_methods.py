@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler
+from diffusers import DDIMInverseScheduler, StableDiffusionPipeline
 
 import imagic_lib as imagic
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
-from imagic_lib.diffusion import decode_latents, encode_image, noised
+from imagic_lib.diffusion import decode_latents, encode_image, forward_process, noised
 from imagic_lib.experiments.benchmark import counted
 from imagic_lib.experiments.methods import METHODS, attention, community_methods, inversion, others, tuning
 from imagic_lib.experiments.methods.attention import aligned, changed_attention, prompt_to_prompt, take_maps
@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 class ImagicStableDiffusionPipeline:
     def __init__(self, vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor):
-        self.unet, self.vae = unet, vae
+        self.unet, self.vae, self.scheduler = unet, vae, scheduler
 
     def set_progress_bar_config(self, **settings):
         pass
@@ -40,6 +40,7 @@ class ImagicStableDiffusionPipeline:
     def train(self, prompt, image, height=512, width=512, generator=None, **settings):
         assert Accelerator(mixed_precision="fp16").mixed_precision == "no"
         self.seen = prompt, tuple(image.shape), height, width, settings
+        self.noised = self.scheduler.add_noise(torch.ones(1), torch.zeros(1), torch.tensor([900]))
         list(tqdm(range(2)))
         self.unet.requires_grad_(True).train()
         with torch.no_grad():
@@ -51,7 +52,8 @@ class ImagicStableDiffusionPipeline:
 
         shade = int(torch.randint(255, (), generator=generator))
         assert not self.unet.training
-        color = shade, int(50 * alpha), num_inference_steps
+        color = shade, int(50 * alpha), int(torch.randint(255, ()))
+        self.drawn = num_inference_steps, type(self.scheduler)
         return SimpleNamespace(images=[Image.new("RGB", (width, height), color)])
 """
 
@@ -278,6 +280,7 @@ def test_the_community_pipeline_gets_its_rates_and_a_copy_of_the_unet(pipe, imag
         return module
 
     monkeypatch.setattr(others, "community_module", watched)
+    pipe = StableDiffusionPipeline(**pipe.components | {"scheduler": sampler(pipe, "sde-dpm++")})
     before, state = weights(pipe.unet), torch.random.get_rng_state()
     methods = community_methods(peer)
     pictures = [method.start(pipe, image, TEXT)(1.2, [0, 1]) for method in methods.values()]
@@ -287,7 +290,10 @@ def test_the_community_pipeline_gets_its_rates_and_a_copy_of_the_unet(pipe, imag
     assert same(before, weights(pipe.unet)) and torch.equal(state, torch.random.get_rng_state())
     assert same(*(weights(one.unet) for one in made)) and not same(before, weights(made[0].unet))
     first, second = (p.getpixel((0, 0)) for p in pictures[0])
-    assert first[0] != second[0] and first[1:] == (60, STEPS)
+    assert first[0] != second[0] and first[1] == 60
+    # noise of the timestep that was asked for; pictures by the model's own sampler
+    torch.testing.assert_close(made[0].noised, forward_process(pipe).alphas_cumprod[[900]].sqrt())
+    assert made[0].drawn == (STEPS, type(pipe.scheduler))
 
 
 # -- Imagic, whole and in parts

@@ -15,7 +15,9 @@ from imagic_lib.experiments.methods.inversion import ddim_inversion, negative_pr
 from imagic_lib.experiments.methods.method import Draw, Method
 from imagic_lib.experiments.methods.others import COMMUNITY, COMMUNITY_FILE, community, ledits, sdedit
 from imagic_lib.experiments.methods.tuning import (
+    FAST,
     PAPER,
+    fast_imagic,
     imagic,
     imagic_scaled,
     paper_imagic,
@@ -42,6 +44,9 @@ METHODS = {
     "imagic": Method("Imagic", IMAGIC, imagic, ETA, ETAS, FAR, settings=(FIRST, FULL)),
     "imagic-scale": Method(
         "Imagic at η = 1, less of stage 2", IMAGIC, imagic_scaled, SCALE, SCALES, 2.0, settings=(FIRST, FULL)
+    ),
+    "imagic-fast": Method(
+        "Imagic at η = 1, few steps", IMAGIC, fast_imagic, SCALE, SCALES, 2.0, settings=(FIRST, FULL, FAST)
     ),
     "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, ETA, ETAS, FAR, settings=(PAPER,)),
     "imagic-lora": Method(
@@ -140,4 +145,4 @@ def community_methods(path: str | Path) -> dict[str, Method]:
     }
 
 
-__all__ = ["METHODS", "Draw", "Method", "community_methods"]
+__all__ = ["FAST", "METHODS", "PAPER", "Draw", "Method", "community_methods"]
