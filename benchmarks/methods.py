@@ -32,6 +32,7 @@ from imagic_lib.experiments.benchmark import (
     measured,
     numbers_in,
     tables,
+    worth,
     write_table,
 )
 from imagic_lib.sweep.table import read_table
@@ -49,10 +50,11 @@ def rows_of(split: str) -> list[dict]:
 
 
 def point(rows: list[dict], dev: list[dict], name: str) -> dict[str, float]:
-    """Mean success, details kept, seconds and evaluations of a method at the value that was best on dev."""
+    """Mean success, details kept, both, seconds and evaluations of a method at the value that was best on dev."""
     own, best = measured(rows, name), best_value(dev, name)
     kept = [numbers_in(row["kept"])[best] for row in own]
     found = {"kept": float(np.nanmean(kept))}
+    found["both"] = float(np.mean([worth(row)[best] for row in own]))
     found["success"] = float(np.mean([numbers_in(row["success"])[best] for row in own]))
     for what in ("seconds", "evaluations"):
         found[what] = float(np.mean([float(row[what]) + numbers_in(row[f"{what}_a_picture"])[best] for row in own]))

@@ -112,14 +112,14 @@ def test_a_row_for_each_edit_and_method_with_a_sheet_of_pictures(two, command, t
     sheets = [Image.open(path) for path in tmp_path.glob("runs/*/sweep/edits/*/sheet.png")]
     assert len(sheets) == 5 and all(one.size == (5 * 128, 2 * 128) for one in sheets)
     assert [sheets[0].getpixel((x, 5))[0] for x in (260, 390, 520)] == [51, 127, 255]
-    assert "| Quick | strength = 0.5 | 50 % (50–50) |" in capsys.readouterr().out
+    assert "| Quick | strength = 1 | 50 % (50–50) | 100 % (100–100) | 50 % (50–50) |" in capsys.readouterr().out
 
 
 def test_a_method_that_fails_is_a_row_with_its_reason_and_is_tried_again(two, command, tmp_path, capsys):
     assert command("--edits", "2") == 0
     failed = [one for one in rows_in(tmp_path / "dev.csv") if one["error"]]
     assert [(one["method"], one["edit"], one["error"]) for one in failed] == [("failing", "1", "Failing can't do that")]
-    assert "| Failing | strength = 0.5 | 25 % (0–50) |" in capsys.readouterr().out
+    assert "| Failing | strength = 1 | 25 % (0–50) |" in capsys.readouterr().out
     assert command("--edits", "2") == 0
     assert not any(one["error"] for one in rows_in(tmp_path / "dev.csv"))
     assert len(two.failing) == 3 and len(two.quick) == 2
@@ -276,17 +276,20 @@ def test_a_file_that_is_not_of_the_benchmark_is_refused_and_left_alone(tmp_path)
         assert path.read_bytes() == content
 
 
-def test_the_knob_with_most_success_is_chosen_and_of_equal_ones_the_more_faithful():
-    rows = [row(success="0 1 0.5"), row(success="0.5 0 1", index=1), row(success="1 1 1", error="no", index=2)]
+def test_the_knob_is_chosen_for_success_and_details_kept_and_of_equal_ones_the_more_faithful():
+    rows = [row(success="0 1 0.5", kept="nan 0.5 0.5"), row(success="0.5 0 1", kept="0.5 nan 0.5", index=1)]
+    rows.append(row(success="1 1 1", kept="1 0 0", error="no", index=2))
     assert best_value(rows, "imagic") == 2
-    assert best_value([row(success="0.5 0.5")], "imagic") == 0
+    assert best_value([row(success="0.5 0.5", kept="0.5 0.5")], "imagic") == 0
+    # a little less success, and much more kept
+    assert best_value([row(success="0.75 1", kept="0.8 0.5")], "imagic") == 0
 
 
 def test_the_table_counts_a_failure_as_no_success_and_adds_training_to_drawing():
     methods = {"imagic": METHODS["imagic"], "text": METHODS["text"]}
     rows = [row(success="0 1"), row(success="0 0.5", index=1, psnr=20), row(index=2, error="no", success="")]
     told = tables(methods, rows, [row(success="0 1")])
-    assert "| Imagic | η = 0.6 | 50 % (0–100) | 25 % (25–25) | 25.0 | 10.5 | 160 | 1 |" in told
+    assert "| Imagic | η = 0.6 | 50 % (0–100) | 25 % (25–25) | 12 % (0–25) | 25.0 | 10.5 | 160 | 1 |" in told
     assert "| The text alone | – |" in told and "| success | pose | colour | place | subject |" in told
 
 
