@@ -35,6 +35,7 @@ from imagic_lib.experiments.benchmark import (
     worth,
     write_table,
 )
+from imagic_lib.experiments.methods import Method
 from imagic_lib.sweep.table import read_table
 from imagic_lib.training.checkpoints import write_atomically
 
@@ -42,7 +43,8 @@ RUNS = ROOT / "runs" / "benchmark"
 SHOWN = ("imagic", "imagic-scale", "imagic-lora", "no-stage-2", "sdedit", "p2p", "ledits")
 EDITS = 12  # in the sheet of pictures: three of each kind
 SIDE = 128
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+BESIDE = ((0, 11), (11, 0), (0, -11), (-11, 0))  # points: where a number stands, so that two at one place can be read
+COLOURS = {"imagic": "#0072B2", "community": "#D55E00", "inversion": "#009E73", "other": "#555555"}
 
 
 def rows_of(split: str) -> list[dict]:
@@ -61,29 +63,36 @@ def point(rows: list[dict], dev: list[dict], name: str) -> dict[str, float]:
     return found
 
 
-def figure(points: dict[str, dict[str, float]], titles: dict[str, str]) -> Figure:
-    """Left, the share of successes against the time of one picture; right, what they keep of the input."""
-    whole = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = whole.subplots(1, 2, sharex=True)
-    for axis, (what, label) in zip(
-        panels, (("success", "edits that succeed, %"), ("kept", "details kept, %")), strict=True
-    ):
-        for k, (name, found) in enumerate(points.items()):
-            axis.scatter(
-                found["seconds"],
-                100 * found[what],
-                s=70,
-                color=COLOURS[k % len(COLOURS)],
-                marker="os^Dv"[k // len(COLOURS)],
-                label=titles[name],
-            )
-        axis.set(xscale="log", ylim=(0, 105))
-        axis.set_xlabel("seconds for one edited picture, training included", fontsize=12)
-        axis.set_ylabel(label, fontsize=12)
+def figure(points: dict[str, dict], methods: dict[str, Method]) -> Figure:
+    """Left, what an edit is worth against the seconds of one picture; right, details kept against success."""
+    whole = Figure(figsize=(12, 5.2), layout="constrained")
+    left, right = whole.subplots(1, 2)
+    for number, (name, found) in enumerate(points.items(), 1):
+        colour = COLOURS[family_of(name)]
+        for axis, x, y in ((left, found["seconds"], found["both"]), (right, 100 * found["success"], found["kept"])):
+            axis.scatter(x, 100 * y, label=f"{number}  {methods[name].title}", color=colour, s=60, alpha=0.7)
+            place = {"xytext": BESIDE[number % len(BESIDE)], "textcoords": "offset points"}
+            axis.annotate(str(number), (x, 100 * y), **place, ha="center", va="center", fontsize=11, color=colour)
+    left.set(xscale="log", ylim=(0, 100))
+    left.set_xlabel("seconds for one edited picture, training included", fontsize=12)
+    left.set_ylabel("success × details kept, %", fontsize=12)
+    right.set(xlim=(0, 105), ylim=(0, 100))
+    right.set_xlabel("edits that succeed, %", fontsize=12)
+    right.set_ylabel("details kept by these, %", fontsize=12)
+    for axis in (left, right):
         axis.grid(alpha=0.3)
-    handles, labels = panels[0].get_legend_handles_labels()
-    whole.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=10)
+    handles, labels = left.get_legend_handles_labels()
+    whole.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=10, frameon=False)
     return whole
+
+
+def family_of(name: str) -> str:
+    """Imagic of this library, of the community, what starts from an inversion, or another way."""
+    if name.startswith(("imagic", "no-stage")):
+        return "imagic"
+    if name.startswith("community"):
+        return "community"
+    return "inversion" if name in ("ddim-inversion", "npi", "p2p", "null-text", "ledits") else "other"
 
 
 def sheet(split: str, names: list[str], methods: dict, dev: list[dict], folder: Path) -> tuple[Image.Image, list[dict]]:
@@ -112,7 +121,7 @@ def main() -> None:
     points = {name: point(rows, dev, name) for name in methods}
     points = {name: found for name, found in points.items() if not math.isnan(found["kept"])}
     titles = {name: method.title for name, method in methods.items()}
-    figure(points, titles).savefig(FOLDER / "methods.png", dpi=80)
+    figure(points, methods).savefig(FOLDER / "methods.png", dpi=80)
     versions = {name: measured(rows, next(iter(methods)))[0][name] for name in VERSIONS}
     key = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
     names = [name for name in SHOWN if name in methods]

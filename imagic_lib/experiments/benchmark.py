@@ -53,8 +53,8 @@ COLUMNS = (
     *("psnr", "seconds", "evaluations", "with_gradient", "error", "date", *VERSIONS),
 )
 NOTE = """{} edits. Details kept: of the successful pictures. Both: success x details kept, where a failure keeps
-nothing; for this the knob was chosen, on {} edits of dev. Seconds and evaluations are for one picture, training or
-inversion included. In brackets 95 % intervals over the edits.
+nothing; for this the knob was chosen, on {} edits of dev. PSNR: to the input, at the most faithful value of the knob.
+Seconds and evaluations are for one picture, training or inversion included. In brackets 95 % intervals over the edits.
 """
 
 
