@@ -21,8 +21,9 @@ from sweeps import Results
 import imagic_lib as imagic
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.experiments.benchmark import interval, measure, numbers_in, versions_of, worth
-from imagic_lib.experiments.faster import Schedule, pair_at, scheduled
-from imagic_lib.experiments.methods import FAST, IMAGIC, PAPER, Method
+from imagic_lib.experiments.faster import Schedule, scheduled
+from imagic_lib.experiments.methods import FAST, IMAGIC, PAPER, WAYS, on_the_way
+from imagic_lib.experiments.methods.tuning import pair_at
 from imagic_lib.toyworld import load_reader
 from imagic_lib.toyworld.edits import toyedit
 
@@ -45,7 +46,6 @@ FEW = replace(
     second=FAST["tiny"][1]["steps"],
     rates=(FAST["tiny"][0]["lr"], FAST["tiny"][1]["lr"]),
 )
-WAY, WAYS = "η, then 1 - λ", (0.0, 0.8, 1.0, 1.25, 1.5)
 SCHEDULES = {
     "the paper's": PAPERS,
     "the paper's, a fifth of the steps, five times the rates": replace(
@@ -89,7 +89,7 @@ def main() -> None:
         for name, schedule in SCHEDULES.items():
             key, about = f"{index} / {name}", {k: str(v) for k, v in asdict(schedule).items()}
             if results.found["runs"].get(key, {}).get("schedule") != about:
-                method = Method(name, IMAGIC, partial(scheduled, schedule=schedule), WAY, WAYS, 2.0)
+                method = on_the_way(name, IMAGIC, partial(scheduled, schedule=schedule))
                 found, _ = measure(method, pipe, edit, reader)
                 results.keep("runs", key, found | {"schedule": about})
     runs = {name: [r for key, r in results.found["runs"].items() if key.endswith(f"/ {name}")] for name in SCHEDULES}
@@ -104,7 +104,8 @@ def main() -> None:
         "both",
     ]
     lines = [row_of(name, found) for name, found in runs.items() if found]
-    note = f"{asked.count} edits of ToyEdit dev, 4 seeds each; in brackets 95 % intervals over the edits.\n"
+    note = f"{asked.count} edits of ToyEdit dev, 4 seeds each; in brackets 95 % intervals over the edits. The pair "
+    note += "(η, λ) of each line, and the rates of the few steps, were chosen on these edits.\n"
     put(ROOT / "benchmarks" / "README.md", "faster", table(header, lines) + "\n" + note)
 
 

@@ -28,6 +28,7 @@ from imagic_lib.experiments.benchmark import (
     VERSIONS,
     all_methods,
     best_value,
+    current,
     job_for,
     measured,
     numbers_in,
@@ -40,7 +41,7 @@ from imagic_lib.sweep.table import read_table
 from imagic_lib.training.checkpoints import write_atomically
 
 RUNS = ROOT / "runs" / "benchmark"
-SHOWN = ("imagic", "imagic-scale", "imagic-lora", "no-stage-2", "sdedit", "p2p", "ledits")
+SHOWN = ("imagic", "imagic-fast", "no-stage-2", "sdedit", "npi", "p2p", "ledits")
 EDITS = 12  # in the sheet of pictures: three of each kind
 SIDE = 128
 BESIDE = ((0, 11), (11, 0), (0, -11), (-11, 0))  # points: where a number stands, so that two at one place can be read
@@ -115,8 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--community", type=Path)
     asked = parser.parse_args()
-    rows, dev = rows_of("test"), rows_of("dev")
-    methods = {name: method for name, method in all_methods(asked.community).items() if measured(rows, name)}
+    methods = all_methods(asked.community)
+    rows, dev = (current(rows_of(split), methods) for split in ("test", "dev"))
+    methods = {name: method for name, method in methods.items() if measured(rows, name)}
     put(ROOT / "benchmarks" / "README.md", "methods", tables(methods, rows, dev))
     points = {name: point(rows, dev, name) for name in methods}
     points = {name: found for name, found in points.items() if not math.isnan(found["kept"])}

@@ -53,8 +53,9 @@ COLUMNS = (
     *("psnr", "seconds", "evaluations", "with_gradient", "error", "date", *VERSIONS),
 )
 NOTE = """{} edits. Details kept: of the successful pictures. Both: success x details kept, where a failure keeps
-nothing; for this the knob was chosen, on {} edits of dev. PSNR: to the input, at the most faithful value of the knob.
-Seconds and evaluations are for one picture, training or inversion included. In brackets 95 % intervals over the edits.
+nothing; for this the knob was chosen, on {} edits of dev. PSNR: to the input, where a value of the knob stands for it.
+Seconds and evaluations are for one picture, training or inversion included; after the plus sign those that a backward
+pass followed. In brackets 95 % intervals over the edits.
 """
 
 
@@ -92,9 +93,9 @@ def measure(
     """One edit of ToyEdit by one method. edit: (scene, change) as in `toyedit`.
 
     Returns what its row says, and the pictures, a list for each value of the knob. Of `LISTS` there is a number for
-    each value: shares over the seeds; of what is kept and how far the truth is, means over the pictures that show what
-    they should ("nan" if none does). psnr: in dB to what the VAE makes of the input, at the knob's first
-    value. seconds, evaluations (see `Evaluations`): of what is done once, before the first picture.
+    each value: shares over the seeds; of what is kept and how far the truth is, means over the successful pictures
+    ("nan" if there is none). psnr: in dB to what the VAE makes of the input, at the knob's first value. seconds,
+    evaluations (see `Evaluations`): of what is done once, before the first picture.
     """
     scene, change = edit
     truth, image = scene.edit(**change), load_image(scene.render(), pipe)
@@ -105,7 +106,7 @@ def measure(
         draw = method.start(pipe, image, truth.caption(), scene.caption())
         marks.append((time.monotonic(), replace(evaluations)))
         for value in method.values:
-            drawn.append(draw(value, seeds))
+            drawn.append([draw(value, [seed])[0] for seed in seeds])  # one by one, as not all methods can do several
             marks.append((time.monotonic(), replace(evaluations)))
     seconds = np.diff([moment for moment, _ in marks])
     counts = np.diff([done.count for _, done in marks])
@@ -128,9 +129,11 @@ def measure(
 
 
 def report_of(reader: Reader, picture: Image.Image, truth: Scene, before: Scene) -> Report:
-    """What the reader says of a picture; of one that is wrong at a glance only that, which is soon said."""
+    """What the reader says of a picture; of a failure not what it keeps. One that is wrong at a glance is soon told."""
     report = reader.report(picture, truth, before) if reader.may_be(picture, truth) else None
-    return report if report and report.right else Report(False, False, math.nan, math.nan)
+    if report is None or not report.success:
+        return Report(report is not None and report.right, False, math.nan, math.nan)
+    return report
 
 
 def mean(values: Sequence[float]) -> float:
@@ -261,8 +264,7 @@ class Rows:
 
     def has(self, index: int, name: str, method: Method) -> bool:
         """Is this edit measured, with the settings and the values of the knob that the method has now?"""
-        own = (row for row in measured(self.rows, name) if int(row["edit"]) == index)
-        return any((row["values"], row["settings"]) == (listed(method.values), settings_of(method)) for row in own)
+        return any(fits(row, name, method) for row in self.rows if int(row["edit"]) == index)
 
     def put(self, rows: Sequence[dict]) -> None:
         """Add rows, each in place of the one that its edit and method had, and write the file."""
@@ -276,6 +278,18 @@ class Rows:
         writer.writerows(self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, lambda tmp: tmp.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def fits(row: dict, name: str, method: Method) -> bool:
+    """Is it a row of this method that did not fail, with the settings and the values of the knob that it has now?"""
+    found = row["method"], row["values"], row["settings"]
+    return not row["error"] and found == (name, listed(method.values), settings_of(method))
+
+
+def current(rows: Sequence[dict], methods: dict[str, Method]) -> list[dict]:
+    """The rows of these methods that were not measured with other settings; failures as well."""
+    named = [row for row in rows if row["method"] in methods]
+    return [row for row in named if row["error"] or fits(row, row["method"], methods[row["method"]])]
 
 
 # -- many edits
@@ -367,11 +381,15 @@ def benchmark(
     versions = versions_of(pipeline("tiny", None), the_reader())
     rows = Rows(out, versions)
     knobs = rows if split == "dev" else Rows(dev, versions)
-    if split != "dev" and (unknown := [name for name in methods if not measured(knobs.rows, name)]):
-        raise ValueError(f"{dev} has no rows of {', '.join(unknown)}: run --split dev with them first, for their knobs")
+    known = current(knobs.rows, methods)
+    if split != "dev" and (unknown := [name for name in methods if not measured(known, name)]):
+        raise ValueError(
+            f"{dev} has no rows of {', '.join(unknown)}, as they are now: "
+            "run --split dev with them first, for their knobs"
+        )
     key = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
     left = run(split, methods, rows, runs / key, count=count, engine=engine, community=community)
-    return tables(methods, rows.rows, knobs.rows), left
+    return tables(methods, current(rows.rows, methods), current(knobs.rows, methods)), left
 
 
 def chosen_methods(names: Sequence[str] | None, community: str | Path | None) -> dict[str, Method]:
@@ -425,13 +443,13 @@ def tables(methods: dict[str, Method], rows: Sequence[dict], dev: Sequence[dict]
         whole.append(
             [
                 method.title,
-                f"{method.knob} = {method.values[best]:g}",
+                method.said(method.values[best]),
                 interval(success),
                 interval([numbers_in(row["kept"])[best] for row in good]),
                 interval([0.0 if row["error"] else worth(row)[best] for row in own]),
-                f"{np.mean([float(row['psnr']) for row in good]):.1f}",
+                f"{np.mean([float(row['psnr']) for row in good]):.1f}" if method.rebuilds else "–",
                 f"{mean_cost(good, 'seconds', best):.1f}",
-                f"{mean_cost(good, 'evaluations', best):.0f}",
+                cost_in_words(good, best),
                 failed,
             ]
         )
@@ -445,6 +463,13 @@ def tables(methods: dict[str, Method], rows: Sequence[dict], dev: Sequence[dict]
 def mean_cost(rows: Sequence[dict], what: str, best: int) -> float:
     """Seconds or evaluations for one picture at a value of the knob, with what is done before it."""
     return float(np.mean([float(row[what]) + numbers_in(row[f"{what}_a_picture"])[best] for row in rows]))
+
+
+def cost_in_words(rows: Sequence[dict], best: int) -> str:
+    """'40 + 1120': UNet evaluations without and with a backward pass."""
+    learning = float(np.mean([float(row["with_gradient"]) for row in rows]))
+    alone = f"{mean_cost(rows, 'evaluations', best) - learning:.0f}"
+    return f"{alone} + {learning:.0f}" if learning else alone
 
 
 def interval(values: Sequence[float], repeats: int = 2000) -> str:

@@ -7,21 +7,18 @@ together or in turns, at times drawn without strata, in some layers only, or unt
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process, frozen, one_each
 from imagic_lib.experiments.methods.method import Draw
+from imagic_lib.experiments.methods.tuning import along
 from imagic_lib.models import encode_text
 from imagic_lib.stage2_finetuning import learning_copy, with_unet
-from imagic_lib.stage3_interpolation import interpolate
-from imagic_lib.stage4_inference import generate
 from imagic_lib.training.loop import PROBE_EVERY, History, rate_at
 
 ORDERS = ("apart", "joint", "alternating")
@@ -107,11 +104,11 @@ def descend(schedule: Schedule, phase: list[str], adam_of: dict, unet, loss, loo
         for name in learns:
             adam_of[name].step()
         history.loss.append(value.item())
-        if step % PROBE_EVERY == 0 or step == len(phase):
+        if schedule.patience is not None and step % PROBE_EVERY == 0:  # else nobody pays for a probe
             for h in (history, settled):
                 h.probe_step.append(before + step)
                 h.probe_loss.append(look())
-            if schedule.patience is not None and settled.has_settled(schedule.patience):
+            if settled.has_settled(schedule.patience):
                 return
 
 
@@ -124,17 +121,6 @@ def loss_of(schedule: Schedule, unet, process, z: Tensor, e: Tensor, generator: 
 
 
 def scheduled(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, schedule: Schedule) -> Draw:
-    """Imagic on this schedule as a method to compare (`experiments.methods.Method`). Its knob is the way from the input
-    to the text alone, see `pair_at`."""
+    """Imagic on this schedule as a method to compare (`experiments.methods.Method`)."""
     e_tgt, e_opt, tuned, _ = train(pipe, image, text, schedule)
-
-    def draw(way: float, seeds: Sequence[int]) -> list[Image.Image]:
-        eta, scale = pair_at(way)
-        return generate(tuned, interpolate(e_tgt, e_opt, eta), seeds, scale=scale)
-
-    return draw
-
-
-def pair_at(way: float) -> tuple[float, float]:
-    """(η, λ) on the way from the input, 0, to the text alone, 2: first η grows to 1, then λ falls from 1 to 0."""
-    return min(way, 1.0), min(2.0 - way, 1.0)
+    return along(e_tgt, e_opt, tuned)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from imagic_lib import stage4_inference
+from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.__main__ import main
-from imagic_lib.diffusion import decode_latents, encode_image
+from imagic_lib.diffusion import PROBE_PAIRS, decode_latents, encode_image
 from imagic_lib.experiments import benchmark as bench
 from imagic_lib.experiments.benchmark import COLUMNS, LISTS, Rows, best_value, interval, tables
 from imagic_lib.experiments.methods import METHODS
@@ -90,7 +90,13 @@ def row(method="imagic", index=0, success="0 1", **more):
         "psnr": 30,
         "settings": "1",
     }
-    cost = {"seconds": 10, "seconds_a_picture": "9 0.5", "evaluations": 100, "evaluations_a_picture": "9 60"}
+    cost = {
+        "seconds": 10,
+        "seconds_a_picture": "9 0.5",
+        "evaluations": 100,
+        "evaluations_a_picture": "9 60",
+        "with_gradient": 90,
+    }
     return {name: str((about | lists | cost | HERE | more).get(name, "")) for name in COLUMNS}
 
 
@@ -171,9 +177,16 @@ def test_a_name_of_settings_tells_methods_apart_but_not_where_the_community_pipe
     assert here == there != settings["sdedit"]
 
 
+def test_knobs_of_other_settings_are_refused(two, command, tmp_path, monkeypatch, capsys):
+    assert command("--edits", "1", "--methods", "quick") == 0
+    monkeypatch.setitem(bench.METHODS, "quick", replace(bench.METHODS["quick"], values=(0.1, 0.9)))
+    assert command("--edits", "1", "--methods", "quick", split="test") == 2
+    assert "has no rows of quick, as they are now" in capsys.readouterr().err
+
+
 def test_the_test_takes_its_knobs_from_dev_and_is_refused_without(two, command, tmp_path, capsys):
     assert command("--edits", "1", split="test") == 2
-    assert "has no rows of quick, failing: run --split dev with them first" in capsys.readouterr().err
+    assert "has no rows of quick, failing, as they are now: run --split dev with them first" in capsys.readouterr().err
     command("--edits", "1", "--methods", "quick")
     rows = rows_in(tmp_path / "dev.csv")
     rows[0]["success"] = "0 0 1"
@@ -236,6 +249,25 @@ def test_one_picture_is_drawn_where_seeds_change_nothing_and_the_cost_is_that_of
     assert (found["evaluations"], found["with_gradient"], found["evaluations_a_picture"]) == (2, 0, "4 4")
 
 
+def test_a_failure_keeps_nothing(pipe, monkeypatch):
+    """Neither a wrong picture nor a right one that is badly drawn."""
+    bad = Report(True, False, 0.9, 0.1)
+    monkeypatch.setattr(QuickReader, "report", lambda self, picture, truth, before: bad)
+    found, _ = bench.measure(drawing("Quick")[0], pipe, toyedit("dev")[0], QuickReader(), seeds=[0])
+    assert (found["right"], found["success"]) == ("1 1 1", "0 0 0")
+    assert found["kept"] == found["distance"] == "nan nan nan"
+
+
+def test_training_is_counted_without_the_curves_that_we_look_at(pipe, monkeypatch):
+    for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"]):
+        monkeypatch.setitem(defaults, "tiny", defaults["tiny"] | {"steps": 25, "batch": 2})
+    monkeypatch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 1})
+    method = replace(METHODS["imagic"], values=(1.0,))
+    found, _ = bench.measure(method, pipe, toyedit("dev")[0], QuickReader(), seeds=[0])
+    ends = 2 * 2 * PROBE_PAIRS  # a probe before and after each stage
+    assert (found["with_gradient"], found["evaluations"]) == (100, 100 + ends)
+
+
 def test_the_shipped_reader_has_a_name_that_its_bound_and_weights_change():
     reader = load_reader()
     name = bench.hash_of_reader(reader)
@@ -289,7 +321,7 @@ def test_the_table_counts_a_failure_as_no_success_and_adds_training_to_drawing()
     methods = {"imagic": METHODS["imagic"], "text": METHODS["text"]}
     rows = [row(success="0 1"), row(success="0 0.5", index=1, psnr=20), row(index=2, error="no", success="")]
     told = tables(methods, rows, [row(success="0 1")])
-    assert "| Imagic | η = 0.6 | 50 % (0–100) | 25 % (25–25) | 12 % (0–25) | 25.0 | 10.5 | 160 | 1 |" in told
+    assert "| Imagic | η = 0.8, λ = 1 | 50 % (0–100) | 25 % (25–25) | 12 % (0–25) | 25.0 | 10.5 | 70 + 90 | 1 |" in told
     assert "| The text alone | – |" in told and "| success | pose | colour | place | subject |" in told
 
 

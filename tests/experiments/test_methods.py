@@ -269,6 +269,20 @@ def test_ledits_rebuilds_the_input_at_guidance_0_and_not_at_12(tiny, drawing, mo
     assert np.array_equal(np.asarray(draw(12, [0])[0]), np.asarray(edited))
 
 
+def test_ledits_takes_the_words_of_the_text_for_words_and_not_its_padding(tiny, drawing, monkeypatch):
+    """Its mask is where the UNet attends to them. Attention to the padding is everywhere."""
+    steps_of(monkeypatch, 2)
+    made, seen, kind = [], [], others.LEditsPPPipelineStableDiffusion
+    monkeypatch.setattr(
+        others, "LEditsPPPipelineStableDiffusion", lambda **parts: made.append(kind(**parts)) or made[-1]
+    )
+    draw = METHODS["ledits"].start(tiny, drawing, TEXT)
+    encode = made[0].encode_prompt
+    made[0].encode_prompt = lambda *given, **named: seen.append(encode(*given, **named)) or seen[-1]
+    draw(8, [0])
+    assert seen[0][2].tolist() == [len(TEXT.split())]
+
+
 def test_the_community_pipeline_gets_its_rates_and_a_copy_of_the_unet(pipe, image, peer, monkeypatch):
     made = []
     module_of = others.community_module

@@ -11,26 +11,28 @@ from pathlib import Path
 
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.experiments.methods.attention import prompt_to_prompt
-from imagic_lib.experiments.methods.inversion import ddim_inversion, negative_prompt_inversion
+from imagic_lib.experiments.methods.inversion import NULL_LR, NULL_STEPS, ddim_inversion, negative_prompt_inversion
 from imagic_lib.experiments.methods.method import Draw, Method
-from imagic_lib.experiments.methods.others import COMMUNITY, COMMUNITY_FILE, community, ledits, sdedit
+from imagic_lib.experiments.methods.others import COMMUNITY, COMMUNITY_FILE, LEDITS_THRESHOLD, community, ledits, sdedit
 from imagic_lib.experiments.methods.tuning import (
     FAST,
     PAPER,
     fast_imagic,
     imagic,
-    imagic_scaled,
+    pair_in_words,
     paper_imagic,
     text_alone,
     without_stage_1,
     without_stage_2,
 )
+from imagic_lib.stage2_finetuning import LoRA
 
 IMAGIC = "Kavar et al. 2022, arXiv 2210.09276"
-ETA, ETAS = "η", (0.0, 0.6, 0.7, 0.8, 1.0)
+ETA, ETAS = "η", (0.0, 0.6, 0.8, 1.0, 1.2)
+WAY, WAYS = "way from the input to the text alone", (0.0, 0.8, 1.0, 1.25, 1.5)  # see `tuning.pair_at`
 SCALE, SCALES = "share λ of the fine-tuning", (1.0, 0.75, 0.5, 0.35, 0.2)
 GUIDANCE, GUIDANCES = "guidance scale", (0.0, 1.0, 2.0, 4.0, 7.0)
-SHARE, SHARES = "share of steps with the old maps", (1.0, 0.7, 0.5, 0.3, 0.0)
+SHARE, SHARES = "share of steps with the old maps", (1.0, 0.8, 0.6, 0.4, 0.2)
 FAR = 10.0  # η and alpha
 STRONG = 30.0  # guidance
 FIRST, FULL, LOW_RANK = (
@@ -38,24 +40,18 @@ FIRST, FULL, LOW_RANK = (
     stage2_finetuning.DEFAULTS["full"],
     stage2_finetuning.DEFAULTS["lora"],
 )
+LORA = LoRA(4, ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"))  # these rebuild, see data/experiments/lora.json
 
 # Each has five values of its knob to try: the same budget for all.
+on_the_way = partial(Method, knob=WAY, values=WAYS, largest=2.0, say=pair_in_words)
 METHODS = {
-    "imagic": Method("Imagic", IMAGIC, imagic, ETA, ETAS, FAR, settings=(FIRST, FULL)),
-    "imagic-scale": Method(
-        "Imagic at η = 1, less of stage 2", IMAGIC, imagic_scaled, SCALE, SCALES, 2.0, settings=(FIRST, FULL)
-    ),
-    "imagic-fast": Method(
-        "Imagic at η = 1, few steps", IMAGIC, fast_imagic, SCALE, SCALES, 2.0, settings=(FIRST, FULL, FAST)
-    ),
-    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, ETA, ETAS, FAR, settings=(PAPER,)),
-    "imagic-lora": Method(
+    "imagic": on_the_way("Imagic", IMAGIC, imagic, settings=(FIRST, FULL)),
+    "imagic-fast": on_the_way("Imagic, few steps", IMAGIC, fast_imagic, settings=(FIRST, FULL, FAST)),
+    "imagic-paper": on_the_way("Imagic, the paper's schedule", IMAGIC, paper_imagic, settings=(PAPER,)),
+    "imagic-lora": on_the_way(
         "Imagic with a LoRA",
         f"{IMAGIC}; Hu et al. 2021, arXiv 2106.09685",
-        partial(imagic, second={"method": "lora"}),
-        ETA,
-        ETAS,
-        FAR,
+        partial(imagic, second={"method": LORA}),
         settings=(FIRST, LOW_RANK),
     ),
     "no-stage-1": Method(
@@ -75,6 +71,7 @@ METHODS = {
         "strength",
         (0.4, 0.5, 0.6, 0.7, 0.8),
         1.0,
+        rebuilds=False,
     ),
     "ddim-inversion": Method(
         "DDIM inversion",
@@ -104,6 +101,7 @@ METHODS = {
         1.0,
         caption=True,
         seeded=False,
+        rebuilds=False,
     ),
     "null-text": Method(
         "Prompt-to-prompt, null-text",
@@ -114,6 +112,8 @@ METHODS = {
         1.0,
         caption=True,
         seeded=False,
+        rebuilds=False,
+        settings=({"lr": NULL_LR, "steps": NULL_STEPS},),
     ),
     "ledits": Method(
         "LEDITS++",
@@ -122,6 +122,7 @@ METHODS = {
         "edit guidance scale",
         (0.0, 2.0, 4.0, 8.0, 12.0),
         STRONG,
+        settings=(LEDITS_THRESHOLD,),
     ),
     "text": Method(
         "The text alone",
@@ -130,18 +131,19 @@ METHODS = {
         GUIDANCE,
         (1.0, 2.0, 3.0, 5.0, 7.5),
         STRONG,
+        rebuilds=False,
     ),
 }
 
 
 def community_methods(path: str | Path) -> dict[str, Method]:
-    """The two rows of diffusers' community pipeline, over a copy of its file: with rates that suit the model, and as it
-    comes, whose own alpha is 1.2."""
-    paper, alphas = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}", (0.0, 0.4, 0.8, 1.2, 2.0)
+    """The two rows of diffusers' community pipeline, over a copy of its file: with steps and rates that suit the model,
+    and as it comes, whose own alpha is 1.2."""
+    paper = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}"
     tuned, plain = (partial(community, path=path, as_it_comes=plain) for plain in (False, True))
     return {
-        "community": Method("Community Imagic, rates tuned", paper, tuned, "alpha", ETAS, FAR, settings=(COMMUNITY,)),
-        "community-as-it-comes": Method("Community Imagic as it comes", paper, plain, "alpha", alphas, FAR),
+        "community": Method("Community Imagic, tuned", paper, tuned, "alpha", ETAS, FAR, settings=(COMMUNITY,)),
+        "community-as-it-comes": Method("Community Imagic as it comes", paper, plain, "alpha", ETAS, FAR),
     }
 
 

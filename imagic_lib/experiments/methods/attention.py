@@ -20,7 +20,7 @@ from imagic_lib.models import encode_text, settings_for
 from imagic_lib.stage4_inference import DEFAULTS, denoiser, guided, sampler
 
 # Hertz et al. replace cross-attention in the first 80 % of the steps and self-attention in the first 40 %: in half as
-# many, and only where a map has 16 x 16 places at most.
+# many, and only where a map has 16 x 16 places at most. In the embedded model all maps are smaller than that.
 SELF_PART, LARGEST_SELF = 0.5, 16 * 16
 Change = Callable[[Attention, Tensor], Tensor]  # change(layer, maps) -> maps, (samples x heads, places, keys)
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from imagic_lib.diffusion import decode_latents, encode_image, frozen, mse
 from imagic_lib.experiments.methods.method import Draw
-from imagic_lib.models import encode_text, settings_for
+from imagic_lib.models import encode_text, family, settings_for
 from imagic_lib.pictures import to_picture
 from imagic_lib.stage4_inference import DEFAULTS, Guess, checked, denoise, denoiser, guided, sampler
 from imagic_lib.training import loop
 
-NULL_STEPS, NULL_LR = 10, 1e-2  # Mokady et al. 2022, section 4, and their published code, as are the next two
+NULL_STEPS = 10  # Mokady et al. 2022, section 4, and their published code, as are the next ones
+NULL_LR = {"tiny": 1e-1, "stable-diffusion": 1e-2}  # at their rate the embedded model hardly moves in 10 steps
 NULL_FALL = 100  # the rate falls by one part in so many from step to step of the sampling
 NULL_ENOUGH, NULL_MORE = 1e-5, 2e-5  # the error at which a step is good, and how much is added from step to step
 
@@ -58,8 +59,8 @@ def sample(pipe: StableDiffusionPipeline, guess: Guess, z_T: Tensor) -> Image.Im
 
 
 def ddim_inversion(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """DDIM inversion without a text, then DDIM with the target text (the baseline of Hertz et al. 2022 and Mokady et
-    al. 2022). Knob: the guidance s in ε_∅ + s·(ε_text - ε_∅); 0 rebuilds the input, up to the error of inversion."""
+    """DDIM inversion without a text, then DDIM with the target text. Knob: the guidance s in ε_∅ + s·(ε_text - ε_∅); 0
+    rebuilds the input, up to the error of inversion."""
     e_tgt, empty = encode_text(pipe, text), empty_text(pipe)
     z_T = invert(pipe, image, empty)[-1]
 
@@ -72,7 +73,7 @@ def ddim_inversion(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> D
 def negative_prompt_inversion(pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str) -> Draw:
     """Negative-prompt inversion (Miyake et al. 2023, arXiv 2305.16807): the caption of the input takes the place of the
     empty text, ε_source + s·(ε_text - ε_source). If the text is the caption, guidance then changes nothing, and the
-    inversion holds for every s. Knob: s; 0 rebuilds the input."""
+    inversion holds for every s. Knob: s; 0 rebuilds the input, up to the error of inversion."""
     e_tgt, e_src = encode_text(pipe, text), encode_text(pipe, source)
     z_T = invert(pipe, image, e_src)[-1]
 
@@ -100,7 +101,7 @@ def null_texts(pipe: StableDiffusionPipeline, path: Sequence[Tensor], e_src: Ten
                 return scheduler.step(guided(answer, pipe.unet(z, t, null).sample, guidance), t, z).prev_sample
 
             null = null.detach().clone().requires_grad_(True)
-            adam = torch.optim.Adam([null], lr=NULL_LR * (1 - k / NULL_FALL))
+            adam = torch.optim.Adam([null], lr=NULL_LR[family(pipe)] * (1 - k / NULL_FALL))
             for _ in range(NULL_STEPS):
                 loss = mse(one_step(null), path[-2 - k])
                 if loss.item() < NULL_ENOUGH + k * NULL_MORE:

@@ -33,6 +33,8 @@ class Method:
     largest: float  # value of the knob; the smallest is 0
     caption: bool = False  # does it need a text that says what the input shows?
     seeded: bool = True  # does another seed give another picture?
+    rebuilds: bool = True  # does the first value stand for the input itself, without an edit?
+    say: Callable[[float], str] | None = None  # a value in words; left out, "knob = value"
     settings: tuple[dict, ...] = ()  # the defaults that it works with, beside those of sampling
 
     def start(self, pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str | None = None) -> Draw:
@@ -51,6 +53,10 @@ class Method:
             return draw(self.checked(knob), seeds_of(seeds))
 
         return checked_draw
+
+    def said(self, value: float) -> str:
+        """A value of the knob, as a table has it."""
+        return self.say(value) if self.say else f"{self.knob} = {value:g}"
 
     def checked(self, knob: float | None) -> float:
         """The knob as a number. Raises ValueError if it is none, or out of range."""

@@ -33,6 +33,7 @@ COMMUNITY = {
     },
     "stable-diffusion": {},
 }
+LEDITS_THRESHOLD = {"tiny": 0.5, "stable-diffusion": 0.9}  # diffusers' own is 0.9, for small things in large pictures
 COMMUNITY_FILE = "examples/community/imagic_stable_diffusion.py"  # in the repository huggingface/diffusers
 COMMUNITY_SCALING = 0.18215  # of the latents; it stands in that file as a number
 
@@ -65,10 +66,11 @@ def sdedit(pipe: Pipeline, image: Tensor, text: str) -> Draw:
 
 def ledits(pipe: Pipeline, image: Tensor, text: str) -> Draw:
     """LEDITS++ (Brack et al. 2023, arXiv 2311.16711), by diffusers: the noises of a sampler that adds noise at every
-    step are chosen so that it ends at the input; then ε = ε_∅ + M · s·(ε_text - ε_∅), with a mask M of the places where
-    the text matters. Knob: s; 0 rebuilds the input.
+    step are chosen so that it ends near the input; then ε = ε_∅ + M · s·(ε_text - ε_∅), with a mask M of the places
+    where the text matters, a share of 1 - `LEDITS_THRESHOLD`. Knob: s; 0 rebuilds the input nearly.
 
-    Its sampler is the paper's: with DDIM diffusers' code ends in an IndexError, because it gives times as floats.
+    Its sampler is the paper's: with DDIM diffusers' code ends in an IndexError, because it gives times as floats. And
+    with transformers 5 it takes the padding of the text for words, and its mask leaves hardly a place free.
     """
     steps, picture = settings_for(pipe, DEFAULTS)["steps"], to_picture(image)
     own = parts(pipe) | {
@@ -77,13 +79,20 @@ def ledits(pipe: Pipeline, image: Tensor, text: str) -> Draw:
     }
     own.pop("image_encoder", None)
     other = quiet(LEditsPPPipelineStableDiffusion(**own, requires_safety_checker=False))
+    encode, words = other.encode_prompt, len(pipe.tokenizer(text, truncation=True).input_ids) - 2  # no start, no end
+    other.encode_prompt = lambda *given, **named: (*encode(*given, **named)[:2], torch.tensor([words]))
 
     def draw(guidance: float, seeds: Sequence[int]) -> list[Image.Image]:
         drawn = []
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
             other.invert(image=picture, num_inversion_steps=steps, generator=generator)
-            drawn += other(editing_prompt=[text], edit_guidance_scale=guidance, generator=generator).images
+            drawn += other(
+                editing_prompt=[text],
+                edit_guidance_scale=guidance,
+                edit_threshold=LEDITS_THRESHOLD[family(pipe)],
+                generator=generator,
+            ).images
         return drawn
 
     return draw
