@@ -120,7 +120,7 @@ METHODS = {
         "Brack et al. 2023, arXiv 2311.16711",
         ledits,
         "edit guidance scale",
-        (0.0, 2.0, 4.0, 8.0, 12.0),
+        (0.0, 1.0, 2.0, 4.0, 8.0),
         STRONG,
         settings=(LEDITS_THRESHOLD,),
     ),
