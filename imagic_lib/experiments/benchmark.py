@@ -425,6 +425,14 @@ def best_value(rows: Sequence[dict], method: str) -> int:
     return int(np.argmax(np.mean([worth(row) for row in measured(rows, method)], axis=0)))
 
 
+def along_knob(rows: Sequence[dict], method: str) -> tuple[np.ndarray, np.ndarray]:
+    """(share of successes, details that these keep, nan if there are none), a number for each value of the knob."""
+    own = measured(rows, method)
+    success = np.mean([numbers_in(row["success"]) for row in own], axis=0)
+    value = np.mean([worth(row) for row in own], axis=0)
+    return success, np.divide(value, success, out=np.full_like(value, np.nan), where=success > 0)
+
+
 def tables(methods: dict[str, Method], rows: Sequence[dict], dev: Sequence[dict]) -> str:
     """Two tables: what each method reaches at the value that was best on "dev", and its success for each kind of edit.
 

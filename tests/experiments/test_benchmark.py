@@ -317,6 +317,12 @@ def test_the_knob_is_chosen_for_success_and_details_kept_and_of_equal_ones_the_m
     assert best_value([row(success="0.75 1", kept="0.8 0.5")], "imagic") == 0
 
 
+def test_along_the_knob_details_count_by_successful_picture():
+    rows = [row(success="0 1", kept="nan 0.5"), row(success="0 0.5", kept="nan 0.2", index=1)]
+    success, kept = bench.along_knob(rows, "imagic")
+    assert success.tolist() == [0, 0.75] and np.isnan(kept[0]) and kept[1] == pytest.approx(0.4)  # two of three at 0.5
+
+
 def test_the_table_counts_a_failure_as_no_success_and_adds_training_to_drawing():
     methods = {"imagic": METHODS["imagic"], "text": METHODS["text"]}
     rows = [row(success="0 1"), row(success="0 0.5", index=1, psnr=20), row(index=2, error="no", success="")]
