@@ -1,8 +1,8 @@
 """The methods, compared: tables, the figure of quality against time, and the pictures behind the numbers.
 
-    python -m imagic_lib benchmark --split dev      # some core-hours each; they go on where they were stopped
-    python -m imagic_lib benchmark --split test
-    python benchmarks/methods.py                    # seconds; reads their rows and pictures
+    python -m imagic_lib benchmark --split dev --edits 8      # some core-hours each; they go on where they were stopped
+    python -m imagic_lib benchmark --split test --edits 16
+    python benchmarks/methods.py                              # seconds; reads their rows and pictures
 
 It writes the tables of benchmarks/README.md, data/experiments/methods.png and data/experiments/methods.jpg with the
 texts beside it. `--community PATH` as in the benchmark.
