@@ -1,7 +1,7 @@
 """The methods, compared: tables, the figure of quality against time, and the pictures behind the numbers.
 
-    python -m imagic_lib benchmark --split dev --edits 8      # some core-hours each; they go on where they were stopped
-    python -m imagic_lib benchmark --split test --edits 16
+    python -m imagic_lib benchmark --split dev --edits 4      # some core-hours each; they go on where they were stopped
+    python -m imagic_lib benchmark --split test --edits 12
     python benchmarks/methods.py                              # seconds; reads their rows and pictures
 
 It writes the tables of benchmarks/README.md, data/experiments/methods.png and data/experiments/methods.jpg with the
