@@ -30,6 +30,7 @@ from imagic_lib.experiments.benchmark import (
     best_value,
     current,
     job_for,
+    mean_cost,
     measured,
     numbers_in,
     tables,
@@ -60,7 +61,7 @@ def point(rows: list[dict], dev: list[dict], name: str) -> dict[str, float]:
     found["both"] = float(np.mean([worth(row)[best] for row in own]))
     found["success"] = float(np.mean([numbers_in(row["success"])[best] for row in own]))
     for what in ("seconds", "evaluations"):
-        found[what] = float(np.mean([float(row[what]) + numbers_in(row[f"{what}_a_picture"])[best] for row in own]))
+        found[what] = mean_cost(own, what, best)
     return found
 
 

@@ -118,7 +118,7 @@ def test_a_row_for_each_edit_and_method_with_a_sheet_of_pictures(two, command, t
     sheets = [Image.open(path) for path in tmp_path.glob("runs/*/sweep/edits/*/sheet.png")]
     assert len(sheets) == 5 and all(one.size == (5 * 128, 2 * 128) for one in sheets)
     assert [sheets[0].getpixel((x, 5))[0] for x in (260, 390, 520)] == [51, 127, 255]
-    assert "| Quick | strength = 1 | 50 % (50–50) | 100 % (100–100) | 50 % (50–50) |" in capsys.readouterr().out
+    assert "| Quick | strength = 1 | 50 % (50–50) | 100 % (100–100) | 50 % (50–50) | – |" in capsys.readouterr().out
 
 
 def test_a_method_that_fails_is_a_row_with_its_reason_and_is_tried_again(two, command, tmp_path, capsys):

@@ -281,6 +281,8 @@ def test_ledits_takes_the_words_of_the_text_for_words_and_not_its_padding(tiny, 
     made[0].encode_prompt = lambda *given, **named: seen.append(encode(*given, **named)) or seen[-1]
     draw(8, [0])
     assert seen[0][2].tolist() == [len(TEXT.split())]
+    # and no more of it is free than the threshold allows; the half that attends most, not diffusers' tenth
+    assert 0.3 < made[0].activation_mask[0].mean() <= 0.5
 
 
 def test_the_community_pipeline_gets_its_rates_and_a_copy_of_the_unet(pipe, image, peer, monkeypatch):

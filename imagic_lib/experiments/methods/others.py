@@ -22,8 +22,8 @@ from imagic_lib.stage4_inference import AT_ONCE, DEFAULTS, sampler
 from imagic_lib.training.strategies import unet_copy
 
 # diffusers' community pipeline has 500 steps at 1e-3 and 1000 at 2e-6, for Stable Diffusion. To the embedded model, 80
-# times smaller, these rates are far too small. The following did best on the first three edits of ToyEdit dev, among
-# 3e-3 and 1e-2 for the embedding and 5e-5 and 1e-4 for the weights.
+# times smaller, these rates are far too small. The following did best on the first three edits of ToyEdit dev;
+# (1e-2, 1e-4) and (1e-2, 5e-5) were tried beside them.
 COMMUNITY = {
     "tiny": {
         "text_embedding_optimization_steps": 250,
@@ -33,7 +33,7 @@ COMMUNITY = {
     },
     "stable-diffusion": {},
 }
-LEDITS_THRESHOLD = {"tiny": 0.5, "stable-diffusion": 0.9}  # diffusers' own is 0.9, for small things in large pictures
+LEDITS_THRESHOLD = {"tiny": 0.5, "stable-diffusion": 0.9}  # diffusers' own is 0.9; a larger change wants a smaller one
 COMMUNITY_FILE = "examples/community/imagic_stable_diffusion.py"  # in the repository huggingface/diffusers
 COMMUNITY_SCALING = 0.18215  # of the latents; it stands in that file as a number
 
@@ -67,7 +67,7 @@ def sdedit(pipe: Pipeline, image: Tensor, text: str) -> Draw:
 def ledits(pipe: Pipeline, image: Tensor, text: str) -> Draw:
     """LEDITS++ (Brack et al. 2023, arXiv 2311.16711), by diffusers: the noises of a sampler that adds noise at every
     step are chosen so that it ends near the input; then ε = ε_∅ + M · s·(ε_text - ε_∅), with a mask M of the places
-    where the text matters, a share of 1 - `LEDITS_THRESHOLD`. Knob: s; 0 rebuilds the input nearly.
+    where the text matters, at most a share of 1 - `LEDITS_THRESHOLD`. Knob: s; 0 rebuilds the input nearly.
 
     Its sampler is the paper's: with DDIM diffusers' code ends in an IndexError, because it gives times as floats. And
     with transformers 5 it takes the padding of the text for words, and its mask leaves hardly a place free.
