@@ -4,13 +4,12 @@
     python -m imagic_lib benchmark --split test --edits 12
     python benchmarks/methods.py                              # seconds; reads their rows and pictures
 
-It writes the tables of benchmarks/README.md, data/experiments/methods.png and data/experiments/methods.jpg with the
-texts beside it. `--community PATH` as in the benchmark.
+It writes the tables of benchmarks/README.md, data/experiments/methods.png, methods.json, and methods.jpg, the sheet of
+pictures. The pictures lie in the benchmark's work folder; in a fresh clone, which has the rows alone, the sheet stays.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -26,7 +25,6 @@ from sweeps import FOLDER
 from imagic_lib.experiments.benchmark import (
     SHEET,
     VERSIONS,
-    all_methods,
     best_value,
     current,
     job_for,
@@ -37,7 +35,7 @@ from imagic_lib.experiments.benchmark import (
     worth,
     write_table,
 )
-from imagic_lib.experiments.methods import Method
+from imagic_lib.experiments.methods import METHODS, Method, community_methods
 from imagic_lib.sweep.table import read_table
 from imagic_lib.training.checkpoints import write_atomically
 
@@ -99,6 +97,7 @@ def family_of(name: str) -> str:
 
 def sheet(split: str, names: list[str], methods: dict, dev: list[dict], folder: Path) -> tuple[Image.Image, list[dict]]:
     """A row for each edit: the input, the right answer, and one picture of each method; and what each row is about."""
+    folder.mkdir(parents=True, exist_ok=True)
     jobs, about = read_table(write_table(split, range(EDITS), folder)), []
     whole = Image.new("RGB", (SIDE * (2 + len(names)), SIDE * EDITS), "white")
     for line, base in enumerate(jobs):
@@ -114,25 +113,32 @@ def sheet(split: str, names: list[str], methods: dict, dev: list[dict], folder: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--community", type=Path)
-    asked = parser.parse_args()
-    methods = all_methods(asked.community)
+    methods = METHODS | community_methods("")  # their rows are read, and need no file
     rows, dev = (current(rows_of(split), methods) for split in ("test", "dev"))
     methods = {name: method for name, method in methods.items() if measured(rows, name)}
     put(ROOT / "benchmarks" / "README.md", "methods", tables(methods, rows, dev))
     points = {name: point(rows, dev, name) for name in methods}
     points = {name: found for name, found in points.items() if not math.isnan(found["kept"])}
-    titles = {name: method.title for name, method in methods.items()}
     figure(points, methods).savefig(FOLDER / "methods.png", dpi=80)
+    keep(points=points, titles={name: method.title for name, method in methods.items()})
     versions = {name: measured(rows, next(iter(methods)))[0][name] for name in VERSIONS}
     key = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
     names = [name for name in SHOWN if name in methods]
-    whole, about = sheet("test", names, methods, dev, RUNS / key)
-    whole.save(FOLDER / "methods.jpg", quality=85, optimize=True)
-    facts = {"columns": ["input", "truth", *names], "titles": titles, "rows": about, "points": points}
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(FOLDER / "methods.json", lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    try:
+        whole, about = sheet("test", names, methods, dev, RUNS / key)
+    except FileNotFoundError as error:
+        print(f"methods.jpg stays as it is: there are not all pictures here ({error.filename})")
+    else:
+        whole.save(FOLDER / "methods.jpg", quality=85, optimize=True)
+        keep(columns=["input", "truth", *names], rows=about)
+
+
+def keep(**facts) -> None:
+    """Put these facts into methods.json; the others stay."""
+    path = FOLDER / "methods.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = json.dumps(known | facts, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

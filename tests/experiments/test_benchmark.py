@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+import imagic_lib as imagic
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.__main__ import main
 from imagic_lib.diffusion import PROBE_PAIRS, decode_latents, encode_image
 from imagic_lib.experiments import benchmark as bench
 from imagic_lib.experiments.benchmark import COLUMNS, LISTS, Rows, best_value, interval, tables
 from imagic_lib.experiments.methods import METHODS
+from imagic_lib.models import DATA
 from imagic_lib.pictures import load_image, to_picture
 from imagic_lib.sweep.work import read_json
 from imagic_lib.toyworld.edits import VERSION, toyedit
@@ -344,3 +346,33 @@ def test_the_row_of_a_job_lies_in_its_folder(two, command, tmp_path):
     command("--edits", "1", "--methods", "quick")
     [facts] = tmp_path.glob("runs/*/sweep/edits/*/job.json")
     assert read_json(facts)["row"]["method"] == "quick" and read_json(facts)["settings"]["seeds"] == [0, 1]
+
+
+# -- the rows in the repository
+
+
+def shipped(split):
+    return rows_in(DATA / "experiments" / f"toyedit-{split}.csv")
+
+
+def test_the_shipped_rows_are_whole_and_of_one_model():
+    methods = METHODS | bench.community_methods("")
+    for split, count in (("dev", 4), ("test", 12)):
+        rows = shipped(split)
+        assert bench.current(rows, methods) == rows and not any(one["error"] for one in rows)
+        assert {(one["method"], int(one["edit"])) for one in rows} == {(m, k) for m in methods for k in range(count)}
+    assert len({tuple(one[name] for name in bench.VERSIONS) for one in shipped("dev") + shipped("test")}) == 1
+
+
+@pytest.mark.parametrize(("name", "edit"), [("npi", 3), ("sdedit", 2), ("imagic-fast", 2)])
+def test_a_shipped_row_is_what_its_edit_gives_today(name, edit):
+    """At the first value of the knob, of which PSNR speaks, and at the one that the table has. One picture of four may
+    be another on another processor, since a training amplifies how it rounds."""
+    method, [row] = METHODS[name], [r for r in shipped("test") if (r["method"], r["edit"]) == (name, str(edit))]
+    best = best_value(shipped("dev"), name)
+    few = replace(method, values=(method.values[0], method.values[best]))
+    found, _ = bench.measure(few, imagic.load_pipeline("tiny"), toyedit("test")[edit], load_reader())
+    assert [found[what] for what in ("settings", "evaluations")] == [row["settings"], int(row["evaluations"])]
+    assert abs(found["psnr"] - float(row["psnr"])) < 1
+    for what, near in (("success", 0.26), ("kept", 0.1)):
+        assert abs(bench.numbers_in(found[what])[1] - bench.numbers_in(row[what])[best]) < near
