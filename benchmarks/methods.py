@@ -43,7 +43,9 @@ RUNS = ROOT / "runs" / "benchmark"
 SHOWN = ("imagic", "imagic-fast", "no-stage-2", "sdedit", "npi", "p2p", "ledits")
 EDITS = 12  # in the sheet of pictures: three of each kind
 SIDE = 128
-BESIDE = ((0, 11), (11, 0), (0, -11), (-11, 0))  # points: where a number stands, so that two at one place can be read
+ABOVE, RIGHT, BELOW, LEFT = (0, 11), (13, 0), (0, -11), (-13, 0)  # points: where a number stands beside its dot
+PLACES = {"imagic": BELOW, "imagic-fast": ABOVE, "community": BELOW, "ddim-inversion": BELOW, "npi": BELOW, "p2p": LEFT}
+PLACES |= {"ledits": ABOVE}
 COLOURS = {"imagic": "#0072B2", "community": "#D55E00", "inversion": "#009E73", "other": "#555555"}
 
 
@@ -71,7 +73,7 @@ def figure(points: dict[str, dict], methods: dict[str, Method]) -> Figure:
         colour = COLOURS[family_of(name)]
         for axis, x, y in ((left, found["seconds"], found["both"]), (right, 100 * found["success"], found["kept"])):
             axis.scatter(x, 100 * y, label=f"{number}  {methods[name].title}", color=colour, s=60, alpha=0.7)
-            place = {"xytext": BESIDE[number % len(BESIDE)], "textcoords": "offset points"}
+            place = {"xytext": PLACES.get(name, RIGHT), "textcoords": "offset points"}
             axis.annotate(str(number), (x, 100 * y), **place, ha="center", va="center", fontsize=11, color=colour)
     left.set(xscale="log", ylim=(0, 100))
     left.set_xlabel("seconds for one edited picture, training included", fontsize=12)

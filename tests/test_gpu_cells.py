@@ -1,4 +1,4 @@
-"""The cells of notebooks 07 and 10 for a GPU or Colab alone: their code runs here, with stand-ins for Colab and GPU."""
+"""The cells of notebooks 07, 10 and 11 for a GPU or Colab alone: their code runs here, with stand-ins for both."""
 
 import sys
 from functools import partial
@@ -173,3 +173,41 @@ def _few(make, seen: list):
         return make(pipe, text, 2, steps=2)
 
     return few
+
+
+def test_an_edited_photo_is_measured_with_clip_and_lpips_along_eta(pipe, tmp_path, monkeypatch, capsys):
+    """Notebook 11's cell, with stand-ins for Stable Diffusion 1.4 and for the two networks that judge."""
+    [source] = gpu_cells("11_evaluation.ipynb")
+    image, text, seen = imagic.load_image(Scene.sample(1).render(), pipe), "a red car on the beach", []
+
+    def lpips(net_type):
+        return lambda picture, other: seen.append((net_type, picture, other)) or torch.tensor(0.5)
+
+    def clip_scores(model, processor, pictures, asked):
+        seen.append((model, pictures, asked))
+        return [0.3125]
+
+    module = ModuleType("torchmetrics.image.lpip")
+    module.LearnedPerceptualImagePatchSimilarity = lpips
+    for parent in ("torchmetrics", "torchmetrics.image"):
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.lpip", module)
+    monkeypatch.setattr(imagic, "load_pipeline", lambda name: pipe)
+    monkeypatch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
+    few = {"embedding_steps": 1, "unet_steps": 1}
+    imagic.run_edit(pipe, image, text, folder=tmp_path / "edit", **few)
+    hub = SimpleNamespace(from_pretrained=lambda name: name)
+    names = {"on_gpu": True, "imagic": imagic, "suggestion": suggestion, "Path": Path, "photo_etas": (0.0, 0.7)}
+    names |= {"CLIPModel": hub, "CLIPProcessor": hub, "clip_scores": clip_scores}
+    exec(source, names | {"edit_folder": str(tmp_path / "edit")})
+    assert [line.split() for line in capsys.readouterr().out.splitlines()][-2:] == [
+        ["0.0", "0.312", "0.500"],
+        ["0.7", "0.312", "0.500"],
+    ]
+    assert [name for name, *_ in seen] == [suggestion.CLIP, "alex"] * 2
+    (_, [picture], asked), (_, x, near) = seen[:2]
+    assert isinstance(picture, Image.Image) and asked == text
+    assert x.shape == near.shape and x.min() < 0  # from -1 to 1
+    for missing in ({"on_gpu": False}, {"edit_folder": str(tmp_path / "nowhere")}):
+        exec(source, untouched := names | {"edit_folder": str(tmp_path / "edit")} | missing)
+        assert "own" not in untouched

@@ -18,6 +18,7 @@ from imagic_lib.classroom import plots
 
 PATHS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9]*.ipynb"))
 MISSING = object()
+ELSEWHERE = {"google.colab", "torchmetrics.image.lpip"}  # Colab's own, and the extra "metrics"
 
 
 def code_of(path: Path) -> ast.Module:
@@ -26,13 +27,13 @@ def code_of(path: Path) -> ast.Module:
 
 
 def imported(tree: ast.Module) -> Iterator[tuple[str, object]]:
-    """The names that imports bind, each with its module, function or class, or MISSING; Colab's own left out."""
+    """The names that imports bind, each with its module, function or class, or MISSING; but for `ELSEWHERE`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for name in node.names:
                 module = find(name.name)
                 yield name.asname or name.name.split(".")[0], module if name.asname else find(name.name.split(".")[0])
-        elif isinstance(node, ast.ImportFrom) and node.module != "google.colab":
+        elif isinstance(node, ast.ImportFrom) and node.module not in ELSEWHERE:
             for name in node.names:
                 yield name.asname or name.name, attribute(find(node.module), name.name)
 
