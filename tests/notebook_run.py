@@ -20,6 +20,7 @@ from notebooks import build
 os.environ.update(build.ENVIRONMENT)  # the kernels inherit it
 
 SHARE = 0.05
+SILENCE = 60  # seconds that a kernel may say nothing while its output is read; nbval's 5 are too few on a busy machine
 DECIMAL = re.compile(r"(?<![\w.])(-?\d+\.\d+)(?![\d.])")
 WARNING = re.compile(r"^.*\w*Warning: .*$", re.MULTILINE)
 
@@ -61,6 +62,7 @@ def compare(cell: IPyNbCell, new: list, stored: list) -> bool:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if isinstance(item, IPyNbCell):
         item.compare_outputs = partial(compare, item)
+        item.output_timeout = SILENCE
 
 
 @pytest.hookimpl(wrapper=True)
