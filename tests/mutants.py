@@ -3,8 +3,8 @@
 `make mutants` goes through the stages, `edit.py`, `pictures.py` and `training/` on one core, and takes some hours;
 `make mutants MODULES="pictures stage3_interpolation"` takes these alone. Stopped and started again it goes on where it
 was; what survived is tried again, and so is a function that has changed since. The tool is mutmut
-(mutmut.readthedocs.io). Everything happens in copies under runs/mutants/, and at the end the score and the survivors
-are written into tests/README.md.
+(mutmut.readthedocs.io). Everything happens in copies under runs/mutants/, and after each module its score and its
+survivors are written into tests/README.md.
 `cd runs/mutants/MODULE && python -m mutmut show NAME` shows a survivor.
 """
 
@@ -36,6 +36,7 @@ ALSO = {  # besides tests/test_MODULE*.py these tests are about a module
 MEMORY = 12 * 2**30  # bytes
 AROUND = 25  # so many characters of a line are shown before and after a change
 NOTICED = ("killed", "timeout", "segfault")  # whatever stops the tests is noticed
+Score = tuple[int, int, list[str]]  # mutants, noticed, a line for each survivor
 SETTINGS = """[mutmut]
 source_paths=imagic_lib
 only_mutate=imagic_lib/{module}.py
@@ -181,14 +182,26 @@ def function_of(name: str) -> str:
     )
 
 
-def report(tried: dict[str, dict[str, str]], changes: dict[str, str]) -> str:
-    """The score as a Markdown table, and the survivors by name. changes: what each survivor changed."""
+def score(states: dict[str, str], changes: dict[str, str]) -> Score:
+    """How many mutants a module has, how many were noticed, and the survivors. changes: what each of these changed."""
+    left = [f"- {function_of(name)}: {changes[name]}" for name in states if name in survivors(states)]
+    return len(states), len(states) - len(left), left
+
+
+def scores_in(page: str) -> dict[str, Score]:
+    """What `report` wrote earlier, module by module: a folder under runs/ may be gone by now."""
+    rows = re.findall(r"^\| (\w\S*) \| (\d+) \| (\d+) \| \d+% \|$", page, re.MULTILINE)
+    lines = {m: re.findall(rf"^- {m.replace('/', '.')}\..*$", page, re.MULTILINE) for m, *_ in rows}
+    return {m: (int(count), int(noticed), lines[m]) for m, count, noticed in rows if m in modules()}
+
+
+def report(scores: dict[str, Score]) -> str:
+    """The scores as a Markdown table, and the survivors by name."""
     lines = ["| module | mutants | noticed | |", "|---|---|---|---|"]
-    rows = [(module, len(states), sum(s in NOTICED for s in states.values())) for module, states in tried.items()]
+    rows = [(module, count, noticed) for module, (count, noticed, _) in scores.items()]
     for module, count, noticed in [*rows, ("all", sum(r[1] for r in rows), sum(r[2] for r in rows))]:
         lines.append(f"| {module} | {count} | {noticed} | {noticed / max(1, count):.0%} |")
-    left = [name for states in tried.values() for name, state in states.items() if state not in NOTICED]
-    return "\n".join([*lines, "", "Survivors:", "", *(f"- {function_of(n)}: {changes[n]}" for n in left)])
+    return "\n".join([*lines, "", "Survivors:", "", *(line for _, _, left in scores.values() for line in left)])
 
 
 def write_report(text: str) -> None:
@@ -209,12 +222,10 @@ def main(chosen: list[str]) -> None:
         mutmut(folder, "run", "--max-children", "1")
         if again := survivors(results(folder)) & survivors(before):  # a new test may notice them
             mutmut(folder, "run", "--max-children", "1", *sorted(again))
-    folders = {module: HOME / module.replace("/", "-") for module in modules()}
-    tried = {module: results(folder) for module, folder in folders.items() if (folder / "mutants").exists()}
-    changes = {}
-    for module, states in tried.items():
-        changes |= changes_in(folders[module], survivors(states))
-    write_report(report(tried, changes))
+        states = results(folder)
+        scores = scores_in(README.read_text(encoding="utf-8"))
+        scores[module] = score(states, changes_in(folder, survivors(states)))
+        write_report(report({m: scores[m] for m in modules() if m in scores}))
 
 
 if __name__ == "__main__":

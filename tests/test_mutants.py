@@ -75,25 +75,31 @@ def test_a_warning_points_at_the_caller_though_a_wrapper_stands_between(monkeypa
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_the_report_counts_and_names_the_survivors():
-    tried = {
-        "pictures": {
-            "imagic_lib.pictures.x_psnr__mutmut_1": "killed",
-            "imagic_lib.pictures.x_psnr__mutmut_2": "timeout",
-        },
-        "edit": {"imagic_lib.edit.xǁEditǁsave__mutmut_12": "survived", "imagic_lib.edit.x_run__mutmut_3": "no tests"},
+def test_a_score_counts_and_names_the_survivors():
+    states = {
+        "imagic_lib.edit.x_run__mutmut_1": "killed",
+        "imagic_lib.edit.xǁEditǁsave__mutmut_12": "survived",
+        "imagic_lib.edit.x_run__mutmut_2": "timeout",
+        "imagic_lib.edit.x_run__mutmut_3": "no tests",
     }
     changes = {"imagic_lib.edit.xǁEditǁsave__mutmut_12": "`1` → `2`", "imagic_lib.edit.x_run__mutmut_3": "`a` → `b`"}
-    assert mutants.report(tried, changes).splitlines()[2:] == [
-        "| pictures | 2 | 2 | 100% |",
-        "| edit | 2 | 0 | 0% |",
-        "| all | 4 | 2 | 50% |",
+    assert mutants.score(states, changes) == (4, 2, ["- edit.Edit.save: `1` → `2`", "- edit.run: `a` → `b`"])
+
+
+def test_the_report_has_a_row_a_module_and_reads_back():
+    lines = ["- training.loop.train: `1` → `2`"]
+    scores = {"edit": (2, 2, []), "training/loop": (4, 3, lines)}
+    text = mutants.report(scores)
+    assert text.splitlines()[2:] == [
+        "| edit | 2 | 2 | 100% |",
+        "| training/loop | 4 | 3 | 75% |",
+        "| all | 6 | 5 | 83% |",
         "",
         "Survivors:",
         "",
-        "- edit.Edit.save: `1` → `2`",
-        "- edit.run: `a` → `b`",
+        *lines,
     ]
+    assert mutants.scores_in(text) == scores
 
 
 def test_a_survivor_is_told_by_what_was_changed():
