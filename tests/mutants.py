@@ -5,6 +5,7 @@
 was; what survived is tried again, and so is a function that has changed since. The tool is mutmut
 (mutmut.readthedocs.io). Everything happens in copies under runs/mutants/, and after each module its score and its
 survivors are written into tests/README.md.
+Tests marked `slow` are left out, so that scores are a little too low and never too high.
 `cd runs/mutants/MODULE && python -m mutmut show NAME` shows a survivor.
 """
 
@@ -46,6 +47,8 @@ pytest_add_cli_args=
     -p
     no:cacheprovider
     --hypothesis-seed=0
+    -m
+    not slow
 use_git_change_detection=false
 timeout_constant=60
 """

@@ -308,6 +308,7 @@ checkpoints.save_tensors(path, {{"a": torch.ones(40), "b": torch.ones(40), "c": 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_what_a_killed_save_left_is_gone_after_the_next_one(tmp_path, small_parts, parts):
     path = tmp_path / "c.safetensors"

@@ -77,6 +77,7 @@ def test_what_a_checkpoint_holds_is_not_counted_again(pipe, image, tmp_path, mon
     assert forecast(pipe, image, settings, folder=tmp_path)[:2] == (10, 90)
 
 
+@pytest.mark.slow
 def test_a_forecast_is_near_what_the_edit_then_takes(pipe, image):
     """Within a factor: machines are busy. It is the order of magnitude that people ask for."""
     from imagic_lib import run_edit

@@ -53,6 +53,7 @@ def fit(
     return x.detach(), history
 
 
+@pytest.mark.slow
 def test_killed_at_random_steps_and_resumed_gives_the_same_bits(tmp_path):
     script = tmp_path / "fit.py"
     script.write_text(SCRIPT.format(tests=str(HERE), root=str(HERE.parents[1])))

@@ -86,6 +86,7 @@ MEASURED = [  # row, stage, GiB of a real step on random weights
 ]
 
 
+@pytest.mark.slow
 def test_predicted_peaks_are_the_measured_ones(sd_plan):
     made = plan(SD, gpu_gb=14.75)
     for index, stage, measured in MEASURED:
@@ -214,6 +215,7 @@ def test_the_plan_of_the_embedded_model_bears_its_name(monkeypatch):
     monkeypatch.setattr(memory, "sampling_peak", lambda *_, **__: GIB)
     made = plan(load_pipeline("tiny", device="cpu"))
     assert str(made).startswith("tiny, 128 x 128 pixels")  # no path of this machine
+    assert plan(gpu_gb=15) == plan("tiny", gpu_gb=15) and plan(gpu_gb=15).model == "tiny"
 
 
 # --- a small model, predicted and then really run ---
@@ -326,6 +328,7 @@ def test_after_the_block_a_backward_pass_only_differentiates():
 # --- which model, which device ---
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_planned_for_and_stays_as_it_was(pipe, monkeypatch):
     monkeypatch.setattr(memory, "by_preference", lambda half: (ORDER[0], ORDER[7]))  # each more takes seconds
     weights, state = [p.clone() for p in pipe.unet.parameters()], torch.get_rng_state()
@@ -363,6 +366,8 @@ def test_the_device_decides_the_memory_and_the_precision(pipe, monkeypatch):
         assert memory.precision("cuda") == half
     there = plan(pipe, device="cuda")
     assert there.gpu_gb == 15 and [row.strategy for row in there.rows] == list(ORDER)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert plan(SD).gpu_gb == 15  # a GPU that is there is planned for
     assert memory.precision("cpu") == FULL
 
 
