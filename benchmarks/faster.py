@@ -1,7 +1,7 @@
 """A faster Imagic: what buys what? The paper's schedule, the library's, and one choice at a time between them.
 
-    python benchmarks/faster.py          # about two core-hours; goes on where it was stopped
-    python benchmarks/faster.py 2        # the first 2 edits only
+    python benchmarks/faster.py          # about ninety minutes of one core; goes on where it was stopped
+    python benchmarks/faster.py 1        # the first edit only
 
 Each edit of ToyEdit dev on each schedule is kept in data/experiments/faster.json at once; the table goes into
 benchmarks/README.md.
@@ -27,7 +27,7 @@ from imagic_lib.experiments.methods.tuning import pair_at
 from imagic_lib.toyworld import load_reader
 from imagic_lib.toyworld.edits import toyedit
 
-COUNT = 8  # edits of dev, two of each kind
+COUNT = 4  # edits of dev, one of each kind
 FIRST, SECOND = stage1_embedding.DEFAULTS["tiny"], stage2_finetuning.DEFAULTS["full"]["tiny"]
 OURS = Schedule(
     FIRST["steps"],

@@ -379,6 +379,41 @@ def test_a_pipeline_is_planned_for_where_it_is(pipe, monkeypatch):
     assert pipe.device.type == "cpu" and {row.strategy.dtype for row in plan(pipe).rows} == {FULL}
 
 
+def test_a_plan_asks_for_each_stage_once_and_adds_the_moments(monkeypatch):
+    """Stage 1 depends on precision and checkpointing alone, an 8-bit Adam computes as Adam does: ten steps, not 16."""
+    asked, drawn = [], []
+
+    def training_peak(unet, stage, strategy, *, batch, side, tokens):
+        asked.append((stage, strategy, batch, side, tokens))
+        return (10 * stage + 2 * strategy.checkpointing + (strategy.optimizer == "Adam in backward")) * GIB, GIB
+
+    def sampling_peak(modules, dtype, *, at_once, side):
+        drawn.append((sorted(modules), dtype, at_once, side))
+        return (5 if dtype == FULL else 3) * GIB
+
+    monkeypatch.setattr(memory, "training_peak", training_peak)
+    monkeypatch.setattr(memory, "sampling_peak", sampling_peak)
+    monkeypatch.setattr(memory, "checker_bytes", lambda model: {SD: GIB}[model])
+    made = plan(SD, gpu_gb=16, size=256, batch=3, margin=1.5)
+    assert (made.model, made.size, made.gpu_gb, made.margin) == (SD, 256, 16, 1.5)
+    assert [row.strategy for row in made.rows] == list(ORDER)
+    assert [row.embedding for row in made.rows] == [10, 12] * 4
+    assert [row.fine_tuning for row in made.rows] == [28, 30, 29, 31, 22, 24, 28, 30]
+    assert [row.sampling for row in made.rows] == [6] * 6 + [4] * 2
+    assert len(asked) == len(set(asked)) == 10 and {(side, tokens) for *_, side, tokens in asked} == {(32, 77)}
+    assert {batch for _, _, batch, *_ in asked} == {3}
+    assert all((s.method, s.optimizer) == ("full", "Adam") for stage, s, *_ in asked if stage == 1)
+    assert drawn == [(["text_encoder", "unet", "vae"], dtype, 1, 32) for dtype in (FULL, HALF)]
+    asked.clear()
+    plan(SD, gpu_gb=16)
+    assert {(batch, side) for _, _, batch, side, _ in asked} == {(1, 64)}  # the model's own
+    monkeypatch.setattr(memory, "checker_bytes", lambda model: 0)
+    asked.clear(), drawn.clear()
+    tiny = plan("tiny", gpu_gb=16)
+    assert (tiny.size, tiny.margin) == (128, memory.MARGIN)
+    assert {(stage, batch) for stage, _, batch, *_ in asked} == {(1, 8), (2, 8)} and drawn[0][2] == 16
+
+
 def test_errors_say_what_to_do(pipe, model_folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no plan for 'some/other-model': give"):
         plan("some/other-model", 16)
