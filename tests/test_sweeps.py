@@ -1,4 +1,4 @@
-"""What benchmarks/lora.py and benchmarks/new_word.py stored, and notebook 10 shows."""
+"""What the scripts of benchmarks/ stored, and notebooks 10 and 11 show."""
 
 import importlib
 import sys
@@ -37,12 +37,23 @@ def test_the_tables_of_the_new_word_are_made_of_the_stored_runs(sweep):
     assert f"{len(trained)} trainings" in found["tables"]["words"]
 
 
+def test_the_table_of_schedules_is_made_of_the_stored_runs(sweep):
+    faster = sweep("faster")
+    runs = faster.Results("faster.json").found["runs"]
+    assert len(runs) == faster.COUNT * len(faster.SCHEDULES)
+    assert faster.page_of(runs) in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    for key, run in runs.items():  # measured as the schedules are now
+        schedule = faster.SCHEDULES[key.partition(" / ")[2]]
+        assert run["schedule"] == {name: str(value) for name, value in faster.asdict(schedule).items()}, key
+
+
 def test_the_stored_sheets_are_small_and_whole(sweep):
     sweeps = sweep("sweeps")
     sheets = sorted(sweeps.FOLDER.glob("*.jpg"))
-    assert [sheet.name for sheet in sheets] == ["cross-entropy.jpg", "lora-edits.jpg", "new-word.jpg"]
+    assert [sheet.name for sheet in sheets] == ["cross-entropy.jpg", "lora-edits.jpg", "methods.jpg", "new-word.jpg"]
     for sheet in sheets:
-        assert sheet.stat().st_size <= sweeps.LARGEST_SHEET
+        room = 3 if sheet.stem == "methods" else 1  # nine columns of twelve edits
+        assert sheet.stat().st_size <= room * sweeps.LARGEST_SHEET
         with Image.open(sheet) as opened:
             opened.load()
 
