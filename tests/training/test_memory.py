@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
-from imagic_lib import stage2_finetuning, stage4_inference
+from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.diffusion import denoising_loss
 from imagic_lib.models import load_pipeline
 from imagic_lib.toyworld import unet as toy_unet
@@ -282,6 +282,22 @@ def test_sampling_against_a_real_one(pipe):
 # --- the helper that steps in the backward pass ---
 
 
+def test_a_half_precision_unet_draws_in_less_by_half_its_weights(pipe):
+    modules = memory.on_meta(pipe)
+    numbers = sum(p.numel() for p in modules["unet"].parameters())
+    full, half = (memory.sampling_peak(modules, dtype, side=16) for dtype in (FULL, HALF))
+    assert full - half == pytest.approx(2 * numbers, rel=0.02)
+    assert all(p.is_meta for module in modules.values() for p in module.parameters())  # the caller's stay as they were
+
+
+def test_what_is_not_said_is_stable_diffusion_s(pipe):
+    modules = memory.on_meta(pipe)
+    drawn = memory.sampling_peak(modules, FULL)
+    assert drawn == memory.sampling_peak(modules, FULL, at_once=1, side=64)
+    trained = memory.training_peak(modules["unet"], 1, ORDER[0])
+    assert trained == memory.training_peak(modules["unet"], 1, ORDER[0], batch=1, side=64, tokens=77)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_stepping_in_the_backward_pass_gives_the_same_weights(pipe, checkpointing):
     def fit(in_backward):
@@ -357,13 +373,16 @@ def test_the_device_decides_the_memory_and_the_precision(pipe, monkeypatch):
     monkeypatch.setattr(memory, "training_peak", lambda *_, **__: (GIB, 0))
     monkeypatch.setattr(memory, "sampling_peak", lambda *_, **__: GIB)
     here = plan(pipe, device="cpu")
-    assert here.gpu_gb > 0.5 and {row.strategy.dtype for row in here.rows} == {FULL}
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=15 * GIB))
+    assert 0.5 < here.gpu_gb < 10_000 and {row.strategy.dtype for row in here.rows} == {FULL}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: {"cuda": SimpleNamespace(total_memory=15 * GIB)}[device]
+    )
     for native, half in ((True, torch.bfloat16), (False, HALF)):
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native or including_emulation
         )
         assert memory.precision("cuda") == half
+        assert plan(pipe, gpu_gb=9, device="cuda").rows[-1].strategy.dtype == half
     there = plan(pipe, device="cuda")
     assert there.gpu_gb == 15 and [row.strategy for row in there.rows] == list(ORDER)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -408,10 +427,11 @@ def test_a_plan_asks_for_each_stage_once_and_adds_the_moments(monkeypatch):
     plan(SD, gpu_gb=16)
     assert {(batch, side) for _, _, batch, side, _ in asked} == {(1, 64)}  # the model's own
     monkeypatch.setattr(memory, "checker_bytes", lambda model: 0)
+    monkeypatch.setitem(stage1_embedding.DEFAULTS["tiny"], "batch", 5)
     asked.clear(), drawn.clear()
     tiny = plan("tiny", gpu_gb=16)
     assert (tiny.size, tiny.margin) == (128, memory.MARGIN)
-    assert {(stage, batch) for stage, _, batch, *_ in asked} == {(1, 8), (2, 8)} and drawn[0][2] == 16
+    assert {(stage, batch) for stage, _, batch, *_ in asked} == {(1, 5), (2, 8)} and drawn[0][2] == 16
 
 
 def test_errors_say_what_to_do(pipe, model_folder, tmp_path, monkeypatch):
