@@ -31,7 +31,7 @@ README = ROOT / "tests" / "README.md"
 MODULES = ["stage*.py", "edit.py", "pictures.py", "training/[a-z]*.py"]  # of imagic_lib
 ALSO = {  # besides tests/test_MODULE*.py these tests are about a module
     "stage": ["training/test_strategies.py"],
-    "edit": ["test_cli*.py"],
+    "edit": ["test_cli*.py", "test_folder*.py", "test_suggestion*.py"],
     "training/": ["test_stage*.py", "training/test_*.py"],
 }
 MEMORY = 12 * 2**30  # bytes
