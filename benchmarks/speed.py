@@ -18,8 +18,9 @@ from imagic_lib.classroom.plots import png_of
 from imagic_lib.stage4_inference import DEFAULTS
 
 ABOUT_THE_DEMO = """\
-What `make demo` printed on two cores; elsewhere the seconds differ, and the last digits a little. A dog that jumps in
-the wrong place is farther from the truth in pixels than one that never jumped."""
+What `make demo` printed on two cores; elsewhere the seconds differ, the last digits a little, and another η may be
+suggested that is nearly as good. A dog that jumps in the wrong place is farther from the truth in pixels than one that
+never jumped."""
 ONE_PICTURE = """
 import imagic_lib as imagic
 pipe = imagic.load_pipeline("tiny")
