@@ -64,15 +64,22 @@ SCHEDULES = {
 }
 
 
-def row_of(name: str, found: list[dict]) -> list[str]:
-    """At the place on the way that is worth most over all edits."""
+def worths(found: list[dict]) -> list[float]:
+    """What each edit is worth, at the place on the way that is worth most over all edits."""
+    values = np.array([worth(one) for one in found])
+    return values[:, int(values.mean(axis=0).argmax())].tolist()
+
+
+def row_of(name: str, found: list[dict], few: list[dict]) -> list[str]:
+    """At the place on the way that is worth most over all edits. few: the runs of the few steps, of the same edits."""
     success = [numbers_in(one["success"]) for one in found]
     best = int(np.argmax(np.mean([worth(one) for one in found], axis=0)))
     kept = [numbers_in(one["kept"])[best] for one in found]
     evaluations, seconds = (fmean(float(one[what]) for one in found) for what in ("with_gradient", "seconds"))
     numbers = [f"{evaluations:.0f}", f"{seconds:.0f}", f"{fmean(float(one['psnr']) for one in found):.1f}"]
     eta, scale = pair_at(WAYS[best])
-    shares = [s[best] for s in success], kept, [worth(one)[best] for one in found]
+    differences = [a - b for a, b in zip(worths(found), worths(few), strict=True)]
+    shares = [s[best] for s in success], kept, worths(found), differences
     return [name, *numbers, f"{eta:g}, {scale:g}", *map(interval, shares)]
 
 
@@ -87,12 +94,15 @@ def page_of(runs: dict[str, dict]) -> str:
         "success",
         "details kept",
         "both",
+        "minus few steps",
     ]
     of = {name: [run for key, run in runs.items() if key.endswith(f"/ {name}")] for name in SCHEDULES}
-    count = max(len(found) for found in of.values())
-    note = f"{count} edits of ToyEdit dev, 4 seeds each; in brackets 95 % intervals over the edits. The pair "
-    note += "(η, λ) of each line, and the rates of the few steps, were chosen on these edits.\n"
-    return table(header, [row_of(name, found) for name, found in of.items() if found]) + "\n" + note
+    count = min(len(found) for found in of.values())  # a run that was stopped in the midst of an edit leaves it out
+    note = f"{count} edits of ToyEdit dev, 4 seeds each; in brackets 95 % intervals over the edits. The last column "
+    note += "is the difference in 'both' edit by edit, in points. The pair (η, λ) of each line, and the rates of the "
+    note += "few steps, were chosen on these edits. The seconds are of one core while the other was busy.\n"
+    few = of["few steps, larger rates"][:count]
+    return table(header, [row_of(name, found[:count], few) for name, found in of.items()]) + "\n" + note
 
 
 def main() -> None:

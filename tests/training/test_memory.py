@@ -279,9 +279,6 @@ def test_sampling_against_a_real_one(pipe):
     assert live.peak == pytest.approx(predicted, rel=0.15)
 
 
-# --- the helper that steps in the backward pass ---
-
-
 def test_a_half_precision_unet_draws_in_less_by_half_its_weights(pipe):
     modules = memory.on_meta(pipe)
     numbers = sum(p.numel() for p in modules["unet"].parameters())
@@ -296,6 +293,9 @@ def test_what_is_not_said_is_stable_diffusion_s(pipe):
     assert drawn == memory.sampling_peak(modules, FULL, at_once=1, side=64)
     trained = memory.training_peak(modules["unet"], 1, ORDER[0])
     assert trained == memory.training_peak(modules["unet"], 1, ORDER[0], batch=1, side=64, tokens=77)
+
+
+# --- the helper that steps in the backward pass ---
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
