@@ -130,7 +130,7 @@ class Progress:
         """Write a checkpoint. The old one is kept until the new one is whole, unless the disk has no room for both."""
         tensors = {f"trained.{k}": v for k, v in self.trained.items()} | pack_optimizer(self.optimizer)
         tensors |= {f"near.{k}": v for k, v in self.identity.near.items()}
-        facts = {"stage": self.name, "identity": self.facts, "history": self.history.to_dict()}
+        facts = {"identity": self.facts, "history": self.history.to_dict()}
         facts["scaler"] = self.scaler.state_dict() if self.scaler else {}
         if free_on_disk(path) < self.bytes_on_disk() <= free_on_disk(path) + size_on_disk(path):
             remove_tensors(path)
