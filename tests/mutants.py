@@ -50,7 +50,8 @@ pytest_add_cli_args=
     -m
     not slow
 use_git_change_detection=false
-timeout_constant=60
+timeout_constant=30
+timeout_multiplier=4
 """
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import imagic_lib as imagic
 from imagic_lib.edit import LORA_FILE, fingerprint
+from imagic_lib.folder import files_of
 from imagic_lib.toyworld import Scene
 from imagic_lib.training import memory
 from imagic_lib.training.checkpoints import load_tensors, save_tensors
@@ -50,8 +51,10 @@ def test_the_folder_holds_what_it_promises_and_no_checkpoints(saved):
     edit, folder = saved
     weights = LORA_FILE if edit.settings["method"] == "lora" else "unet-difference.safetensors"
     assert {p.name for p in folder.iterdir()} == {"edit.json", "input.png", "embeddings.safetensors", weights}
+    assert files_of(folder) == {"input.png", "embeddings.safetensors", weights}, "these alone may be written again"
     facts = json.loads((folder / "edit.json").read_text())
-    assert facts["text"] == TEXT and facts["versions"]["torch"] == torch.__version__
+    assert facts["text"] == TEXT and facts["versions"].keys() == {"python", "torch", "diffusers", "transformers"}
+    assert facts["versions"]["torch"] == torch.__version__
     assert len(facts["history"]["unet"]["loss"]) == 3 and facts["settings"]["seed"] == 0
 
 
@@ -173,6 +176,10 @@ def test_the_seed_is_that_of_both_trainings(pipe, image, method):
 def test_an_eta_that_shows_nothing_is_one_sentence(saved, etas):
     with pytest.raises(ValueError, match=r"etas must be a list of one or more numbers within ±10, e\.g\."):
         saved[0].pictures(etas, [0], steps=1)
+
+
+def test_ten_times_the_way_can_be_drawn(saved):
+    assert bits(saved[0].pictures([-10, 10], [0], steps=1)) == bits(saved[0].pictures([-10.0, 10.0], [0], steps=1))
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
