@@ -1,6 +1,7 @@
 """Stage 4 against ground truth: diffusers' own pipeline, bit for bit."""
 
 import copy
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ import imagic_lib as imagic
 from imagic_lib import stage4_inference
 from imagic_lib.diffusion import encode_image, forward_process, noised
 from imagic_lib.stage2_finetuning import with_unet
-from imagic_lib.stage4_inference import denoise, generate, predicted_original
+from imagic_lib.stage4_inference import denoise, generate, initial_noise, predicted_original
 from tests.common import seeded
 
 
@@ -50,6 +51,12 @@ def test_every_sampler_equals_diffusers_with_a_generator_for_each_picture(pipe, 
     ).images
     for one, other in zip(ours, theirs, strict=True):
         assert abs(np.asarray(one, dtype=int) - np.asarray(other)).max() <= 1
+
+
+def test_the_first_noise_of_a_seed_is_that_of_diffusers_and_a_generator_gives_its_next(pipe):
+    noise, generator = torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(7)), seeded(7)
+    assert torch.equal(initial_noise(pipe, 7), noise[0])
+    assert torch.equal(torch.stack([initial_noise(pipe, generator), initial_noise(pipe, generator)]), noise)
 
 
 def test_the_noise_of_every_step_belongs_to_the_seed(pipe, e_tgt):
@@ -139,6 +146,7 @@ def test_a_safety_checker_that_the_model_ships_stays_on(pipe, e_tgt):
         device, dtype = torch.device("cpu"), torch.float32
 
         def forward(self, images, clip_input):
+            assert 0 <= images.min() and 0.5 < images.max() <= 1, "as diffusers gives them"
             calls.append((images.shape, clip_input.shape))
             return images, [True, False]
 
@@ -280,4 +288,5 @@ def test_a_large_model_shows_a_bar_while_it_draws_and_the_embedded_one_none(pipe
     assert "drawing" not in capsys.readouterr().err
     monkeypatch.setattr(stage4_inference, "family", lambda pipe: "stable-diffusion")
     generate(pipe, e_tgt, [0, 1], steps=1)
-    assert "drawing" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert re.search(r"\rdrawing: 100%.* 2/2 .*picture", shown) and shown.endswith(" \r"), "and wipes it away"

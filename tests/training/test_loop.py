@@ -321,9 +321,10 @@ def test_the_bar_counts_the_steps_in_the_main_thread_and_is_not_drawn_elsewhere(
     shown = capsys.readouterr()
     assert "a fit" in shown.err and "4/10" in shown.err
     assert "a fit: stopped after 4 of 10 steps; what was learned is kept" in shown.out
-    fit(tmp_path / "c", steps=10)
-    again = capsys.readouterr().err
-    assert "4/10" in again and "10/10" in again and re.search(r"probe=\d+\.\d{4}\b", again)
+    _, history = fit(tmp_path / "c", steps=10)
+    again = capsys.readouterr()
+    assert "4/10" in again.err and "10/10" in again.err and "stopped" not in again.out
+    assert re.findall(r"probe=(\d+\.\d{4})\b", again.err)[-1] == f"{history.probe_loss[-1]:.4f}"
     other = threading.Thread(target=fit, kwargs={"steps": 3})
     other.start()
     other.join()
