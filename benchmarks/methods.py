@@ -45,7 +45,7 @@ EDITS = 12  # in the sheet of pictures: three of each kind
 SIDE = 128
 ABOVE, RIGHT, BELOW, LEFT = (0, 11), (13, 0), (0, -11), (-13, 0)  # points: where a number stands beside its dot
 PLACES = {"imagic": BELOW, "imagic-fast": ABOVE, "community": BELOW, "ddim-inversion": BELOW, "npi": BELOW, "p2p": LEFT}
-PLACES |= {"ledits": ABOVE}
+PLACES |= {"ledits": ABOVE, "text": ABOVE, "sdedit": BELOW}
 COLOURS = {"imagic": "#0072B2", "community": "#D55E00", "inversion": "#009E73", "other": "#555555"}
 
 
@@ -75,6 +75,11 @@ def figure(points: dict[str, dict], methods: dict[str, Method]) -> Figure:
             axis.scatter(x, 100 * y, label=f"{number}  {methods[name].title}", color=colour, s=60, alpha=0.7)
             place = {"xytext": PLACES.get(name, RIGHT), "textcoords": "offset points"}
             axis.annotate(str(number), (x, 100 * y), **place, ha="center", va="center", fontsize=11, color=colour)
+    if "text" in points:
+        base = 100 * points["text"]["both"]
+        left.axhline(base, color=COLOURS["other"], linestyle="--", linewidth=1)
+        words = {"transform": left.get_yaxis_transform(), "ha": "right", "fontsize": 10, "color": COLOURS["other"]}
+        left.text(0.99, base + 1, "no edit: the text alone", **words)
     left.set(xscale="log", ylim=(0, 100))
     left.set_xlabel("seconds for one edited picture, training included", fontsize=12)
     left.set_ylabel("success × details kept, %", fontsize=12)

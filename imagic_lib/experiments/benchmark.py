@@ -55,7 +55,7 @@ COLUMNS = (
 NOTE = """{} edits. Details kept: of the successful pictures. Both: success x details kept, where a failure keeps
 nothing; for this the knob was chosen, on {} edits of dev. PSNR: to the input, where a value of the knob stands for it.
 Seconds and evaluations are for one picture, training or inversion included; after the plus sign those that a backward
-pass followed. In brackets 95 % intervals over the edits.
+pass followed. In brackets 95 % intervals over the edits. The last table has too few edits of a kind for intervals.
 """
 
 
@@ -462,7 +462,7 @@ def tables(methods: dict[str, Method], rows: Sequence[dict], dev: Sequence[dict]
             ]
         )
         of_kind = [[s for s, row in zip(success, own, strict=True) if row["kind"] == kind] for kind in KINDS]
-        by_kind.append([method.title, *(interval(some) for some in of_kind)])
+        by_kind.append([method.title, *(f"{100 * np.mean(some):.0f} %" if some else "–" for some in of_kind)])
     head = ["method", "knob", "success", "details kept", "both", "PSNR, dB", "seconds", "UNet evaluations", "failed"]
     note = NOTE.format(*(len({row["edit"] for row in some}) for some in (rows, dev)))
     return f"{table(head, whole)}\n{note}\n{table(['success', *KINDS], by_kind)}"
