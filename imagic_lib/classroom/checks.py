@@ -275,7 +275,7 @@ def check_edits_needed(answer: float) -> None:
     """Notebook 11: so many edits narrow the interval of a share of 80 % to ± 5 points."""
     if attempted(answer):
         hint = "solve 1.96 √(p (1 - p) / n) = 0.05 for n"
-        verdict(near(answer, 246, 2), "four times as many for half the width", hint)
+        verdict(near(answer, 246, 2), "that is four times ToyEdit's 60", hint)
 
 
 def check_best_of(answer: Callable) -> None:

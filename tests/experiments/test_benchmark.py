@@ -332,9 +332,7 @@ def test_the_table_counts_a_failure_as_no_success_and_adds_training_to_drawing()
     told = tables(methods, rows, [row(success="0 1")])
     assert "| Imagic | η = 0.8, λ = 1 | 50 % (0–100) | 25 % (25–25) | 12 % (0–25) | 25.0 | 10.5 | 70 + 90 | 1 |" in told
     assert "| The text alone | – |" in told and "| success | pose | colour | place | subject |" in told
-    assert re.search(r"^\| Imagic (\| – )*\| 50 % (\| – )*\|$", told, re.MULTILINE), (
-        "a mean, without interval"
-    )
+    assert re.search(r"^\| Imagic (\| – )*\| 50 % (\| – )*\|$", told, re.MULTILINE), "a mean, without interval"
 
 
 def test_an_interval_holds_the_mean_of_the_pictures_in_19_of_20_draws():
