@@ -178,6 +178,23 @@ def test_an_eta_that_shows_nothing_is_one_sentence(saved, etas):
         saved[0].pictures(etas, [0], steps=1)
 
 
+def test_who_watches_and_previews_sees_both_stages(pipe, image):
+    steps, looked = [], []
+    edit = imagic.run_edit(
+        pipe,
+        image,
+        TEXT,
+        embedding_steps=2,
+        unet_steps=3,
+        watch=lambda name, history: steps.append(name),
+        preview=lambda unet, embedding: looked.append((unet is pipe.unet, embedding.clone())),
+    )
+    assert [name[:7] for name in steps] == ["stage 1"] * 2 + ["stage 2"] * 3
+    assert [own for own, _ in looked] == [True, True, False, False], "before the first step and at the last"
+    for (_, seen), e in zip(looked, (edit.e_tgt, edit.e_opt, edit.e_opt, edit.e_opt), strict=True):
+        assert torch.equal(seen, e)
+
+
 def test_ten_times_the_way_can_be_drawn(saved):
     assert bits(saved[0].pictures([-10, 10], [0], steps=1)) == bits(saved[0].pictures([-10.0, 10.0], [0], steps=1))
 
