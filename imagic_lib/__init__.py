@@ -24,7 +24,7 @@ _logging.set_verbosity(_verbosity)
 def __getattr__(name: str):
     """`personalize` is an experiment around the method: it is imported when it is asked for."""
     if name == "personalize":
-        from imagic_lib.experiments.personalization import personalize
+        from imagic_lab.experiments.personalization import personalize
 
         return personalize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("benchmark", help="methods compared, on edits with a right answer", description=BENCH)
     bench.add_argument("--split", choices=("dev", "test"), default="dev", help="which edits of ToyEdit (default: dev)")
-    bench.add_argument("--methods", metavar="NAME", nargs="+", help="see imagic_lib/experiments/methods (default: all)")
+    bench.add_argument("--methods", metavar="NAME", nargs="+", help="see imagic_lab/experiments/methods (default: all)")
     bench.add_argument("--edits", type=whole, help="only so many, the first (default: all, 40 of dev and 60 of test)")
     bench.add_argument("--out", type=Path, help="CSV file, one row an edit and method (default: data/experiments/...)")
     bench.add_argument("--dev", type=Path, help="CSV file of dev, where the knobs are chosen (the same default)")
@@ -208,7 +208,7 @@ def run_edit_command(args: argparse.Namespace) -> None:
     image = imagic.load_image(picture, pipe, how="pad" if args.pad else "crop")
     strategy = None
     if args.fit:
-        from imagic_lib.training.memory import plan
+        from imagic_lib.planning.memory import plan
 
         print(fitting := plan(pipe))
         strategy = fitting.chosen
@@ -249,8 +249,8 @@ def say_forecast(pipe, image, identity: dict, strategy, folder: Path, args: argp
     """Print how long the edit will take, unless it takes no longer than the forecast, or is made already."""
     from imagic_lib.edit import ETAS, out_of_memory_explained
     from imagic_lib.folder import state_of
+    from imagic_lib.planning.forecast import forecast, worthwhile
     from imagic_lib.suggestion import TRIED
-    from imagic_lib.training.forecast import forecast, worthwhile
 
     settings = identity["settings"]
     if not worthwhile(settings) or state_of(folder, identity) == "finished":
@@ -292,7 +292,7 @@ def run_show_command(args: argparse.Namespace) -> None:
 
 def run_sweep_command(args: argparse.Namespace) -> int:
     """0 if all edits of the table are done, 1 if some failed or are open."""
-    from imagic_lib.sweep import Faults, sweep
+    from imagic_lab.sweep import Faults, sweep
 
     if args.ray and args.engine != "ray":
         raise ValueError("--ray is for --engine ray: give both")
@@ -313,7 +313,7 @@ def run_sweep_command(args: argparse.Namespace) -> int:
 
 def run_benchmark_command(args: argparse.Namespace) -> int:
     """0 if every edit has its row, 1 if some are open because workers were lost."""
-    from imagic_lib.experiments.benchmark import benchmark
+    from imagic_lab.benchmark.benchmark import benchmark
     from imagic_lib.models import DATA
 
     standard = DATA / "experiments" / "toyedit-{}.csv"
@@ -325,7 +325,7 @@ def run_benchmark_command(args: argparse.Namespace) -> int:
 
 
 def run_plan_command(args: argparse.Namespace) -> None:
-    from imagic_lib.training.memory import plan
+    from imagic_lib.planning.memory import plan
 
     print(plan(args.model, args.gpu_gb))
 
@@ -355,7 +355,7 @@ def suggested(edit):
 
 def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0, **sampling) -> list[list]:
     """Sample, write the sheet, the single pictures and the curves, print the distances."""
-    from imagic_lib.classroom.plots import edit_sheet, loss_curves
+    from imagic_lab.classroom.plots import edit_sheet, loss_curves
     from imagic_lib.folder import claim, picture_name
     from imagic_lib.pictures import rmse
     from imagic_lib.training.checkpoints import write_atomically
@@ -391,9 +391,9 @@ def report(edit, etas, seeds, folder: Path, truth=None, scale: float = 1.0, **sa
 
 def run_demo_command(args: argparse.Namespace) -> None:
     import imagic_lib as imagic
+    from imagic_lab.toyworld import load_scene
     from imagic_lib.edit import ETAS
     from imagic_lib.models import DATA
-    from imagic_lib.toyworld import load_scene
 
     folder = writable(args.out)
     path = DATA / "images" / "dog-sitting.png"
@@ -405,7 +405,7 @@ def run_demo_command(args: argparse.Namespace) -> None:
 
 
 def run_train_command(args: argparse.Namespace) -> None:
-    from imagic_lib.toyworld.recipe import make
+    from imagic_lab.toyworld.recipe import make
 
     how = {"only": args.only, "scale": args.scale, "seed": args.seed, "bf16": args.bf16, "device": args.device}
     make(writable(args.runs), writable(args.out), start=args.start, **how)

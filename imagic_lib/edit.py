@@ -258,14 +258,14 @@ def out_of_memory_explained(strategy: Strategy | None, method: str, device: torc
     try:
         yield
     except torch.OutOfMemoryError as error:
-        from imagic_lib.training.memory import next_smaller, precision
+        from imagic_lib.planning.memory import next_smaller, precision
 
         now = strategy or Strategy(method, torch.float32, "Adam", False)
         smaller = next_smaller(now, precision(device))
         advice = f"try the strategy “{smaller.name}”" if smaller else "only a larger GPU will do"
         kept = f"; the checkpoint in {folder} is kept" if folder else ""
         raise MemoryError(
-            f"the GPU is out of memory: {advice} (imagic_lib.training.memory.plan shows all){kept}"
+            f"the GPU is out of memory: {advice} (imagic_lib.planning.memory.plan shows all){kept}"
         ) from error
 
 

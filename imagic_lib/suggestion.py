@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from imagic_lib.edit import ImagicEdit
 
-# The paper finds 0.6 to 0.8 best. The embedded model turns later: benchmarks/suggestion.py.
+# The paper finds 0.6 to 0.8 best. The embedded model turns later: imagic_lab/numbers/suggestion.py.
 ETAS = {"tiny": (0.8, 1.0), "stable-diffusion": (0.6, 0.8)}
 SCALES = (0.5, 0.75, 1.0)
 SEEDS = (0, 1, 2)
@@ -62,7 +62,7 @@ def best_pair(scores: dict[tuple[float, float], float], nearly: float = NEARLY) 
 def measure_for(edit: ImagicEdit) -> Measure:
     """The reader's measure where there is one, for drawings; else CLIP's, which is downloaded at its first use."""
     if family(edit.pipe) == "tiny":
-        from imagic_lib.toyworld.edits import read_by  # the only way out of the core, and only for the toy world
+        from imagic_lab.toyworld.edits import read_by  # the only way out of the core, and only for the toy world
 
         return read_by(edit)
     from transformers import CLIPModel, CLIPProcessor

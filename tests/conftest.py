@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import imagic_lib as imagic
-from imagic_lib.toyworld import Scene, clip, dataset, unet
+from imagic_lab.toyworld import Scene, clip, dataset, unet
 
 WIDTH = 32  # of the text embedding
 SCENES = 500  # so many captions hold every word at least once

@@ -15,15 +15,16 @@ import torch
 from PIL import Image
 
 import imagic_lib as imagic
+from imagic_lab.toyworld import Scene, recipe
 from imagic_lib import __main__ as command_line
 from imagic_lib import edit as edits
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.__main__ import NETWORKS, main
 from imagic_lib.edit import ETAS
 from imagic_lib.folder import LORA_FILE
+from imagic_lib.planning import memory
 from imagic_lib.suggestion import Suggestion
-from imagic_lib.toyworld import Scene, recipe
-from imagic_lib.training import loop, memory
+from imagic_lib.training import loop
 from imagic_lib.training.strategies import Strategy
 
 STEPS = ["--steps", "2"]

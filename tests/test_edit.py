@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import imagic_lib as imagic
+from imagic_lab.toyworld import Scene
 from imagic_lib.edit import LORA_FILE, fingerprint
 from imagic_lib.folder import files_of
-from imagic_lib.toyworld import Scene
-from imagic_lib.training import memory
+from imagic_lib.planning import memory
 from imagic_lib.training.checkpoints import load_tensors, save_tensors
 from imagic_lib.training.strategies import Strategy, by_preference
 
@@ -298,7 +298,7 @@ def test_running_out_of_memory_names_the_next_smaller_strategy(pipe, image, monk
     with pytest.raises(MemoryError, match=r"“full, float32, Adam, checkpointing” .*; the checkpoint in .* is kept"):
         imagic.run_edit(pipe, image, "a cat", embedding_steps=1, unet_steps=1, folder=tmp_path)
     assert (tmp_path / "checkpoint-embedding.safetensors").exists()
-    with pytest.raises(MemoryError, match=r"“LoRA, .*checkpointing” \(imagic_lib.training.memory.plan shows all\)$"):
+    with pytest.raises(MemoryError, match=r"“LoRA, .*checkpointing” \(imagic_lib.planning.memory.plan shows all\)$"):
         imagic.run_edit(pipe, image, "a cat", embedding_steps=1, method="lora")
     last = Strategy("lora", torch.float16, "Adam", checkpointing=True)
     with pytest.raises(MemoryError, match="only a larger GPU will do"):

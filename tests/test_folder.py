@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import imagic_lib as imagic
+from imagic_lab.toyworld import Scene
 from imagic_lib import folder as folders
 from imagic_lib.edit import DIFFERENCE_FILE, LORA_FILE, ImagicEdit, run_edit
 from imagic_lib.folder import LEDGER, claim, files_of
 from imagic_lib.stage2_finetuning import with_unet
-from imagic_lib.toyworld import Scene
 from imagic_lib.training.checkpoints import save_tensors
 
 TEXT = "a brown dog jumping on the grass"

@@ -12,12 +12,15 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import imagic_lib as imagic
+from imagic_lab.classroom import plots
+from imagic_lab.experiments import personalization
+from imagic_lab.studio import app as studio
+from imagic_lab.studio import state as studio_state
+from imagic_lab.toyworld import Scene
 from imagic_lib import models, stage1_embedding, stage2_finetuning, stage4_inference, suggestion
-from imagic_lib.classroom import plots, studio, studio_state
 from imagic_lib.edit import LORA_FILE, save_lora
-from imagic_lib.experiments import personalization
-from imagic_lib.toyworld import Scene
-from imagic_lib.training import memory, strategies
+from imagic_lib.planning import memory
+from imagic_lib.training import strategies
 from imagic_lib.training.strategies import Strategy
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"

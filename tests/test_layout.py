@@ -37,5 +37,5 @@ def test_the_core_imports_neither_toyworld_nor_classroom_nor_experiments():
 
 def test_every_public_name_is_there():
     assert all(getattr(imagic, name) is not None for name in imagic.__all__)
-    assert imagic.personalize.__module__ == "imagic_lib.experiments.personalization"
+    assert imagic.personalize.__module__ == "imagic_lab.experiments.personalization"
     assert not hasattr(imagic, "no_such_name")

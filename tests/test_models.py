@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 import imagic_lib as imagic
+from imagic_lab.toyworld import Scene, captions
 from imagic_lib import models
-from imagic_lib.toyworld import Scene, captions
 
 
 def test_a_folder_loads_by_path_in_float32(model_folder, pipe):

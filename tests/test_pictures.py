@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagic_lab.toyworld import Scene
 from imagic_lib import pictures
 from imagic_lib.models import load_pipeline
 from imagic_lib.pictures import SMALLEST_SIDE, fit, load_image, open_image, picture_size, to_picture, to_tensor
-from imagic_lib.toyworld import Scene
 
 FOREIGN = pictures.FOREIGN
 

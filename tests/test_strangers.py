@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import imagic_lib as imagic
+from imagic_lab.toyworld import Scene
 from imagic_lib.edit import ImagicEdit, run_edit
 from imagic_lib.folder import EMBEDDINGS_FILE, LEDGER, claim, files_of, read_facts, read_ledger, remove_checkpoints
 from imagic_lib.pictures import open_image
-from imagic_lib.toyworld import Scene
 from imagic_lib.training.checkpoints import load_tensors, remove_tensors, save_tensors
 from imagic_lib.training.loop import History
 

@@ -8,10 +8,10 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import imagic_lib as imagic
+from imagic_lab.toyworld import Scene, edits
 from imagic_lib import suggestion
 from imagic_lib.models import DATA
 from imagic_lib.suggestion import ETAS, SCALES, SEEDS, best_pair, by_clip, clip_scores, suggest
-from imagic_lib.toyworld import Scene, edits
 
 
 class Drawn:

@@ -14,7 +14,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
-from imagic_lib.classroom import plots
+from imagic_lab.classroom import plots
 
 PATHS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("[0-9]*.ipynb"))
 MISSING = object()
@@ -99,7 +99,7 @@ def test_there_are_notebooks():
 def test_what_is_not_there_is_found(pipe):
     tree = ast.parse(
         "import no_such_module\nimport matplotlib.figure\nimport imagic_lib as imagic\n"
-        "from imagic_lib import no_such_name\nfrom imagic_lib.classroom import plots\n"
+        "from imagic_lib import no_such_name\nfrom imagic_lab.classroom import plots\n"
         "imagic.no_such_stage, imagic.DATA.anything\nplots.show(figure, alt='a'), plots.show(figure, old='a')\n"
         "matplotlib.figure.Figure.no_such_method\npipe.unet.config.no_such_size, pipe.unet.config.sample_size\n"
         "pipe.encode_prompt(prompt='a', no_such_keyword=1)\n"

@@ -1,1 +1,1 @@
-"""How stages 1 and 2 are run: the loop, checkpoints, strategies for little memory, and the memory plan."""
+"""How stages 1 and 2 are run: the training, its checkpoint, and strategies for little memory."""

@@ -10,9 +10,9 @@ import torch
 import imagic_lib as imagic
 from imagic_lib import Run
 from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
+from imagic_lib.planning.memory import LiveBytes
 from imagic_lib.training import loop, strategies
 from imagic_lib.training.loop import one_step
-from imagic_lib.training.memory import LiveBytes
 from imagic_lib.training.strategies import Strategy, looking_through, networks, stepping, unet_copy, waiting
 from tests.common import seeded, weights
 

@@ -1,0 +1,1 @@
+"""Methods compared on edits whose right answer is known."""

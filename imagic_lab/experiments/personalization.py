@@ -1,0 +1,156 @@
+"""A new word for one particular thing, learned from a few pictures: LoRA for one's own car, dog or mug."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from imagic_lib.diffusion import Loss, Probe, cpu_generator, denoising_loss, encode_image, forward_process, one_each
+from imagic_lib.models import encode_text, settings_for
+from imagic_lib.pictures import load_image
+from imagic_lib.stage2_finetuning import LoRA, facts_of, learning_copy, with_unet
+from imagic_lib.stage4_inference import sample_text
+from imagic_lib.training.identity import identity_of, thumbnails
+from imagic_lib.training.loop import History, Progress, Run, descend
+from imagic_lib.training.strategies import scaler_for, stepping
+
+DEFAULTS = {
+    "tiny": {"steps": 200, "lr": 5e-3, "batch": 2, "decay": 0.5},  # measured: imagic_lab/numbers/new_word.py
+    # README of diffusers' train_dreambooth_lora.py
+    "stable-diffusion": {"steps": 500, "lr": 1e-4, "batch": 1, "decay": 0.0},
+}
+PRIOR_WEIGHT = 1.0  # λ of Ruiz et al. 2022, eq. 2
+PROBE_EVERY = 50  # steps; a probe looks at every picture
+
+
+class Prior(NamedTuple):
+    """What holds the class of the thing where it was: pictures of it (`load_image`), their text or texts, and λ."""
+
+    images: Sequence[Tensor]
+    text: str | Sequence[str]
+    weight: float = PRIOR_WEIGHT
+
+
+def personalize(
+    pipe: StableDiffusionPipeline,
+    images: Sequence[Tensor],
+    text: str | Sequence[str],
+    *,
+    prior: Prior | None = None,
+    lora: LoRA = LoRA(),
+    steps: int | None = None,
+    lr: float | None = None,
+    batch: int | None = None,
+    decay: float | None = None,
+    generator: torch.Generator | None = None,
+    run: Run = Run(),
+) -> tuple[StableDiffusionPipeline, History]:
+    """min_φ E ‖ε - f_φ(z_t, t, e)‖² + λ E ‖ε' - f_φ(z'_t, t', e')‖², φ the weights of a LoRA.
+
+    images: n pictures of one thing, (1, 3, size, size) in [-1, 1] each (`load_image`). text: what they show, with a
+    new word for the thing ('a photo of sks car'), or n texts. prior: pictures of the thing's class and their text
+    (z', e'), from `class_pictures`: they hold the class where it was (Ruiz et al. 2022, DreamBooth, arXiv 2208.12242).
+    batch: pictures a step, of either kind. Everything else as in `fine_tune`; defaults in
+    `personalization.DEFAULTS`. The probe is of the pictures, without the prior. Returns a new pipeline, whose UNet
+    alone is new, and the history. `edit.save_lora` writes the adapters. Taught in notebooks/10_lora.ipynb.
+    """
+    if run.strategy and run.strategy.method != "lora":
+        raise ValueError(f"the strategy “{run.strategy.name}” trains all weights: choose one with method 'lora'")
+    prior = checked(prior)
+    given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch, decay=decay)
+    generator, process = cpu_generator(generator), forward_process(pipe)
+    own, kept = encoded(pipe, images, text), encoded(pipe, *prior[:2]) if prior else None
+    near = {"text": own[1]} | ({"prior": thumbnails(prior.images), "text of the prior": kept[1]} if prior else {})
+    about = {"method": "a new word"} | facts_of(lora) | {"prior": prior.weight if prior else None}
+    identity = identity_of(pipe, images, given, run.loss, generator, near=near, **about)
+    with learning_copy(pipe, run.strategy, lora, seed=generator.initial_seed()) as (unet, trained):
+        own, kept = on(unet, own), kept and on(unet, kept)
+        probes = [(Probe(process, z[None]), e[None]) for z, e in zip(*own, strict=True)]
+
+        def loss_of() -> Tensor:
+            here = loss_on(unet, process, own, given["batch"], generator, run.loss)
+            if kept is None:
+                return here
+            return here + prior.weight * loss_on(unet, process, kept, given["batch"], generator, run.loss)
+
+        with stepping(trained, given["lr"], run.strategy) as adam:
+            name = f"a new word, LoRA of rank {lora.rank}"
+            history = descend(
+                Progress(name, trained, adam, generator, identity, scaler_for(unet)),
+                loss_of,
+                lambda: sum(probe(unet, e) for probe, e in probes) / len(probes),
+                steps=given["steps"],
+                decay=given["decay"],
+                run=replace(run, probe_every=run.probe_every or PROBE_EVERY),
+            )
+    return with_unet(pipe, unet), history
+
+
+def checked(prior: Prior | None) -> Prior | None:
+    """The prior, or None if its weight is 0. Raises ValueError for one that can't be."""
+    if prior is None:
+        return None
+    if not isinstance(prior, Prior):
+        raise ValueError("the prior is no Prior: give class_pictures(pipe, text, count), or Prior(images, text)")
+    if not 0 <= prior.weight < float("inf"):
+        raise ValueError(f"the prior's weight is {prior.weight}: it must be 0 or more")
+    return prior if prior.weight else None
+
+
+def encoded(
+    pipe: StableDiffusionPipeline, images: Sequence[Tensor], text: str | Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """(latents (n, 4, h, w), embeddings (n, tokens, width)) of n pictures and their one text or n texts.
+
+    Raises ValueError if there is no picture, or if the texts are neither one nor n.
+    """
+    if len(images) == 0:
+        raise ValueError("there is no picture: give at least one, from load_image")
+    texts = [text] * len(images) if isinstance(text, str) else list(text)
+    if len(texts) != len(images):
+        raise ValueError(f"{len(images)} pictures and {len(texts)} texts: give one text for all, or one for each")
+    embeddings = {one: encode_text(pipe, one) for one in dict.fromkeys(texts)}
+    for image, one in zip(images, texts, strict=True):
+        one_each(image, embeddings[one])
+    latents = torch.cat([encode_image(pipe, image.to(pipe.vae.device)) for image in images])
+    return latents, torch.cat([embeddings[one] for one in texts])
+
+
+def on(unet: torch.nn.Module, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Both to where the UNet is, in its precision."""
+    return tuple(x.detach().to(unet.device, unet.dtype) for x in pair)
+
+
+def loss_on(unet, process, pair: tuple[Tensor, Tensor], batch: int, generator: torch.Generator, loss: Loss) -> Tensor:
+    """Imagic's eq. 2 over `batch` pictures that are drawn at random, each with its own noise and time."""
+    which = torch.randint(len(pair[0]), (batch,), generator=generator)
+    return denoising_loss(unet, process, pair[0][which], pair[1][which], batch, generator, loss)
+
+
+def class_pictures(
+    pipe: StableDiffusionPipeline,
+    text: str | Sequence[str],
+    count: int,
+    *,
+    seed: int = 0,
+    **settings,
+) -> Prior:
+    """What the model itself draws for a class ('a photo of a car'), ready to be the `prior` of `personalize`.
+
+    count pictures from the seeds seed, seed + 1, …, of the texts in turn if there are several; settings go to
+    `generate`. Ruiz et al. 2022 take about 1000 of one text.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts or count < len(texts):
+        raise ValueError(f"count is {count}: a prior needs at least one text, and one picture for each text")
+    pictures = {}
+    for k, one in enumerate(texts):
+        seeds = range(seed + k, seed + count, len(texts))
+        pictures |= zip(seeds, sample_text(pipe, one, seeds, **settings), strict=True)
+    images = [load_image(pictures[k], pipe) for k in sorted(pictures)]
+    return Prior(images, [texts[k % len(texts)] for k in range(count)])

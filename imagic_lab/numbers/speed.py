@@ -1,0 +1,71 @@
+"""Seconds and memory of what a person waits for. Run it on an idle machine.
+
+python -m imagic_lab.numbers.speed         # about 2 minutes on 2 cores; writes the table of the model card,
+    # and what the demo shows into the README
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+
+from PIL import Image
+
+from imagic_lab.classroom.plots import png_of
+from imagic_lab.numbers.report import CARD, ROOT, put, table
+from imagic_lib.stage4_inference import DEFAULTS
+
+ABOUT_THE_DEMO = """\
+What `make demo` printed on two cores; elsewhere the seconds differ, the last digits a little, and another η may be
+suggested that is nearly as good. A dog that jumps in the wrong place is farther from the truth in pixels than one that
+never jumped."""
+ONE_PICTURE = """
+import imagic_lib as imagic
+pipe = imagic.load_pipeline("tiny")
+e = imagic.encode_text(pipe, "a red car")
+imagic.generate(pipe, e)
+imagic.generate(pipe, e)
+"""
+IMPORT = """
+import torch
+from diffusers import StableDiffusionPipeline
+import imagic_lib
+"""
+
+
+def seconds(code: str) -> float:
+    """Wall time that a new interpreter measures around the last line of `code`."""
+    *before, last = code.strip().splitlines()
+    lines = [*before, "import time; began = time.monotonic()", last, "print(time.monotonic() - began)"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    if (ROOT / "out" / "demo").exists():
+        raise SystemExit("out/demo is there, and the demo would not train anew: move it away first")
+    began = time.monotonic()
+    demo_run = [sys.executable, "-m", "imagic_lib", "demo"]
+    printed = subprocess.run(demo_run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    demo = time.monotonic() - began
+    (ROOT / "data" / "demo.png").write_bytes(png_of(Image.open(ROOT / "out" / "demo" / "edit.png")))
+    put(ROOT / "README.md", "demo", f"{ABOUT_THE_DEMO}\n\n```\n{printed.strip()}\n```\n")
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    rows = [
+        ["the whole demo: both trainings, 16 pictures, all files", f"{demo:.1f} s"],
+        ["its peak resident memory", f"{memory:.2f} GiB"],
+        [f"one picture from text, {DEFAULTS['tiny']['steps']} steps", f"{seconds(ONE_PICTURE):.2f} s"],
+        [
+            "`import imagic_lib` beyond torch and diffusers",
+            f"{seconds(IMPORT):.2f} s",
+        ],
+    ]
+    put(CARD, "speed", table(["what (2 cores)", "measured"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The studio: an edit with the mouse."""

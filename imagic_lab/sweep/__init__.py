@@ -1,0 +1,9 @@
+"""Many edits: on this machine, on Slurm, on a Ray cluster. How to start it: docs/cluster.md.
+
+`table` checks the table, `work` does one job, `engines` let many workers do so, `report` shows what came of it.
+"""
+
+from imagic_lab.sweep.run import Summary, sweep
+from imagic_lab.sweep.table import Faults, Job, read_table
+
+__all__ = ["Faults", "Job", "Summary", "read_table", "sweep"]

@@ -1,0 +1,22 @@
+"""The drawn world that tiny-sd knows, and how tiny-sd is made from it."""
+
+import json
+from pathlib import Path
+
+from imagic_lab.toyworld.edits import toyedit
+from imagic_lab.toyworld.reader import load_reader
+from imagic_lab.toyworld.scene import ATTRIBUTES, TEST_SEEDS, Identity, Scene
+
+__all__ = ["ATTRIBUTES", "TEST_SEEDS", "Identity", "Scene", "load_reader", "load_scene", "toyedit"]
+
+
+def load_scene(path: str | Path) -> Scene:
+    """The scene of a shipped drawing (data/images/*.png), from the list beside it: its ground truth.
+
+    Raises ValueError if the picture is not on the list.
+    """
+    path = Path(path)
+    listed = json.loads((path.parent / "scenes.json").read_text())
+    if path.name not in listed:
+        raise ValueError(f"{path.name} is not listed in {path.parent / 'scenes.json'}")
+    return Scene.sample(**listed[path.name])

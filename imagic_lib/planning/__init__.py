@@ -1,0 +1,1 @@
+"""Before a training: will it fit, and how long will it take?"""

@@ -1,0 +1,125 @@
+"""The checks of the exercises: each knows an empty answer, the right one, and gives a hint for a wrong one."""
+
+import inspect
+
+import pytest
+import torch
+from PIL import Image
+
+from imagic_lab.classroom import checks
+from imagic_lib.pictures import rmse
+
+ALPHAS = torch.linspace(0.999, 0.005, 1000)
+RAW = 5 * torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+GREYS = [Image.new("RGB", (8, 8), (level,) * 3) for level in (0, 40, 200, 255)]
+
+
+def noised(z, noise, t):
+    return ALPHAS[t].sqrt() * z + (1 - ALPHAS[t]).sqrt() * noise
+
+
+def turning_point(etas, poses):
+    return next((eta for k, eta in enumerate(etas) if set(poses[k:]) == {"jumping"}), None)
+
+
+def linear_head(weight, bias, c, variance):
+    return weight[:, None] * c / variance, bias * c / variance - c**2 / (2 * variance)
+
+
+def linear_head_plus_3(weight, bias, c, variance):
+    """A constant in all logits is right, too: a softmax does not see it."""
+    return linear_head(weight, bias, c, variance)[0], linear_head(weight, bias, c, variance)[1] + 3
+
+
+def paired(ours, mse):
+    d = torch.tensor(ours) - torch.tensor(mse)
+    return d.mean(), d.std() / len(d) ** 0.5
+
+
+def unpaired(ours, mse):
+    a, b = torch.tensor(ours), torch.tensor(mse)
+    return a.mean() - b.mean(), ((a.var() + b.var()) / len(a)) ** 0.5
+
+
+CASES = {  # the check: right answers, wrong answers, and what else it is given
+    "check_noised": ([noised], [lambda z, noise, t: z + noise, lambda z, noise, t: 1.0], (ALPHAS,)),
+    "check_equal_weights": ([int((ALPHAS - 0.5).abs().argmin())], [0, 999], (ALPHAS,)),
+    "check_latent_count": ([16384], [4096], ()),
+    "check_embedding_size": ([59136], [768], ()),
+    "check_stop_at": (
+        [lambda s, x, share: next(a for a, b in zip(s, x, strict=True) if b <= x[0] - share * (x[0] - min(x)))],
+        [lambda steps, losses, share: steps[-1]],
+        (),
+    ),
+    "check_better_start": (["true caption"], ["target text"], ()),
+    "check_psnr": ([lambda a, b: -10 * torch.log10((a - b).square().mean())], [lambda a, b: (a - b).mean()], ()),
+    "check_adam_memory": ([12.8, 12.81], [3.2], ()),
+    "check_beyond": ([-1], [2], ()),
+    "check_turning_point": ([turning_point], [lambda etas, poses: etas[poses.index("jumping")]
+                                              if "jumping" in poses else None], ()),
+    "check_shy_edit": (["smaller λ", "smaller lambda"], ["more seeds"], ()),
+    "check_nearest": (
+        [lambda pictures, truth: min(range(len(pictures)), key=lambda k: rmse(pictures[k], truth))],
+        [lambda pictures, truth: 0],
+        (),
+    ),
+    "check_needed_to_sample": (["bcdf", "fdcb"], ["abc"], ()),
+    "check_edit_size": ([(3.44, 1.59)], [(1.59, 3.44), 7, ("much", "little")], ()),
+    "check_unet_calls": ([480], [240], ()),
+    "check_z_0_from_v": (
+        [lambda z_t, v, a_t: a_t.sqrt() * z_t - (1 - a_t).sqrt() * v],
+        [lambda z_t, v, a_t: z_t - v, lambda z_t, v, a_t: 0.0],
+        (),
+    ),
+    "check_last_swap": ([10], [0, 20], ([0, 10, 20, 30], GREYS)),
+    "check_min_snr_weight": ([lambda snr: (5 / snr).clamp(max=1)], [lambda snr: 5 / snr, lambda snr: 1.0], ()),
+    "check_scaling_factor": ([1 / RAW.std().item()], [0.18215 * 2], (RAW,)),
+    "check_chance_loss": ([4.564], [0.5], (96,)),
+    "check_text_style": ([2], [1], ()),
+    "check_eight_bits": ([4.8], [9.6], ()),
+    "check_naive_value": ([-100, -100.0], [0, 100], ()),
+    "check_linear_head": (
+        [linear_head, linear_head_plus_3],
+        [lambda weight, bias, c, variance: (linear_head(weight, bias, c, variance)[0], 0 * c), lambda *given: (1, 2)],
+        (),
+    ),
+    "check_paired": ([paired], [unpaired, lambda ours, mse: 3.0], ()),
+    "check_lora_count": (
+        [lambda rank, out, inside: rank * (out + inside)],
+        [lambda rank, out, inside: rank * out * inside, lambda rank, out, inside: 4352],
+        (),
+    ),
+    "check_break_even_rank": ([226], [225, 227, 1088], ()),
+    "check_merged_weight": (
+        [lambda W, A, B, alpha: W + alpha / len(A) * B @ A],
+        [lambda W, A, B, alpha: W + alpha * B @ A, lambda W, A, B, alpha: W, lambda W, A, B, alpha: 1.0],
+        (),
+    ),
+    "check_cosine": (
+        [lambda a, b: a @ b / (a.norm() * b.norm())],
+        [lambda a, b: a @ b, lambda a, b: a @ b / a.norm(), lambda a, b: "a word"],
+        (),
+    ),
+    "check_edits_needed": ([246, 245.86], [61, 200], ()),
+    "check_best_of": ([lambda p, n: 1 - (1 - p) ** n], [lambda p, n: p * n, lambda p, n: 0.875, lambda p, n: p**n], ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_check_tells_right_from_wrong_and_from_not_attempted(name, capsys):
+    def said(answer):
+        getattr(checks, name)(answer, *more)
+        return capsys.readouterr().out
+
+    right, wrong, more = CASES[name]
+    assert all(said(answer).startswith("right: ") for answer in right)
+    assert all(said(answer).startswith("not yet: ") for answer in wrong)
+    if not callable(right[0]):  # a word for a number, or two answers for one: a hint, no traceback
+        assert all(said(odd).startswith("not yet: ") for odd in ("a word", (1, 2)))
+    for empty in (..., None):
+        stub = (lambda *given, empty=empty: empty) if callable(right[0]) else empty
+        assert said(stub).startswith("not attempted yet")
+
+
+def test_each_check_has_its_case_here():
+    assert set(CASES) == {n for n, f in inspect.getmembers(checks, inspect.isfunction) if n.startswith("check_")}

@@ -1,0 +1,224 @@
+"""What a sweep shows: one row a picture, a page that needs no network, an honest time left, exit codes."""
+
+import csv
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagic_lab import sweep as package
+from imagic_lab.sweep import report, run, sweep
+from imagic_lab.sweep.work import DONE, FAILED
+from imagic_lib.__main__ import main
+from tests.lab.studio.test_browser import CHROMIUM, SWITCHES
+from tests.lab.sweep.stub import DRAW, marks, write_table
+
+NASTY = '<script>alert("1")</script> & "a cat" \'\u202e'
+
+
+def rows_of(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """Two edits with four pictures each, and one that failed."""
+    table = write_table(tmp_path, ["a car", "bad", NASTY], etas="0 0.7", seeds="1 2")
+    assert sweep(table, tmp_path / "out", work=DRAW).failed == 1
+    return tmp_path / "out"
+
+
+def test_browser_filters_the_edits_by_text_and_eta(swept):
+    if not Path(CHROMIUM).exists():
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        page = browser.new_page(offline=True)
+        page.goto((swept / "report.html").as_uri())
+
+        def seen():
+            return page.inner_text("#shown"), page.locator("figure:visible").count()
+
+        assert seen() == ("2 of 2 edits", 8)
+        page.select_option("#eta", "0.7")
+        assert seen() == ("2 of 2 edits", 4)
+        page.fill("#text", "CAR a")
+        assert seen() == ("1 of 2 edits", 2) and page.inner_text("h2:visible") == "a car"
+        page.fill("#text", "rabbit")
+        assert seen() == ("0 of 2 edits", 0)
+        browser.close()
+
+
+def test_results_have_a_row_for_each_picture(swept):
+    rows = rows_of(swept / "results.csv")
+    assert len(rows) == 8 and {row["text"] for row in rows} == {"a car", NASTY}
+    assert [(row["eta"], row["noise_seed"]) for row in rows[:4]] == [
+        (eta, seed) for seed in ("1", "2") for eta in ("0.0", "0.7")
+    ]
+    for row in rows:
+        assert (swept / row["file"]).is_file() and (row["distance"], row["psnr"]) == ("0.5", "20.0")
+        assert row["job"] in row["file"] and row["model"] == "tiny" and row["embedding_steps"] == "40"
+
+
+def test_errors_have_a_row_for_each_job_that_failed(swept):
+    [row] = rows_of(swept / "errors.csv")
+    assert (row["row"], row["text"], row["error"]) == ("3", "bad", "a bad job: bad")
+
+
+def test_after_the_fault_is_gone_errors_are_empty(tmp_path, swept):
+    sweep(write_table(tmp_path, ["a car", NASTY], etas="0 0.7", seeds="1 2"), swept, work=DRAW)
+    assert rows_of(swept / "errors.csv") == [] and "<h1>Failed" not in (swept / "report.html").read_text("utf-8")
+
+
+def test_the_page_needs_no_network_and_takes_no_text_for_html(swept):
+    page = (swept / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|<link|<iframe|fetch\(", page)
+    assert page.count("<script>") == 1 and html.escape(NASTY) in page and NASTY not in page
+    assert page.count("data:image/jpeg;base64,") == 8 and page.count("<section data-text=") == 2
+    assert [float(eta) for eta in re.findall(r'<option value="([\d.]+)">', page)] == [0, 0.7]
+    for link in re.findall(r'href="([^"]+)"', page):
+        assert (swept / link).is_file()
+    assert "a bad job: bad" in page
+
+
+def test_many_pictures_are_links_in_place_of_thumbnails(tmp_path, swept, monkeypatch):
+    monkeypatch.setattr(report, "EMBEDDED", 7)
+    sweep(write_table(tmp_path, ["a car"], etas="0 0.7", seeds="1 2 3 4"), swept, work=DRAW)
+    page = (swept / "report.html").read_text(encoding="utf-8")
+    assert "data:image" not in page and len(re.findall(r'src="edits/[0-9a-f]{16}/eta', page)) == 8
+
+
+def test_the_contact_sheet_shows_the_pictures_at_their_places(swept):
+    sheet = Image.open(swept / "contact-sheet.png").convert("RGB")
+    first = rows_of(swept / "results.csv")[1]  # η = 0.7 at the first seed: the third column
+    color = Image.open(swept / first["file"]).convert("RGB").getpixel((0, 0))
+    x, y = 6 + 2 * (report.CELL + 6) + report.CELL // 2, 6 + 22 + report.CELL // 2
+    assert sheet.getpixel((x, y)) == color
+    assert np.asarray(sheet)[6:24, 6:60].min() < 100  # the text above
+
+
+def test_a_long_text_is_cut_to_its_line():
+    from PIL import ImageDraw
+
+    draw, face = ImageDraw.Draw(Image.new("RGB", (10, 10))), report.font(14)
+    cut = report.shortened(draw, "a very long text " * 50, face, 300)
+    assert cut.endswith("…") and 200 < draw.textlength(cut, face) <= 300
+    assert report.shortened(draw, "two\nlines", face, 300) == "two lines"
+
+
+def test_the_time_left_counts_only_what_is_done_in_this_run(monkeypatch):
+    bar = run.Bar(total=100, finished=60)
+    now = bar.bar.start_t
+    monkeypatch.setattr(bar.bar, "_time", lambda: now + 50.0)
+    for _ in range(10):
+        bar.note(None, DONE)
+    for _ in range(20):
+        bar.note(None, FAILED)
+    shown = bar.bar.format_dict
+    assert (shown["n"], shown["initial"], shown["total"]) == (70, 60, 80)
+    # ten in 50 s; of 40 at the start ten more are to be done, for twenty failed: 50 s
+    assert "<00:50" in str(bar.bar)
+    bar.close()
+
+
+def test_a_folder_with_files_of_the_user_s_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds files of yours, such as 'thesis"):
+        sweep(write_table(tmp_path, ["a car"]), tmp_path / "out", work=DRAW)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_place_of_the_folder_and_a_sweep_of_other_work_are_refused(tmp_path, swept):
+    table = write_table(tmp_path, ["a car"])
+    with pytest.raises(ValueError, match=r"in\.png is no folder"):
+        sweep(table, tmp_path / "in.png", work=DRAW)
+    with pytest.raises(ValueError, match="holds a sweep of other work"):
+        sweep(table, swept)
+
+
+@pytest.mark.parametrize(("wrong", "sentence"), [({"engine": "cloud"}, "engine 'cloud'"), ({"cores": 0}, "cores is 0")])
+def test_bad_arguments_are_refused(tmp_path, wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sweep(write_table(tmp_path, ["a car"]), tmp_path / "out", **wrong)
+
+
+# --- the command line
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """`sweep` on the command line, with the stub's work."""
+    real = run.sweep
+    monkeypatch.setattr(package, "sweep", lambda *args, **options: real(*args, **options, work=DRAW))
+    return lambda table, *more: main(["sweep", str(table), "--out", str(tmp_path / "out"), *more])
+
+
+def test_exit_codes_say_whether_all_is_done(tmp_path, command, capsys):
+    assert command(write_table(tmp_path, ["a car", "bad"])) == 1
+    assert "1 done, 1 failed, 0 open" in capsys.readouterr().out
+    before = marks(tmp_path / "out")
+    assert command(write_table(tmp_path, ["a car", "a cat"])) == 0
+    assert before.items() <= marks(tmp_path / "out").items()
+
+
+def test_faults_are_a_line_each_and_one_sentence_and_nothing_is_started(tmp_path, command, capsys):
+    assert command(write_table(tmp_path, ["a car", "", "a car"])) == 2
+    *faults, sentence = capsys.readouterr().err.strip().splitlines()
+    assert faults == ["row 3: text: " + faults[0].partition("text: ")[2], "row 4: it is the same edit as row 2"]
+    assert sentence.endswith("jobs.csv has 2 faults, nothing was started") and sentence.startswith("imagic: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stop_keeps_what_is_done_and_says_how_to_go_on(tmp_path, command, capsys, monkeypatch):
+    def stopped(jobs, setup, note):
+        from imagic_lab.sweep.work import attempt
+
+        attempt(jobs[0], setup)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run.ENGINES, "local", stopped)
+    assert command(write_table(tmp_path, ["a car", "a cat"])) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert {row["text"] for row in rows_of(tmp_path / "out" / "results.csv")} == {"a car"}
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--ray", "auto"], "--ray is for --engine ray"),
+        (["--cores", "0"], "cores is 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_a_sentence(tmp_path, command, capsys, more, sentence):
+    assert command(write_table(tmp_path, ["a car"]), *more) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_options_of_slurm_reach_it(tmp_path, command, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setitem(run.ENGINES, "slurm", lambda jobs, setup, note, **options: seen.update(options))
+    more = ["--engine", "slurm", "--workers", "3", "--slurm", "timeout_min=60", "slurm_partition=gpu"]
+    assert command(write_table(tmp_path, ["a car"]), *more) == 1
+    assert seen == {"workers": 3, "options": {"timeout_min": 60, "slurm_partition": "gpu"}}
+    with pytest.raises(SystemExit):
+        command(tmp_path / "jobs.csv", "--engine", "slurm", "--slurm", "partition")
+    assert "'partition' is not NAME=VALUE" in capsys.readouterr().err
+
+
+def test_the_command_itself_makes_a_real_edit(tmp_path, model_folder):
+    from imagic_lab.toyworld import Scene
+
+    write_table(tmp_path, ["a brown dog"], model=str(model_folder), embedding_steps="1", unet_steps="1", etas="1")
+    Scene.sample(1).render().save(tmp_path / "in.png")
+    arguments = ["sweep", str(tmp_path / "jobs.csv"), "--out", str(tmp_path / "out"), "--cores", "1"]
+    done = subprocess.run([sys.executable, "-m", "imagic_lib", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 done, 0 failed, 0 open" in done.stdout and len(rows_of(tmp_path / "out" / "results.csv")) == 1
