@@ -13,40 +13,11 @@ from imagic_lib.pictures import load_image, open_image
 from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.training.loop import History, Run
 from imagic_lib.stage1_embedding import optimize_embedding
-from imagic_lib.stage2_finetuning import LoRA, fine_tune
+from imagic_lib.unets import LoRA
+from imagic_lib.stage2_finetuning import fine_tune
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate, sample_text
+from imagic_lib.suggestion import suggest
 from imagic_lib.edit import ImagicEdit, run_edit
 
 _logging.set_verbosity(_verbosity)
-
-
-def __getattr__(name: str):
-    """`personalize` is an experiment around the method: it is imported when it is asked for."""
-    if name == "personalize":
-        from imagic_lab.experiments.personalization import personalize
-
-        return personalize
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = [
-    "DATA",
-    "History",
-    "ImagicEdit",
-    "LoRA",
-    "Run",
-    "decode_latents",
-    "encode_image",
-    "encode_text",
-    "fine_tune",
-    "generate",
-    "interpolate",
-    "load_image",
-    "load_pipeline",
-    "open_image",
-    "optimize_embedding",
-    "personalize",
-    "run_edit",
-    "sample_text",
-]

@@ -1,6 +1,4 @@
-"""What all stages share: latents, noising, the prediction target, the loss, and a probe that makes runs comparable."""
-
-from __future__ import annotations
+"""What all stages share: latents, noise, the prediction target, the loss, and a probe that makes runs comparable."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -21,27 +19,9 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(prediction, target)
 
 
-def cpu_generator(generator: torch.Generator | None) -> torch.Generator:
-    """The caller's generator, or one of seed 0. Noise is drawn on the CPU, so that a seed means the same on
-    every machine. Raises ValueError for a generator of another device."""
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(f"the generator is on {generator.device}: give torch.Generator() on the CPU")
-    return generator or torch.Generator().manual_seed(0)
-
-
 def forward_process(pipe: StableDiffusionPipeline) -> DDPMScheduler:
-    """How the model was noised when it was trained (its betas), whatever sampler is set for generation."""
+    """The noise process of the model's training (its betas), whichever sampler is set for generation."""
     return DDPMScheduler.from_config(pipe.scheduler.config)
-
-
-def one_each(image: Tensor, embedding: Tensor) -> None:
-    """Raises ValueError unless these are one picture and one embedding, in numbers."""
-    if image.ndim != 4 or image.shape[:2] != (1, 3):
-        raise ValueError(f"the picture has the shape {tuple(image.shape)}, not (1, 3, size, size): use load_image")
-    if embedding.ndim != 3 or len(embedding) != 1:
-        raise ValueError(f"the embedding has the shape {tuple(embedding.shape)}, not (1, tokens, width)")
-    if not (torch.isfinite(image).all() and torch.isfinite(embedding).all()):
-        raise ValueError("the picture or the embedding has values that are no numbers")
 
 
 @torch.no_grad()
@@ -58,8 +38,8 @@ def decode_latents(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
 
 def stratified_timesteps(count: int, total: int, generator: torch.Generator, bias: float = 0.0) -> Tensor:
     """`count` random timesteps, one from each equal part of [0, total): even coverage, less noise.
-    For count = 1 this is the paper's uniform choice. bias: above 0, late timesteps, with much noise, come more often,
-    with a density proportional to t^bias."""
+    For count = 1 this is the paper's uniform choice. bias: above 0, late timesteps, with much noise, come more often:
+    their density is proportional to t^bias."""
     position = (torch.arange(count) + torch.rand(count, generator=generator)) * total / count
     if bias:
         position = total * (position / total) ** (1 / (1 + bias))  # the inverse of (t / total)^(1 + bias)
@@ -67,7 +47,7 @@ def stratified_timesteps(count: int, total: int, generator: torch.Generator, bia
 
 
 def noised(process: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """(z_t, what the UNet should answer): z_t = sqrt(ᾱ_t) z + sqrt(1 - ᾱ_t) ε; the answer is ε, or v."""
+    """(z_t, target): z_t = sqrt(ᾱ_t) z + sqrt(1 - ᾱ_t) ε. The UNet should answer ε, or v."""
     z_t = process.add_noise(latents, noise, timesteps)
     kind = process.config.prediction_type
     if kind == "epsilon":
@@ -77,30 +57,25 @@ def noised(process: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Te
     raise ValueError(f"a model that predicts {kind!r} is not supported: epsilon and v_prediction are")
 
 
-def denoising_loss(
-    unet: UNet2DConditionModel,
-    process: DDPMScheduler,
-    latents: Tensor,
-    embedding: Tensor,
-    batch: int,
-    generator: torch.Generator,
-    loss: Loss = mse,
-    bias: float = 0.0,
-) -> Tensor:
-    """Imagic eq. 2: E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², over a batch of stratified timesteps."""
+def denoising_loss(unet: UNet2DConditionModel, process: DDPMScheduler, latents: Tensor, embedding: Tensor, batch: int,
+                   generator: torch.Generator, loss: Loss = mse, bias: float = 0.0) -> Tensor:  # fmt: skip
+    """Imagic eq. 2: E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², over a batch of stratified timesteps.
+
+    latents: (1 or batch, 4, h, w). embedding: (1 or batch, tokens, width). Both may be more precise than the UNet."""
     t = stratified_timesteps(batch, process.config.num_train_timesteps, generator, bias).to(latents.device)
     noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(latents)
     z_t, target = noised(process, latents.expand(batch, -1, -1, -1), noise, t)
-    return loss(exact(unet(z_t, t, embedding.expand(batch, -1, -1)).sample), exact(target))
+    e = embedding.expand(batch, -1, -1)
+    return loss(at_least_float32(unet(z_t.to(unet.dtype), t, e.to(unet.dtype)).sample), at_least_float32(target))
 
 
-def exact(values: Tensor) -> Tensor:
-    """At least float32: a loss in half precision would have three digits."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """A loss in half precision would have only three digits."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class Probe:
-    """A yardstick for one picture: the loss on fixed noises at fixed timesteps."""
+    """The probe loss of one picture: the mean squared error on fixed noises at fixed timesteps."""
 
     def __init__(self, process: DDPMScheduler, latents: Tensor, pairs: int = PROBE_PAIRS):
         generator = torch.Generator().manual_seed(PROBE_SEED)
@@ -113,14 +88,15 @@ class Probe:
     def __call__(self, unet: UNet2DConditionModel, embedding: Tensor) -> float:
         total = 0.0
         for z_t, t, target in zip(self.z_t.split(4), self.t.split(4), self.target.split(4), strict=True):
-            answer = unet(z_t, t, embedding.expand(len(t), -1, -1)).sample
-            total += F.mse_loss(exact(answer), exact(target)).item() * len(t)
+            e = embedding.expand(len(t), -1, -1).to(unet.dtype)
+            answer = unet(z_t.to(unet.dtype), t, e).sample
+            total += F.mse_loss(at_least_float32(answer), at_least_float32(target)).item() * len(t)
         return total / len(self.t)
 
 
 @contextmanager
 def frozen(*modules: torch.nn.Module):
-    """No gradients for these modules' weights inside the block; as it was before, after it."""
+    """Inside, the weights of these modules need no gradients; afterwards they need them as before."""
     parameters = [p for module in modules for p in module.parameters()]
     before = [p.requires_grad for p in parameters]
     for p in parameters:

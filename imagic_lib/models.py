@@ -1,13 +1,10 @@
 """Get a Stable Diffusion: the embedded tiny one, one from the Hugging Face hub, or a local folder."""
 
-from __future__ import annotations
-
 import hashlib
+import importlib
 import json
-import math
-import operator
-import sys
-import warnings
+import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -16,16 +13,10 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
+from imagic_lib.arguments import check_setting, check_text, warn_caller, whole_number
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY = DATA / "tiny-sd"
-
-
-LONGEST_TEXT = 10_000  # characters; the time of the tokenizer grows with the square of the longest word
-
-SIZES = {  # what a first use downloads, in GB
-    "CompVis/stable-diffusion-v1-4": 5.5,
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": 5.5,
-}
 
 
 def load_pipeline(
@@ -33,17 +24,15 @@ def load_pipeline(
 ) -> StableDiffusionPipeline:
     """A `StableDiffusionPipeline` in float32, ready to be looked into.
 
-    model: "tiny" (embedded, 128x128 drawings), a hub id such as "CompVis/stable-diffusion-v1-4", or a
-    folder in diffusers format. device: default is the GPU if there is one; for "tiny" the CPU, which is
-    enough for it, and on which the notebooks draw their noise. safety_checker: False leaves out the one
-    that a checkpoint ships. Weights are read from safetensors only. Raises FileNotFoundError
-    or ValueError in one sentence if the model is missing or damaged.
-    """
+    model: "tiny" (embedded, 128x128 drawings), a hub id such as "CompVis/stable-diffusion-v1-4", or a folder in
+    diffusers format. device: by default the GPU if there is one; for "tiny" the CPU, which is enough for it.
+    safety_checker: False leaves out the one that a checkpoint ships. Weights are read from safetensors only. Raises
+    FileNotFoundError or ValueError in one sentence if the model is missing or damaged."""
     folder = TINY if str(model) == "tiny" else Path(model)
     if folder == TINY and not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"the embedded model is missing: {folder} has no model_index.json; clone again")
     if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is no diffusers model: it has no model_index.json")
+        raise ValueError(f"{folder} is not a diffusers model: it has no model_index.json")
     source = str(folder) if folder.exists() else str(model)
     quiet = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
@@ -54,29 +43,40 @@ def load_pipeline(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
             raise ValueError(f"the model in {folder} is damaged or incomplete: {reason}") from error
-        size = f"about {SIZES[str(model)]} GB" if str(model) in SIZES else "several GB"
+        size = "about 5.5 GB" if "/stable-diffusion-v1-" in str(model) else "several GB"
         raise FileNotFoundError(
-            f"{model!r} is no folder here, and could not be had from the Hugging Face hub ({reason}): a first use "
+            f"{model!r} is not a folder here, and the Hugging Face hub did not provide it ({reason}): a first use "
             f"downloads {size}, so where there is a network run `hf download {model} --local-dir FOLDER "
             f'--exclude "*.bin" --exclude "*.msgpack" --exclude "*fp16*"` and give that FOLDER; "tiny" works now'
         ) from error
     finally:
         diffusers_logging.set_verbosity(quiet)
-    device = device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu")
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"))
 
 
 def name_of(pipe: StableDiffusionPipeline) -> str:
     """What to give `load_pipeline` for this model: "tiny", a hub id or a folder."""
-    name = str(pipe.config.get("_name_or_path") or "a pipeline of one's own")
+    name = str(pipe.config.get("_name_or_path") or "an unnamed pipeline")
     return "tiny" if name == str(TINY) else name
 
 
+def plugin_of(pipe: StableDiffusionPipeline, name: str, default: str | None = None) -> Callable | None:
+    """The function of `imagic_lab` that the model's folder names in its imagic.json: for example the measure for
+    drawings, `{"measure": "imagic_lab.toyworld.edits:read_by"}`. Names of any other package are not followed."""
+    listed = (TINY if name_of(pipe) == "tiny" else Path(name_of(pipe))) / "imagic.json"
+    try:
+        found = str(json.loads(listed.read_text()).get(name)) if listed.is_file() else ""
+        found = found if re.fullmatch(r"imagic_lab(\.\w+)+:\w+", found) else default or ""
+        module, _, function = found.partition(":")
+        return getattr(importlib.import_module(module), function) if module else None
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ValueError(f"{listed} is damaged ({error}): delete it, or take it from a whole copy") from error
+
+
 def fingerprint(pipe: StableDiffusionPipeline) -> str:
-    """A short name of a model's weights: equal for equal models, whatever they are called, in whatever
-    precision and by whatever library version they were loaded. It looks at the shape and the first 1024
-    numbers of every tensor, so that a 4 GB model takes no minute."""
+    """A short name of a model's weights, the same under any name, precision and library version. It looks at the shape
+    and the first 1024 numbers of every tensor, so that a 4 GB model takes less than a minute."""
     digest = hashlib.sha256()
     for part in (pipe.text_encoder, pipe.vae, pipe.unet):
         tensors = {k.removeprefix("text_model."): v for k, v in part.state_dict().items() if v.is_floating_point()}
@@ -87,43 +87,23 @@ def fingerprint(pipe: StableDiffusionPipeline) -> str:
 
 
 def family(pipe: StableDiffusionPipeline) -> str:
-    """ "tiny" or "stable-diffusion": which of a stage's defaults fit. The UNets differ 80-fold in size."""
+    """Which defaults of a stage fit: "tiny" or "stable-diffusion". The UNets differ 80-fold in size."""
     return "tiny" if sum(p.numel() for p in pipe.unet.parameters()) < 50e6 else "stable-diffusion"
 
 
 def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **given) -> dict:
     """The settings of a stage: what was given, and for what is None the default of this kind of model.
 
-    Raises ValueError for a value that a stage can't use. 0 steps train nothing, but draw no picture either.
-    """
+    Raises ValueError for a value that a stage can't use. 0 steps train nothing, but draw no picture either."""
     drawing = "guidance_scale" in given
     for name, value in given.items():
         if value is None:
             continue
         if name in ("steps", "batch"):
             given[name] = value = whole_number(name, value)
-        zero_works = name in ("guidance_scale", "decay", "bias") or (name == "steps" and not drawing)
-        if not math.isfinite(value) or value < 0 or (value == 0 and not zero_works):
-            raise ValueError(f"{name} is {value}: it must be {'0 or more' if zero_works else 'above 0'}")
-        if name == "decay" and value > 1:
-            raise ValueError(f"decay is {value}: it is a share of the steps, from 0 to 1")
+        zero = name in ("guidance_scale", "decay", "bias") or (name == "steps" and not drawing)
+        check_setting(name, value, zero)
     return defaults[family(pipe)] | {name: value for name, value in given.items() if value is not None}
-
-
-def whole_number(name: str, value: object) -> int:
-    """A whole number of any kind, NumPy's too, as Python's own. Raises ValueError for anything else."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number") from None
-
-
-def warn_caller(message: str) -> None:
-    """A warning that points at the caller's own line: the first one outside this package and torch's decorators."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("imagic_lib", "torch"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
 
 
 @cache
@@ -133,28 +113,17 @@ def vocabulary() -> frozenset[str]:
 
 
 def unknown_words(text: str) -> list[str]:
-    """The words of a text that stand in no caption of the toy world: to the embedded model they are noise."""
+    """The words of a text that no caption of the toy world has: to the embedded model they are noise."""
     words = (word.strip(".,;:!?\"'()–-").lower() for word in text.split())
     return [word for word in dict.fromkeys(words) if word and word not in vocabulary()]
-
-
-def check_text(text: str) -> None:
-    """Raises ValueError for a text that is empty, endless or no text."""
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("the text is empty: say what the edited picture shows, e.g. 'a brown dog jumping'")
-    if len(text) > LONGEST_TEXT:
-        raise ValueError(f"the text has {len(text)} characters: one sentence is enough, {LONGEST_TEXT} are the limit")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("the text has bytes that are no letters: write it in UTF-8")
 
 
 @torch.no_grad()
 def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     """e_tgt: the text as the UNet reads it, (1, tokens, width).
 
-    Raises ValueError for a text that is empty, endless or no text. Warns if it is longer than the model reads (and
-    says what is cut) or, with the embedded model, if it has words that the model never saw.
-    """
+    Raises ValueError as `check_text`. Warns if the text is longer than the model reads (and says what is cut) or, with
+    the embedded model, if it has words that the model never saw."""
     check_text(text)
     limit = pipe.tokenizer.model_max_length
     ids = pipe.tokenizer(text, truncation=False).input_ids

@@ -1,9 +1,4 @@
-"""Pictures: opened, checked, turned upright, cropped; to tensors and back; and how near two of them are.
-
-The distances are plain ones. Nothing is downloaded for them.
-"""
-
-from __future__ import annotations
+"""Pictures: opened, checked, turned upright, cropped; to tensors and back; and plain distances between two of them."""
 
 import os
 import warnings
@@ -16,7 +11,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from imagic_lib.models import family, warn_caller
+from imagic_lib.arguments import warn_caller
+from imagic_lib.models import family
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows more, and starts programs for some (EPS)
 HEIC = b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"  # brands of the phones' format
@@ -29,15 +25,14 @@ def open_image(path: str | Path) -> Image.Image:
     """A picture file as RGB: rotated as its EXIF says, transparency on white, first frame of many.
 
     PNG, JPEG, WebP, GIF, BMP, TIFF, and HEIC if pillow-heif is installed. Its size is checked before it is unpacked.
-    Raises FileNotFoundError or ValueError, each with one sentence, for what is no usable picture.
-    """
+    Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
     path = Path(path)
     if not os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         raise FileNotFoundError(f"there is no file {path}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the path of a picture in it")
     if not path.is_file():
-        raise ValueError(f"{path} is no plain file: give the path of a picture")
+        raise ValueError(f"{path} is not a regular file: give the path of a picture")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes)")
     formats = _formats_for(path)
@@ -51,7 +46,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def _formats_for(path: Path) -> tuple[str, ...]:
-    """What Pillow may take the file for. HEIC, an iPhone's, needs a package of its own."""
+    """The formats that Pillow may try. HEIC, an iPhone's, needs another package."""
     with _refused_in_a_sentence(path), open(path, "rb") as file:
         start = file.read(12)
     if start[4:8] != b"ftyp" or start[8:12] not in HEIC:
@@ -66,7 +61,7 @@ def _formats_for(path: Path) -> tuple[str, ...]:
 
 @contextmanager
 def _refused_in_a_sentence(path: Path):
-    """What Pillow raises inside becomes a ValueError that a student understands."""
+    """Any error of Pillow inside becomes a ValueError that a student understands."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
@@ -74,9 +69,9 @@ def _refused_in_a_sentence(path: Path):
     except Image.DecompressionBombError:
         raise ValueError(_too_large(path)) from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is no picture that can be read: use PNG, JPEG, WebP, GIF or BMP") from None
+        raise ValueError(f"{path} is not a picture that can be read: use PNG, JPEG, WebP, GIF or BMP") from None
     except PermissionError:
-        raise ValueError(f"{path} may not be read by you: change its permissions") from None
+        raise ValueError(f"{path} can't be read, because you lack the permission") from None
     except Exception as error:  # Pillow's decoders raise many kinds for a broken file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is damaged or cut short ({reason})") from error
@@ -85,7 +80,7 @@ def _refused_in_a_sentence(path: Path):
 def _check_size(picture: Image.Image, name: str) -> None:
     width, height = picture.size
     if min(width, height) < SMALLEST_SIDE:
-        raise ValueError(f"{name} is {width}x{height} pixels: each side must have {SMALLEST_SIDE} at least")
+        raise ValueError(f"{name} is {width}x{height} pixels: each side must have at least {SMALLEST_SIDE}")
     if width * height > MOST_PIXELS:
         raise ValueError(_too_large(name))
 
@@ -116,47 +111,28 @@ def picture_size(pipe: StableDiffusionPipeline) -> int:
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
-def fit(picture: Image.Image, size: int, how: str = "crop") -> Image.Image:
-    """A picture as size x size: its central square ("crop"), or all of it with borders repeated ("pad").
-
-    What is cut off or added is said out loud; nothing is ever stretched. Raises ValueError for another `how`.
-    """
-    if how not in ("crop", "pad"):
-        raise ValueError(f"how is {how!r}: choose 'crop' or 'pad'")
+def square(picture: Image.Image, size: int) -> Image.Image:
+    """The central square of a picture as size x size. What is cut off is said; nothing is ever stretched."""
     width, height = picture.size
     if width != height:
-        share = f"{1 - min(width, height) / max(width, height):.0%}"
-        done = f"its central square is used, {share} is cut off" if how == "crop" else f"{share} is added as borders"
-        warn_caller(f"the picture is {width}x{height}: {done}")
+        share = 1 - min(width, height) / max(width, height)
+        warn_caller(f"the picture is {width}x{height}: its central square is used, {share:.0%} is cut off")
     if picture.size == (size, size):
         return picture
-    if how == "pad":
-        return pad_to_square(picture, size)
     return ImageOps.fit(picture, (size, size), method=Image.Resampling.LANCZOS)
 
 
-def pad_to_square(picture: Image.Image, size: int) -> Image.Image:
-    """The picture, scaled to the longer side `size`, in the middle of a square; its outermost rows or columns are
-    repeated to the edge. Scaled first: a square around a strip of 16 x 60,000 pixels would take 10 GB."""
-    width, height = (max(1, round(side * size / max(picture.size))) for side in picture.size)
-    scaled = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (size - width) // 2, (size - height) // 2
-    borders = ((top, size - height - top), (left, size - width - left), (0, 0))
-    return Image.fromarray(np.pad(np.asarray(scaled), borders, mode="edge"))
+def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline) -> Tensor:
+    """A picture as the model needs it: (1, 3, size, size) in [-1, 1], on the model's device.
 
-
-def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline, how: str = "crop") -> Tensor:
-    """A picture as the model wants it: (1, 3, size, size) in [-1, 1], on the model's device.
-
-    how: "crop" or "pad", for a picture that is not square (`fit`). Warns when the embedded model is given
-    what it can't draw, a photo say. Raises as `open_image`.
-    """
+    Warns when it cuts a picture that is not square, or when the embedded model is given a picture that it can't draw,
+    such as a photo. Raises as `open_image`."""
     if isinstance(source, Image.Image):
         _check_size(source, "the picture")
         picture = _to_rgb(source)
     else:
         picture = open_image(source)
-    tensor = to_tensor(fit(picture, picture_size(pipe), how)).to(pipe.unet.device, pipe.unet.dtype)
+    tensor = to_tensor(square(picture, picture_size(pipe))).to(pipe.unet.device, pipe.unet.dtype)
     if family(pipe) == "tiny" and (kept := rebuilt_psnr(pipe, tensor)) < FOREIGN:
         warn_caller(
             f"the embedded model can't hold this picture (its VAE keeps {kept:.0f} dB of it): it knows drawings of the "

@@ -1,7 +1,5 @@
 """Stage 3: between what the picture is (e_opt) and what the text asks for (e_tgt)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +12,7 @@ def interpolate(e_tgt: Tensor, e_opt: Tensor, eta: float | Sequence[float]) -> T
     e_tgt, e_opt: (1, tokens, width). eta: 0 rebuilds the input, 1 follows the text alone; the paper
     uses 0.6–0.8, and values outside [0, 1] extrapolate. One η gives (1, tokens, width), a sequence of n
     gives (n, tokens, width). Raises ValueError if the shapes differ, or for no η, or one that is no finite number.
-    Taught in notebooks/04_interpolation.ipynb.
-    """
+    Taught in notebooks/04_interpolation.ipynb."""
     if e_tgt.shape != e_opt.shape:
         raise ValueError(f"e_tgt is {tuple(e_tgt.shape)} and e_opt {tuple(e_opt.shape)}: they must be of one shape")
     etas = torch.as_tensor(eta).to(e_tgt).reshape(-1, 1, 1)

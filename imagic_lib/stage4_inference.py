@@ -1,10 +1,7 @@
 """Stage 4: from Gaussian noise to a picture, every step observable."""
 
-from __future__ import annotations
-
 import copy
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,12 +19,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from imagic_lib.arguments import seeds_of, warn_caller
 from imagic_lib.diffusion import decode_latents
-from imagic_lib.models import encode_text, family, settings_for, warn_caller
+from imagic_lib.models import encode_text, family, settings_for
 from imagic_lib.pictures import to_picture
-from imagic_lib.stage2_finetuning import scaled
 from imagic_lib.training.loop import in_main_thread
-from imagic_lib.training.strategies import Strategy, precision, unet_copy
+from imagic_lib.training.strategies import precision
+from imagic_lib.unets import scaled
 
 DEFAULTS = {
     "tiny": {"steps": 20, "guidance_scale": 2.0},
@@ -52,7 +50,7 @@ class Step(NamedTuple):
     index: int
     timestep: int
     z_t: Tensor  # before the step
-    z_0: Tensor  # the UNet's present guess of the finished latents
+    z_0: Tensor  # what the UNet takes for the finished latents
 
 
 def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
@@ -64,8 +62,7 @@ def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
 
 
 def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | None) -> SchedulerMixin:
-    """A copy of the scheduler that was chosen, by name or itself, or of the pipeline's own. Raises ValueError for one
-    that `denoise` can't follow."""
+    """A copy of the chosen scheduler, or of the pipeline's own. Raises ValueError if `denoise` can't follow it."""
     scheduler = sampler(pipe, chosen) if isinstance(chosen, str) else chosen or pipe.scheduler
     if not isinstance(scheduler, tuple(kind for kind, _ in SAMPLERS.values())):
         raise ValueError(f"{type(scheduler).__name__} is not supported: give scheduler= one of {', '.join(SAMPLERS)}")
@@ -73,23 +70,11 @@ def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | N
 
 
 def initial_noise(pipe: StableDiffusionPipeline, seed: int | torch.Generator) -> Tensor:
-    """The noise that a seed stands for, (1, 4, h, w), drawn in float32: as diffusers' pipeline draws it. From a
-    generator: its next noise."""
+    """The noise of a seed, (1, 4, h, w), drawn in float32 as diffusers' pipeline draws it; of a generator its next."""
     side = pipe.unet.config.sample_size
     shape = (1, pipe.unet.config.in_channels, side, side)
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to(pipe.unet.device)
-
-
-def seeds_of(seeds: Sequence[int]) -> list[int]:
-    """A list of at least one whole number below 2**63, NumPy's too; raises ValueError for anything else."""
-    try:
-        seeds = [operator.index(seed) for seed in seeds]
-    except TypeError:
-        seeds = []
-    if not seeds or not all(0 <= seed < 2**63 for seed in seeds):
-        raise ValueError("seeds must be a list of one or more whole numbers from 0 up, e.g. seeds=[0, 1, 2]")
-    return seeds
 
 
 def guided(noise_text: Tensor, noise_empty: Tensor, scale: float) -> Tensor:
@@ -105,30 +90,19 @@ def predicted_original(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, t
     return (z_t - (1 - a).sqrt() * answer) / a.sqrt()
 
 
-def generate(
-    pipe: StableDiffusionPipeline,
-    embeddings: Tensor,
-    seeds: Sequence[int] = (0,),
-    *,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    scale: float = 1.0,
-    negative_prompt: str = "",
-    scheduler: SchedulerMixin | str | None = None,
-    callback: Callable[[Step], None] | None = None,
-    half: bool = False,
-) -> list[Image.Image]:
+def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[int] = (0,), *,
+             steps: int | None = None, guidance_scale: float | None = None, scale: float = 1.0,
+             negative_prompt: str = "", scheduler: SchedulerMixin | str | None = None,
+             callback: Callable[[Step], None] | None = None, half: bool = False) -> list[Image.Image]:  # fmt: skip
     """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
 
     embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every embedding, and so
     is the noise that a sampler adds on its way. guidance_scale: 1 is the text alone, 0 the negative prompt alone
-    (`guided`). scale: how much of the fine-tuning is used, λ in formulas: 1 all, 0 nothing of it
-    (`stage2_finetuning.scaled`). scheduler: a name for `sampler`, or a scheduler; the pipeline's own if left out.
-    callback: called with a `Step` at each denoising step of each batch. half: on a GPU, draw with a UNet in half
-    precision (`strategies.precision`); on a CPU, where that is slower, it changes nothing. A safety checker that the
-    model ships blackens what it flags, and says so. Raises ValueError for what can't be drawn. Taught in
-    notebooks/05_inference.ipynb.
-    """
+    (`guided`). scale: the share of the fine-tuning, λ in formulas, from 0 to 2 (`unets.scaled`). scheduler: a name for
+    `sampler`, or a scheduler; the pipeline's own if left out. callback: called with a `Step` at each denoising step of
+    each batch. half: on a GPU, draw with a UNet in half precision (`strategies.precision`); on a CPU, where that is
+    slower, it changes nothing. A safety checker that the model ships blackens what it flags, and says so. Raises
+    ValueError for invalid settings. Taught in notebooks/05_inference.ipynb."""
     scheduler, seeds = scheduler_of(pipe, scheduler), seeds_of(seeds)
     if embeddings.ndim != 3 or len(embeddings) == 0:
         raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
@@ -136,8 +110,8 @@ def generate(
     device = pipe.unet.device
     text = embeddings.repeat_interleave(len(seeds), dim=0)
     generators, pictures = [torch.Generator().manual_seed(seed) for _ in embeddings for seed in seeds], []
-    with torch.no_grad(), scaled(pipe, scale) as unet, drawing_bar(pipe, len(text)) as bar:
-        unet = halved(unet) if half else unet
+    half_of = precision(device) if half and device.type == "cuda" else None
+    with torch.no_grad(), scaled(pipe, scale, half_of) as unet, drawing_bar(pipe, len(text)) as bar:
         dtype, at_once = unet.dtype, pictures_at_once(pipe)
         text, empty = text.to(device, dtype), embedding_of_negative(pipe, negative_prompt).to(device, dtype)
         for start in range(0, len(text), at_once):
@@ -148,21 +122,13 @@ def generate(
             z = denoise(guess, z, scheduler, callback, own)
             pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
             bar.update(len(e))
-        return checked(pipe, pictures)
+        return safety_checked(pipe, pictures)
 
 
 @torch.no_grad()
 def embedding_of_negative(pipe: StableDiffusionPipeline, negative_prompt: str = "") -> Tensor:
     """What guidance leads away from: (1, tokens, width), of no text if none is given."""
     return pipe.encode_prompt(negative_prompt, pipe.text_encoder.device, 1, False)[0]
-
-
-def halved(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A copy in the half precision of the UNet's GPU; on a CPU the UNet itself."""
-    dtype = precision(unet.device)
-    if dtype in (torch.float32, unet.dtype):
-        return unet
-    return unet_copy(unet, Strategy("full", dtype, "Adam", False), unet.device)
 
 
 def pictures_at_once(pipe: StableDiffusionPipeline) -> int:
@@ -176,12 +142,12 @@ def pictures_at_once(pipe: StableDiffusionPipeline) -> int:
 
 
 def drawing_bar(pipe: StableDiffusionPipeline, pictures: int) -> tqdm:
-    """A progress bar for a large model; the embedded one has its pictures before a bar is read."""
+    """A progress bar for a large model; the embedded one is done before anyone has read a bar."""
     shown = family(pipe) != "tiny" and in_main_thread()
     return tqdm(total=pictures, desc="drawing", unit="picture", leave=False, disable=not shown)
 
 
-def checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
+def safety_checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
     """The pictures, with those that the model's safety checker flags made black, and a warning."""
     if pipe.safety_checker is None:
         return pictures

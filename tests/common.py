@@ -1,6 +1,12 @@
-"""What several tests use: a seeded generator, the weights of a network as they are now, the loss of the paper."""
+"""What several tests use: generators, weights, the loss of the paper, and trainings that die or must not go on."""
+
+import resource
+from contextlib import contextmanager
 
 import torch
+
+from imagic_lib.training.checkpoint import CheckpointFile
+from imagic_lib.training.loop import Training
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -22,3 +28,39 @@ def loss_by_hand(pipe, unet, z, e, batch: int, generator: torch.Generator) -> to
     a = pipe.scheduler.alphas_cumprod[t].to(z)[:, None, None, None]
     z_t = a.sqrt() * z + (1 - a).sqrt() * noise
     return (unet(z_t, t, e.expand(batch, -1, -1)).sample - noise).square().mean()
+
+
+def no_more_steps(monkeypatch) -> None:
+    """From here on, a training that takes a step fails."""
+
+    def step(training, loss):
+        raise AssertionError(f"{training.name} took a step")
+
+    monkeypatch.setattr(Training, "step", step)
+
+
+class Killed(BaseException):
+    """Like SIGKILL, which nothing catches."""
+
+
+def kill_after_a_save(monkeypatch, stage: str) -> None:
+    """The process dies when the training of this name has written a checkpoint."""
+    save = CheckpointFile.save
+
+    def save_and_die(file):
+        save(file)
+        if file.training.name.startswith(stage):
+            raise Killed
+
+    monkeypatch.setattr(CheckpointFile, "save", save_and_die)
+
+
+@contextmanager
+def disk_of(size: int):
+    """No file may be larger than so many bytes: to a program it is a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

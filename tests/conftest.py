@@ -1,4 +1,4 @@
-"""What several tests share: a pipeline of random small parts, with the classes that tiny-sd has."""
+"""Shared by many tests: a pipeline of small random parts, with the classes that tiny-sd has."""
 
 import os
 
@@ -14,28 +14,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import imagic_lib as imagic
 from imagic_lab.toyworld import Scene, clip, dataset, unet
+from tests.last_line import pytest_configure  # noqa: F401
 
 WIDTH = 32  # of the text embedding
 SCENES = 500  # so many captions hold every word at least once
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Browser(config))
-
-
-class Browser:
-    """Says in the last line of a run that the notebooks were not opened in a browser, and why."""
-
-    def __init__(self, config: pytest.Config):
-        self.config, self.reason = config, ""
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.skipped and "test_browser" in report.nodeid:
-            self.reason = report.longrepr[2].removeprefix("Skipped: ")
-
-    def pytest_unconfigure(self) -> None:
-        if self.reason and not hasattr(self.config, "workerinput"):  # pytest-xdist's workers have no terminal
-            print(f"NOT TESTED: the notebooks in a browser. {self.reason}", flush=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 """Mutation tests: small faults are put into a module, one at a time, and the tests should notice each of them.
 
-`make mutants` goes through the stages, `edit.py`, `pictures.py` and `training/` on one core, and takes some hours;
+`make mutants` goes through the method, module by module, on one core, and takes some hours;
 `make mutants MODULES="pictures stage3_interpolation"` takes these alone. Stopped and started again it goes on where it
-was; what survived is tried again, and so is a function that has changed since. The tool is mutmut
-(mutmut.readthedocs.io). Everything happens in copies under runs/mutants/, and after each module its score and its
-survivors are written into tests/README.md.
-Tests marked `slow` are left out, so that scores are a little too low and never too high.
-`cd runs/mutants/MODULE && python -m mutmut show NAME` shows a survivor.
+was; survivors are tried again, and so is a function that has changed since. The tool is mutmut (mutmut.readthedocs.io).
+Everything happens in copies under runs/mutants/. After each module its score is written into tests/README.md and its
+survivors into runs/mutants/survivors.md. Tests marked `slow` are left out, so that scores are a little too low and
+never too high. `cd runs/mutants/MODULE && python -m mutmut show NAME` shows a survivor.
 """
 
 from __future__ import annotations
@@ -28,10 +27,16 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "runs" / "mutants"
 README = ROOT / "tests" / "README.md"
-MODULES = ["stage*.py", "edit.py", "pictures.py", "training/[a-z]*.py"]  # of imagic_lib
+SURVIVORS = HOME / "survivors.md"
+MODULES = ["diffusion.py", "stage*.py", "edit.py", "storage.py", "files.py", "pictures.py", "unets.py",
+           "training/[a-z]*.py", "planning/[a-z]*.py"]  # of imagic_lib  # fmt: skip
 ALSO = {  # besides tests/test_MODULE*.py these tests are about a module
+    "diffusion": ["test_stage*.py", "training/test_loop.py"],
     "stage": ["training/test_strategies.py"],
     "edit": ["test_cli*.py", "test_folder*.py", "test_suggestion*.py"],
+    "storage": ["test_edit.py", "test_folder.py", "test_strangers.py"],
+    "files": ["training/test_*.py"],
+    "unets": ["test_stage*.py", "training/test_strategies.py"],
     "training/": ["test_stage*.py", "training/test_*.py"],
 }
 MEMORY = 12 * 2**30  # bytes
@@ -94,7 +99,7 @@ def undecorated(source: str) -> str:
 def prepare(module: str) -> Path:
     """A folder with the library, its tests and mutmut's settings, up to date; what was found out before stays."""
     folder = HOME / module.replace("/", "-")
-    for name in ("imagic_lib", "tests"):
+    for name in ("imagic_lib", "imagic_lab", "tests"):
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -192,27 +197,28 @@ def score(states: dict[str, str], changes: dict[str, str]) -> Score:
     return len(states), len(states) - len(left), left
 
 
-def scores_in(page: str) -> dict[str, Score]:
+def scores_in(page: str, survivors: str) -> dict[str, Score]:
     """What `report` wrote earlier, module by module: a folder under runs/ may be gone by now."""
     rows = re.findall(r"^\| (\w\S*) \| (\d+) \| (\d+) \| \d+% \|$", page, re.MULTILINE)
-    lines = {m: re.findall(rf"^- {m.replace('/', '.')}\..*$", page, re.MULTILINE) for m, *_ in rows}
+    lines = {m: re.findall(rf"^- {m.replace('/', '.')}\..*$", survivors, re.MULTILINE) for m, *_ in rows}
     return {m: (int(count), int(noticed), lines[m]) for m, count, noticed in rows if m in modules()}
 
 
 def report(scores: dict[str, Score]) -> str:
-    """The scores as a Markdown table, and the survivors by name."""
+    """The scores as a Markdown table."""
     lines = ["| module | mutants | noticed | |", "|---|---|---|---|"]
     rows = [(module, count, noticed) for module, (count, noticed, _) in scores.items()]
     for module, count, noticed in [*rows, ("all", sum(r[1] for r in rows), sum(r[2] for r in rows))]:
         lines.append(f"| {module} | {count} | {noticed} | {noticed / max(1, count):.0%} |")
-    return "\n".join([*lines, "", "Survivors:", "", *(line for _, _, left in scores.values() for line in left)])
+    return "\n".join(lines)
 
 
-def write_report(text: str) -> None:
-    """Put it between the two marks in tests/README.md."""
+def write_report(scores: dict[str, Score]) -> None:
+    """The table goes between the two marks in tests/README.md, the survivors into a file of their own."""
     page = README.read_text(encoding="utf-8")
-    page = re.sub(r"(?s)(<!-- mutants -->\n).*(<!-- /mutants -->)", lambda m: f"{m[1]}{text}\n{m[2]}", page)
+    page = re.sub(r"(?s)(<!-- mutants -->\n).*(<!-- /mutants -->)", lambda m: f"{m[1]}{report(scores)}\n{m[2]}", page)
     README.write_text(page, encoding="utf-8")
+    SURVIVORS.write_text("\n".join(line for _, _, left in scores.values() for line in left) + "\n", encoding="utf-8")
 
 
 def main(chosen: list[str]) -> None:
@@ -227,9 +233,10 @@ def main(chosen: list[str]) -> None:
         if again := survivors(results(folder)) & survivors(before):  # a new test may notice them
             mutmut(folder, "run", "--max-children", "1", *sorted(again))
         states = results(folder)
-        scores = scores_in(README.read_text(encoding="utf-8"))
+        listed = SURVIVORS.read_text(encoding="utf-8") if SURVIVORS.exists() else ""
+        scores = scores_in(README.read_text(encoding="utf-8"), listed)
         scores[module] = score(states, changes_in(folder, survivors(states)))
-        write_report(report({m: scores[m] for m in modules() if m in scores}))
+        write_report({m: scores[m] for m in modules() if m in scores})
 
 
 if __name__ == "__main__":

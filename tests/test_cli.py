@@ -1,7 +1,8 @@
-"""The command line as a student meets it: bad input gets one sentence, exit 2, and no half-written output."""
+"""The command line as a student meets it: bad input gets one sentence and exit 2, and leaves no half-written output."""
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,24 +16,45 @@ import torch
 from PIL import Image
 
 import imagic_lib as imagic
-from imagic_lab.toyworld import Scene, recipe
+from imagic_lab.toyworld import Scene
 from imagic_lib import __main__ as command_line
 from imagic_lib import edit as edits
-from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
-from imagic_lib.__main__ import NETWORKS, main
+from imagic_lib import stage4_inference
+from imagic_lib.__main__ import main
 from imagic_lib.edit import ETAS
 from imagic_lib.folder import LORA_FILE
 from imagic_lib.planning import memory
+from imagic_lib.planning.forecast import Forecast
+from imagic_lib.planning.memory import Way
 from imagic_lib.suggestion import Suggestion
-from imagic_lib.training import loop
+from imagic_lib.training.loop import Training
 from imagic_lib.training.strategies import Strategy
+from tests.common import disk_of, no_more_steps
 
 STEPS = ["--steps", "2"]
+TEXT = "a brown dog"
+
+
+def quick(patch: pytest.MonkeyPatch, pipe) -> None:
+    """Pictures of two steps, a small random model under the name "small", and sheets that are not drawn."""
+    patch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
+    load = imagic.load_pipeline
+    patch.setattr(imagic, "load_pipeline", lambda model: pipe if model == "small" else load(model))
+    blank = SimpleNamespace(savefig=lambda path, **_: path.write_bytes(b"a figure"))
+    for figure in ("edit_sheet", "loss_curves"):
+        patch.setattr(command_line, figure, lambda *_: blank)
 
 
 @pytest.fixture(autouse=True)
-def quick_pictures(monkeypatch):
-    monkeypatch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
+def quick_edits(monkeypatch, pipe):
+    quick(monkeypatch, pipe)
+
+
+@pytest.fixture
+def true_figures(monkeypatch):
+    """The sheets are drawn after all."""
+    for figure in ("edit_sheet", "loss_curves"):
+        monkeypatch.setattr(command_line, figure, getattr(imagic.figures, figure))
 
 
 @pytest.fixture
@@ -42,15 +64,42 @@ def picture(tmp_path):
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def made(pipe, tmp_path_factory):
+    """The folder of an edit that the command line made of `picture` and TEXT. No test may change it."""
+    place = tmp_path_factory.mktemp("made")
+    Scene.sample(1).render().save(place / "in.png")
+    command = ["edit", str(place / "in.png"), TEXT, "--model", "small", *STEPS, "--eta", "0.5"]
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch, pipe)
+        assert main([*command, "--out", str(place / "out")]) == 0
+    return place / "out"
+
+
 @pytest.fixture
-def edit(model_folder, tmp_path):
+def out(made, tmp_path):
+    """A copy of that folder, which a test may change."""
+    return shutil.copytree(made, tmp_path / "out")
+
+
+@pytest.fixture
+def edit(tmp_path):
+    """Run `edit` with the folder tmp_path/out: arguments -> exit."""
+
     def run(*arguments):
-        return main(["edit", *arguments, "--model", str(model_folder), "--out", str(tmp_path / "out"), *STEPS])
+        return main(["edit", *arguments, "--model", "small", "--out", str(tmp_path / "out"), *STEPS])
 
     return run
 
 
-def test_edit_writes_sheet_curves_pictures_and_prints_where(edit, picture, tmp_path, capsys):
+@pytest.fixture
+def again(edit, picture, out, monkeypatch):
+    """`edit` once more on a finished edit: it draws, and trains nothing."""
+    no_more_steps(monkeypatch)
+    return lambda *arguments: edit(picture, TEXT, *arguments)
+
+
+def test_edit_writes_sheet_curves_pictures_and_prints_where(edit, picture, tmp_path, capsys, true_figures):
     assert edit(picture, "a brown dog jumping", "--eta", "0", "0.7", "--seed", "0", "3") == 0
     out = tmp_path / "out"
     assert {p.name for p in out.glob("*.png")} == {"edit.png", "losses.png", "input.png"} | {
@@ -58,9 +107,13 @@ def test_edit_writes_sheet_curves_pictures_and_prints_where(edit, picture, tmp_p
     }
     for path in out.glob("eta*.png"):
         assert Image.open(path).size == (128, 128) and np.asarray(Image.open(path)).std() > 0
+    assert all(min(Image.open(out / name).size) > 300 for name in ("edit.png", "losses.png"))
     printed = capsys.readouterr().out
     assert str(out / "edit.png") in printed and "stage 1, embedding" in printed and "distance to input" in printed
     assert not list(out.glob(".*"))
+
+
+# ----------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -72,8 +125,7 @@ def test_edit_writes_sheet_curves_pictures_and_prints_where(edit, picture, tmp_p
         (["PICTURE", "   "], "the text is empty"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_2(edit, picture, tmp_path, capsys, monkeypatch, arguments, sentence):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_bad_input_is_one_sentence_and_exit_2(edit, picture, tmp_path, capsys, arguments, sentence):
     assert edit(*(picture if a == "PICTURE" else a for a in arguments)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("imagic: ") and sentence in error
@@ -83,27 +135,48 @@ def test_bad_input_is_one_sentence_and_exit_2(edit, picture, tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--eta", "much"], "'much' is not a number"),
-        (["--eta", "nan"], "'nan' is not a number"),
-        (["--eta", "1e30"], "'1e30' is not within ±10"),
-        (["--eta", "-1e1", "-1.1e1"], "'-11' is not within ±10"),
-        (["--scale", "2.5"], "'2.5' is not from 0 to 2"),
-        (["--scale", "half"], "'half' is not a number"),
-        (["--eta"], "--eta: expected at least one argument"),
-        (["--seed", "-1"], "'-1'"),
-        (["--steps", "1.5"], "'1.5' is not a whole number"),
+        (["--eta", "much"], "argument --eta: invalid float value: 'much'"),
+        (["--eta", "nan"], "imagic: etas must be a list of one or more numbers within ±10"),
+        (["--eta", "1e30"], "imagic: etas must be a list of one or more numbers within ±10"),
+        (["--eta", "-10", "-11.5"], "imagic: etas must be a list of one or more numbers within ±10"),
+        (["--eta"], "argument --eta: expected at least one argument"),
+        (["--scale", "2.5"], "imagic: scale is 2.5: it goes from 0"),
+        (["--scale", "nan"], "imagic: scale is nan: it goes from 0"),
+        (["--scale", "half"], "argument --scale: invalid float value: 'half'"),
+        (["--seed", "-1"], "imagic: seeds must be a list of one or more whole numbers from 0"),
+        (["--seed", str(2**63)], "imagic: seeds must be a list of one or more whole numbers from 0"),
+        (["--seed", "0.5"], "argument --seed: invalid int value: '0.5'"),
+        (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
+        (["--fit", "--method", "lora"], "argument --method: not allowed with argument --fit"),
     ],
 )
-def test_bad_options_say_what_they_take(edit, picture, capsys, arguments, sentence):
-    with pytest.raises(SystemExit) as stop:
-        edit(picture, "a cat", *arguments)
-    assert stop.value.code == 2 and sentence in capsys.readouterr().err
+def test_bad_options_say_what_they_take_and_nothing_is_written(
+    picture, tmp_path, monkeypatch, capsys, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(imagic, "load_pipeline", lambda model: pytest.fail("a model was loaded"))
+    try:
+        code = main(["edit", picture, "a cat", "--model", "small", *arguments])
+    except SystemExit as stop:  # from argparse
+        code = stop.code
+    assert code == 2 and sentence in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("out").exists()
 
 
-def test_an_output_folder_that_cannot_be_written_is_found_out_before_training(picture, model_folder, tmp_path, capsys):
+def test_a_number_of_steps_below_0_is_refused_before_a_folder_is_taken(edit, picture, tmp_path, capsys):
+    assert main(["edit", picture, "a cat", "--model", "small", "--steps", "-1", "--out", str(tmp_path / "out")]) == 2
+    assert "imagic: steps is -1: it must be 0 or more" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_show_checks_its_numbers_too(out, capsys):
+    assert main(["show", str(out), "--model", "small", "--scale", "3"]) == 2
+    assert "imagic: scale is 3.0: it goes from 0" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_out_before_training(picture, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    out = tmp_path / "file" / "out"
-    assert main(["edit", picture, "a cat", "--model", str(model_folder), "--out", str(out)]) == 2
+    assert main(["edit", picture, "a cat", "--model", "small", "--out", str(tmp_path / "file" / "out")]) == 2
     assert "can't write to the folder" in capsys.readouterr().err
 
 
@@ -115,10 +188,24 @@ def test_broken_pictures_leave_nothing_behind(edit, tmp_path, capsys):
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_a_model_that_is_nowhere_is_one_sentence(picture, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_model_that_is_nowhere_is_one_sentence(picture, tmp_path, capsys):
     assert main(["edit", picture, "a cat", "--model", "no/such-model", "--out", str(tmp_path / "out")]) == 2
-    assert "imagic: 'no/such-model' is no folder here" in capsys.readouterr().err
+    assert "imagic: 'no/such-model' is not a folder here" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(edit, picture, tmp_path, capsys, monkeypatch):
+    """There is room for the checkpoint of stage 1 alone."""
+    with (
+        disk_of(300_000),
+        pytest.warns(UserWarning, match=r"checkpoint-full.* could not be written .*a stop would lose"),
+    ):
+        assert edit(picture, TEXT, "--eta", "1") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("imagic: ") and "File too large" in error
+    trained, take = [], Training.step
+    monkeypatch.setattr(Training, "step", lambda now, loss: trained.append(now.name) or take(now, loss))
+    assert edit(picture, TEXT, "--eta", "1") == 0
+    assert trained == ["stage 2, all weights"] * 2 and (tmp_path / "out" / "edit.json").is_file()
 
 
 def test_long_texts_and_unknown_words_are_noted_and_run(edit, picture):
@@ -133,109 +220,159 @@ def test_a_note_is_one_line_without_python_s_own_words(picture, model_folder, tm
     command += ["--model", str(model_folder), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "\nnote: the embedded model never saw 'zebra'" in "\n" + done.stderr
-    assert "UserWarning" not in done.stderr and "torchvision" not in done.stderr
+    assert not any(word in done.stderr for word in ("UserWarning", "torchvision", "http"))
+
+
+# --------------------------------------------------------------------------------- what is drawn, and where
 
 
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["--eta", "0.5", "0.50", "5e-1", "--seed", "1", "1"], {"eta-0.5-seed-1.png"}),
+        (["--eta", "0.5", "0.50", "5e-1", "--seed", "0", "0"], {"eta-0.5-seed-0.png"}),
         (["--eta", "0.5", "--scale", "0.7"], {"eta-0.5-scale-0.7-seed-0.png"}),
         (["--eta", "0.5", "0.5000001"], {"eta-0.5-seed-0.png", "eta-0.5000001-seed-0.png"}),
-        (["--eta", "-1e-1", "-.5", "1"], {"eta--0.1-seed-0.png", "eta--0.5-seed-0.png", "eta-1-seed-0.png"}),
+        (["--eta", "-0.1", "-.5", "1"], {"eta--0.1-seed-0.png", "eta--0.5-seed-0.png", "eta-1-seed-0.png"}),
     ],
 )
-def test_every_picture_is_drawn_once_under_a_name_of_its_own(edit, picture, tmp_path, capsys, arguments, names):
-    assert edit(picture, "a brown dog", *arguments) == 0
-    assert {p.name for p in (tmp_path / "out").glob("eta*")} == names
+def test_every_picture_is_drawn_once_under_a_name_of_its_own(again, out, capsys, arguments, names):
+    (out / "eta-0.5-seed-0.png").unlink()
+    assert again(*arguments) == 0
+    assert {p.name for p in out.glob("eta*")} == names
     assert f"for {len(names)} pictures" in capsys.readouterr().out
 
 
-def test_without_an_eta_the_embedded_model_s_pictures_are_drawn_at_the_suggested_scale(
-    edit, picture, tmp_path, capsys, monkeypatch
+@pytest.fixture
+def suggestion(monkeypatch):
+    """What an edit suggests, or a failure if it was not asked for: found by a model's own measure."""
+
+    def suggest(*found):
+        monkeypatch.setattr(command_line, "plugin_of", lambda pipe, name: name == "measure" or None)
+        failure = lambda self: pytest.fail("it was not asked for")  # noqa: E731
+        monkeypatch.setattr(imagic.ImagicEdit, "suggest", (lambda self: Suggestion(*found)) if found else failure)
+
+    return suggest
+
+
+def test_without_an_eta_the_pictures_are_drawn_at_the_scale_that_the_models_own_measure_suggests(
+    again, out, suggestion, capsys, monkeypatch
 ):
-    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: Suggestion(0.8, 0.5, {(0.8, 0.5): 0.9}))
-    assert edit(picture, "a brown dog") == 0
-    assert {p.name for p in (tmp_path / "out").glob("eta*")} == {f"eta-{e:g}-scale-0.5-seed-0.png" for e in ETAS}
+    suggestion(0.8, 0.5, {(0.8, 0.5): 0.9})
+    assert again() == 0
+    drawn = {f"eta-{eta:g}-scale-0.5-seed-0.png" for eta in ETAS}
+    assert {p.name for p in out.glob("eta*")} == {"eta-0.5-seed-0.png"} | drawn
     assert "suggested: η = 0.8 with 50 % of the fine-tuning (scale 0.5)" in capsys.readouterr().out
-    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: Suggestion(0.6, 1.0, {(0.6, 1.0): 0.0}))
-    assert edit(picture, "a brown dog") == 0
+    monkeypatch.setattr(command_line, "ETAS", (1.0,))
+    suggestion(0.6, 1.0, {(0.6, 1.0): 0.0})
+    assert again() == 0
     assert "no picture of a first try shows what the text says" in capsys.readouterr().out
-    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: pytest.fail("a scale was given"))
-    assert edit(picture, "a brown dog", "--scale", "1") == 0
+    suggestion()
+    assert again("--scale", "1") == again("--eta", "1") == 0
+    monkeypatch.setattr(command_line, "plugin_of", lambda pipe, name: None)
+    assert again() == 0, "a model without a measure of its own suggests nothing unasked"
+
+
+def test_a_suggestion_can_be_asked_for(again, out, suggestion, capsys):
+    suggestion(0.8, 0.5, {(0.8, 0.5): 0.9})
+    assert again("--eta", "1", "--suggest") == 0
+    assert "suggested: η = 0.8" in capsys.readouterr().out
+    assert (out / "eta-1-scale-0.5-seed-0.png").is_file()
+
+
+def test_fast_draws_with_25_steps_of_dpm_solver(again, monkeypatch):
+    drawn, pictures = [], imagic.ImagicEdit.pictures
+
+    def note(self, etas, seeds, **how):
+        drawn.append(how)
+        return pictures(self, etas, seeds, **how | {"steps": 1})
+
+    monkeypatch.setattr(imagic.ImagicEdit, "pictures", note)
+    assert again("--eta", "1", "--fast") == again("--eta", "1") == 0
+    assert drawn == [{"scale": 1.0, "scheduler": "dpm++", "steps": 25}, {"scale": 1.0}]
+
+
+def test_a_large_model_is_drawn_in_half_precision(pipe, monkeypatch):
+    args = SimpleNamespace(fast=True)
+    assert "half" not in command_line.sampling_of(pipe, args)
+    monkeypatch.setattr(command_line, "family", lambda pipe: "stable-diffusion")
+    assert command_line.sampling_of(pipe, args) == {"scheduler": "dpm++", "steps": 25, "half": True}
 
 
 @pytest.fixture
-def unnamed(picture, model_folder, tmp_path, monkeypatch):
+def unnamed(picture, tmp_path, monkeypatch):
     """`edit` without --out, in a working directory of its own: arguments -> exit."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: Suggestion(0.8, 0.5, {(0.8, 0.5): 0.9}))
-
-    def run(*arguments, steps=STEPS):
-        return main(["edit", picture, "A brown dog!", "--model", str(model_folder), *steps, *arguments])
-
-    return run
+    return lambda *arguments, steps=STEPS: main(
+        ["edit", picture, "A brown dog!", "--model", "small", *steps, *arguments]
+    )
 
 
 def test_each_edit_gets_a_folder_named_by_time_and_text(unnamed, capsys):
     for _ in range(2):
-        assert unnamed("--eta", "1") == 0
+        assert unnamed("--eta", "1", steps=["--steps", "0"]) == 0
     folders = sorted(Path("out").iterdir())
     assert len(folders) == 2 and all("-a-brown-dog" in folder.name for folder in folders)
     assert f"folder: {folders[0]}" in capsys.readouterr().out
     assert all((folder / "edit.png").is_file() for folder in folders)
 
 
-def test_resume_goes_on_with_the_edit_that_was_stopped_and_with_no_other(unnamed, monkeypatch, capsys):
-    assert unnamed("--resume") == 2
-    assert "out holds no unfinished edit of this picture and text" in capsys.readouterr().err
-    fine_tune = edits.fine_tune
+@pytest.fixture
+def stopped(monkeypatch):
+    """Stage 2 is stopped at once."""
 
-    def stopped(*args, **settings):
+    def stop(*args, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(edits, "fine_tune", stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(edits, "fine_tune", stop)
+        yield patch
+
+
+def test_resume_goes_on_with_the_edit_that_was_stopped_and_with_no_other(unnamed, stopped, monkeypatch, capsys):
+    assert unnamed("--resume") == 2
+    assert "out holds no unfinished edit of this picture and text" in capsys.readouterr().err
     assert unnamed("--eta", "1") == 130
     assert "stopped; the same command with --resume goes on where it was" in capsys.readouterr().err
-    monkeypatch.setattr(edits, "fine_tune", fine_tune)
+    stopped.undo()
     assert unnamed("--eta", "1", "--resume", steps=["--steps", "3"]) == 2
-    trained, one_step = [], loop.one_step
-    monkeypatch.setattr(loop, "one_step", lambda loss, now: trained.append(now.name) or one_step(loss, now))
+    trained, take = [], Training.step
+    monkeypatch.setattr(Training, "step", lambda now, loss: trained.append(now.name) or take(now, loss))
     assert unnamed("--eta", "1", "--resume") == 0
-    assert trained and not [name for name in trained if "stage 1" in name]
+    assert trained == ["stage 2, all weights"] * 2
     assert len(list(Path("out").iterdir())) == 1
     assert unnamed("--resume", "--out", "elsewhere") == 2
     assert "there is no edit in elsewhere that could go on" in capsys.readouterr().err
 
 
-def test_a_bad_text_makes_no_folder(picture, model_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["edit", picture, " ", "--model", str(model_folder)]) == 2
+def test_a_bad_text_makes_no_folder(unnamed, picture):
+    assert main(["edit", picture, " ", "--model", "small"]) == 2
     assert list(Path("out").iterdir()) == []
 
 
-def test_an_edit_begins_with_a_forecast_unless_it_is_as_short_as_that(unnamed, capsys):
-    assert unnamed("--eta", "1") == 0
+def test_an_edit_begins_with_a_forecast_unless_it_is_as_short_as_that(unnamed, stopped, monkeypatch, capsys):
+    asked = []
+
+    def forecast(pipe, image, settings, **how):
+        asked.append((settings["unet_steps"], how))
+        return Forecast(61, 120, 2)
+
+    monkeypatch.setattr(command_line, "forecast", forecast)
+    assert unnamed("--eta", "1") == 130
+    assert "forecast" not in capsys.readouterr().out and not asked
+    stopped.setattr(edits, "optimize_embedding", None)
+    stopped.setattr(imagic, "run_edit", edits.fine_tune)
+    assert unnamed("--eta", "1", "--seed", "0", "1", "--fast", steps=["--steps", "9"]) == 130
+    sentence = r"forecast: about 4 min in all \(stage 1 2 min, stage 2 2 min, 2 pictures 5 s\), by some steps on this"
+    assert re.search(sentence, capsys.readouterr().out)
+    [(steps, how)] = asked
+    assert steps == 9 and how["sampling"] == {"scheduler": "dpm++", "steps": 25} and how["strategy"] is None
+    assert how["folder"].parent == Path("out")
+
+
+def test_a_finished_edit_has_no_forecast(again, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "worthwhile", lambda settings: True)
+    assert again("--eta", "1") == 0
     assert "forecast" not in capsys.readouterr().out
-    assert unnamed("--eta", "1", "--seed", "0", "1", steps=["--steps", "9"]) == 0
-    assert re.search(
-        r"forecast: about \d+ s in all \(stage 1 \d+ s, stage 2 \d+ s, 2 pictures ", capsys.readouterr().out
-    )
-
-
-def test_fast_draws_with_25_steps_of_dpm_solver(unnamed, monkeypatch):
-    drawn, pictures = [], imagic.ImagicEdit.pictures
-    monkeypatch.setattr(
-        imagic.ImagicEdit, "pictures", lambda self, *a, **how: drawn.append(how) or pictures(self, *a, **how)
-    )
-    assert unnamed("--eta", "1", "--fast") == 0
-    assert drawn == [{"scale": 1.0, "scheduler": "dpm++", "steps": 25}]
-
-
-def test_a_suggestion_can_be_asked_for(unnamed, capsys):
-    assert unnamed("--eta", "1", "--suggest") == 0
-    assert "suggested: η = 0.8" in capsys.readouterr().out
-    assert len(list(Path("out").rglob("eta-1-scale-0.5-seed-0.png"))) == 1
 
 
 def read_edit(folder):
@@ -243,7 +380,7 @@ def read_edit(folder):
 
 
 def test_each_seed_s_pictures_bear_its_name_and_the_first_is_the_training_s(edit, picture, pipe, tmp_path):
-    assert edit(picture, "a brown dog", "--eta", "0", "1", "--seed", "3", "8") == 0
+    assert edit(picture, TEXT, "--eta", "0", "1", "--seed", "3", "8") == 0
     assert read_edit(tmp_path / "out")["settings"]["seed"] == 3
     rows = imagic.ImagicEdit.load(tmp_path / "out", pipe).pictures([0, 1], [3, 8])
     for seed, row in zip((3, 8), rows, strict=True):
@@ -254,22 +391,23 @@ def test_each_seed_s_pictures_bear_its_name_and_the_first_is_the_training_s(edit
 
 
 def test_the_method_is_the_one_that_was_asked_for(edit, picture, tmp_path):
-    assert edit(picture, "a brown dog", "--eta", "1", "--method", "lora") == 0
+    assert edit(picture, TEXT, "--eta", "1", "--method", "lora") == 0
     assert read_edit(tmp_path / "out")["settings"]["method"] == "lora"
     assert (tmp_path / "out" / LORA_FILE).is_file()
 
 
 def test_fit_takes_what_the_plan_chose_and_refuses_if_nothing_fits(edit, picture, tmp_path, monkeypatch, capsys):
-    strategy = Strategy("lora", torch.float32, "Adam", True)
-    used = []
-    monkeypatch.setattr(memory, "plan", lambda pipe: SimpleNamespace(chosen=strategy))
+    way, used = Way("lora", Strategy(torch.float32, checkpointing=True)), []
+    chosen = memory.Plan("small", 128, 16.0, [way])
+    monkeypatch.setattr(command_line, "plan", lambda pipe: chosen)
     for stage in ("optimize_embedding", "fine_tune"):
         monkeypatch.setattr(edits, stage, noting(getattr(edits, stage), used))
-    assert edit(picture, "a brown dog", "--eta", "1", "--fit") == 0
-    assert used == [strategy, strategy] and read_edit(tmp_path / "out")["settings"]["method"] == "lora"
-    monkeypatch.setattr(memory, "plan", lambda pipe: SimpleNamespace(chosen=None, advice="nothing fits"))
-    assert edit(picture, "a brown dog", "--fit") == 2
-    assert "imagic: nothing fits" in capsys.readouterr().err
+    assert edit(picture, TEXT, "--eta", "1", "--fit") == 0
+    assert used == [way.strategy] * 2 and read_edit(tmp_path / "out")["settings"]["method"] == "lora"
+    assert "chosen: LoRA, float32, Adam, checkpointing" in capsys.readouterr().out
+    chosen = chosen._replace(gpu_gb=1.0)
+    assert edit(picture, TEXT, "--fit") == 2
+    assert "imagic: nothing fits into 1.00 GiB" in capsys.readouterr().err
 
 
 def noting(stage, used):
@@ -280,19 +418,10 @@ def noting(stage, used):
     return noted
 
 
-def test_pad_keeps_the_whole_picture(edit, tmp_path):
-    picture = Image.new("RGB", (128, 64), "white")
-    picture.paste((255, 0, 0), (0, 0, 20, 64))  # where a crop would cut
-    picture.save(tmp_path / "wide.png")
-    with pytest.warns(UserWarning, match="50% is added as borders"):
-        assert edit(str(tmp_path / "wide.png"), "a brown dog", "--eta", "1", "--pad") == 0
-    assert Image.open(tmp_path / "out" / "input.png").getpixel((5, 64)) == (255, 0, 0)
-
-
-def test_a_text_with_a_formula_in_it_is_only_a_text(edit, picture, tmp_path):
+def test_a_text_with_a_formula_in_it_is_only_a_text(edit, picture, tmp_path, true_figures):
     """matplotlib would read $…$ as TeX and fail, after the training."""
     assert edit(picture, r"a dog for $\foo{$ and 5$", "--eta", "1") == 0
-    assert (tmp_path / "out" / "edit.png").is_file()
+    assert Image.open(tmp_path / "out" / "edit.png").size[1] > 100
 
 
 # ----------------------------------------------------------------------------------- the user's files
@@ -308,86 +437,85 @@ def test_a_picture_in_the_output_folder_stays_there(edit, picture, tmp_path, cap
     out.mkdir()
     Path(picture).rename(out / name)
     before = contents(out)
-    assert edit(str(out / name), "a brown dog") == 2
+    assert edit(str(out / name), TEXT) == 2
     assert f"holds files of yours, such as '{name}': choose a new or empty one" in capsys.readouterr().err
     assert contents(out) == before
 
 
-def test_a_second_text_does_not_take_the_first_ones_folder(edit, picture, tmp_path, capsys):
-    assert edit(picture, "a brown dog", "--eta", "1") == 0
-    before = contents(tmp_path / "out")
+def test_a_second_text_does_not_take_the_first_ones_folder(edit, picture, out, capsys):
+    before = contents(out)
     assert edit(picture, "a red car", "--eta", "1") == 2
-    assert "holds a finished edit of another text, 'a brown dog'" in capsys.readouterr().err
-    assert contents(tmp_path / "out") == before
+    assert f"holds a finished edit of another text, '{TEXT}'" in capsys.readouterr().err
+    assert contents(out) == before
 
 
-def test_the_input_of_a_finished_edit_can_be_edited_on_in_its_folder(edit, picture, tmp_path, monkeypatch):
+def test_the_input_of_a_finished_edit_can_be_edited_on_in_its_folder(edit, out, monkeypatch):
     """The crop that an edit kept is the same picture: nothing is trained, and nothing lost."""
-    assert edit(picture, "a brown dog", "--eta", "1") == 0
-    monkeypatch.setattr(edits, "optimize_embedding", None)
-    kept = (tmp_path / "out" / "input.png").read_bytes()
-    assert edit(str(tmp_path / "out" / "input.png"), "a brown dog", "--eta", "1", "0.25") == 0
-    assert (tmp_path / "out" / "input.png").read_bytes() == kept and (
-        tmp_path / "out" / "eta-0.25-seed-0.png"
-    ).is_file()
+    no_more_steps(monkeypatch)
+    kept = (out / "input.png").read_bytes()
+    assert edit(str(out / "input.png"), TEXT, "--eta", "1", "0.25") == 0
+    assert (out / "input.png").read_bytes() == kept and (out / "eta-0.25-seed-0.png").is_file()
 
 
 # -------------------------------------------------------------------------------------------- show
 
 
 @pytest.fixture
-def shown(edit, picture, model_folder, tmp_path, capsys):
-    """A finished edit, and how to show it: arguments -> (exit, printed, errors)."""
-    assert edit(picture, "a brown dog", "--eta", "0.5") == 0
-    capsys.readouterr()
+def shown(out, monkeypatch, capsys):
+    """How to show a finished edit: arguments -> (exit, printed, errors)."""
+    no_more_steps(monkeypatch)
 
-    def show(*arguments, model=("--model", str(model_folder))):
-        code = main(["show", str(tmp_path / "out"), *model, *arguments])
+    def show(*arguments, model=("--model", "small")):
+        code = main(["show", str(out), *model, *arguments])
         return code, *capsys.readouterr()
 
     return show
 
 
-def test_show_draws_a_saved_edit_again_without_training(shown, tmp_path, capsys):
-    path = tmp_path / "out" / "eta-0.5-seed-0.png"
+def test_show_draws_a_saved_edit_again_without_training(shown, out, tmp_path, capsys):
+    path = out / "eta-0.5-seed-0.png"
     before = np.asarray(Image.open(path), dtype=int)
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"not a picture")
     code, printed, _ = shown("--eta", "0.5")
-    assert code == 0 and '"text": "a brown dog"' in printed and "unet: 2 steps, probe loss" in printed
+    assert code == 0 and f'"text": "{TEXT}"' in printed and "unet: 2 steps, probe loss" in printed
     assert np.abs(np.asarray(Image.open(path), dtype=int) - before).max() <= 2
     assert main(["show", str(tmp_path / "nothing")]) == 2
     assert "no finished edit" in capsys.readouterr().err
 
 
-def test_show_adds_pictures_and_leaves_those_of_the_user(shown, tmp_path):
-    (tmp_path / "out" / "eta-1-seed-0.png").write_bytes(b"mine")
+def test_show_adds_pictures_and_leaves_those_of_the_user(shown, out):
+    (out / "eta-1-seed-0.png").write_bytes(b"mine")
     code, _, errors = shown("--eta", "1", "0.25")
-    assert code == 2 and "eta-1-seed-0.png is there already and is not this edit's: move it away" in errors
-    assert (tmp_path / "out" / "eta-1-seed-0.png").read_bytes() == b"mine"
+    assert code == 2 and "eta-1-seed-0.png already exists and is not this edit's: move it away" in errors
+    assert (out / "eta-1-seed-0.png").read_bytes() == b"mine"
     for _ in range(2):
         assert shown("--eta", "0.25")[0] == 0
-    assert (tmp_path / "out" / "eta-0.25-seed-0.png").is_file()
+    assert (out / "eta-0.25-seed-0.png").is_file()
 
 
-def test_show_loads_no_model_that_an_edit_of_a_stranger_names(shown, tmp_path, monkeypatch):
-    facts = read_edit(tmp_path / "out")
-    facts["base_model"]["name"] = "evil/model"
-    (tmp_path / "out" / "edit.json").write_text(json.dumps(facts))
+def renamed(folder, name: str) -> dict:
+    """The edit says that it was made with a model of this name."""
+    facts = read_edit(folder)
+    facts["base_model"]["name"] = name
+    (folder / "edit.json").write_text(json.dumps(facts))
+    return facts
+
+
+def test_show_loads_no_model_that_an_edit_of_a_stranger_names(shown, out, monkeypatch):
+    renamed(out, "evil/model")
     monkeypatch.setattr(imagic, "load_pipeline", lambda *_: pytest.fail("it was loaded"))
     code, _, errors = shown(model=())
     assert code == 2 and "names 'evil/model' as its model: if you trust that, say so with --model" in errors
 
 
-def test_show_finds_the_embedded_model_by_itself(shown, tmp_path, pipe, monkeypatch):
-    facts = read_edit(tmp_path / "out")
-    facts["base_model"]["name"] = "tiny"
-    (tmp_path / "out" / "edit.json").write_text(json.dumps(facts))
+def test_show_finds_the_embedded_model_by_itself(shown, out, pipe, monkeypatch):
+    renamed(out, "tiny")
     asked = []
     monkeypatch.setattr(imagic, "load_pipeline", lambda name: asked.append(name) or pipe)
     assert shown("--eta", "1", model=())[0] == 0 and asked == ["tiny"]
 
 
-def test_show_in_a_folder_that_can_t_be_written_gives_advice_that_works(shown, tmp_path, monkeypatch):
+def test_show_in_a_folder_that_can_t_be_written_gives_advice_that_works(shown, out, tmp_path, monkeypatch):
     def read_only(**_):
         raise PermissionError(13, "Permission denied")
 
@@ -396,23 +524,24 @@ def test_show_in_a_folder_that_can_t_be_written_gives_advice_that_works(shown, t
         code, _, errors = shown()
     assert code == 2 and "(Permission denied): copy it to a place of your own, and show the copy" in errors
     assert "--out" not in errors
-    shutil.copytree(tmp_path / "out", tmp_path / "copy")
-    shutil.rmtree(tmp_path / "out")
-    (tmp_path / "copy").rename(tmp_path / "out")
+    shutil.copytree(out, tmp_path / "copy")
+    shutil.rmtree(out)
+    (tmp_path / "copy").rename(out)
     assert shown("--eta", "1")[0] == 0
 
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
 
 
-def test_what_a_stranger_wrote_does_not_reach_the_terminal_raw(shown, tmp_path):
-    facts = read_edit(tmp_path / "out")
-    (tmp_path / "out" / "edit.json").write_text(json.dumps(facts | {"text": f"a dog {ESCAPE}"}))
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_stranger_s_text_does_not_reach_the_terminal_raw(shown, out, true_figures):
+    facts = read_edit(out)
+    (out / "edit.json").write_text(json.dumps(facts | {"text": f"a dog {ESCAPE}"}))
     code, printed, errors = shown("--eta", "1")
     assert code == 0 and "a dog" in printed
     assert not any(raw in printed + errors for raw in ("\x1b]", "\x07", "\x1b[2J", "\x9b", "\u202e"))
     facts["base_model"] = {"name": ESCAPE, "fingerprint": "x"}
-    (tmp_path / "out" / "edit.json").write_text(json.dumps(facts))
+    (out / "edit.json").write_text(json.dumps(facts))
     code, printed, errors = shown("--eta", "1")
     sentence = errors.splitlines()[-1]
     assert code == 2 and "other weights" in sentence and sentence.isascii() and "\x1b" not in printed + sentence
@@ -422,78 +551,72 @@ def test_an_error_about_a_file_with_a_strange_name_is_one_printable_line(edit, t
     (tmp_path / "a\x1b[31m\nb.png").write_bytes(b"x")
     assert edit(str(tmp_path / "a\x1b[31m\nb.png"), "a cat") == 2
     errors = capsys.readouterr().err
-    assert r"a\x1b[31m\nb.png is no picture" in errors and errors.count("\n") == 1 and "\x1b" not in errors
+    assert r"a\x1b[31m\nb.png is not a picture" in errors and errors.count("\n") == 1 and "\x1b" not in errors
 
 
-# ------------------------------------------------------------------------------------- demo, train, stop
+# --------------------------------------------------------------------------------- the other commands
 
 
-@pytest.fixture
-def quick_demo(monkeypatch, pipe):
-    """The demo with two steps of each training."""
-    for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"]):
-        monkeypatch.setitem(defaults, "tiny", defaults["tiny"] | {"steps": 2})
-    monkeypatch.setattr(edits, "ETAS", (0.0, 1.0))
-    monkeypatch.setattr(imagic, "load_pipeline", {"tiny": pipe}.__getitem__)
-
-
-def test_the_demo_shows_an_edit_beside_its_ground_truth(quick_demo, tmp_path, capsys):
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    printed = capsys.readouterr().out
-    assert "text:  'a brown dog jumping on the grass'" in printed and "to ground truth" in printed
-    names = {f"eta-{eta}-seed-{seed}.png" for eta in (0, 1) for seed in (0, 1)}
-    assert names | {"edit.png", "losses.png", "edit.json"} <= {p.name for p in (tmp_path / "demo").iterdir()}
-
-
-def test_the_demo_goes_on_where_it_was(quick_demo, tmp_path, monkeypatch, capsys):
-    """As its message says when it is stopped."""
-    fine_tune = edits.fine_tune
-
-    def stopped(*args, **settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(edits, "fine_tune", stopped)
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 130
-    assert "stopped; the same command goes on where it was" in capsys.readouterr().err
-    monkeypatch.setattr(edits, "fine_tune", fine_tune)
-    steps, one_step = [], loop.one_step
-    monkeypatch.setattr(
-        loop, "one_step", lambda loss, progress: steps.append(progress.name) or one_step(loss, progress)
-    )
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    assert steps and not [name for name in steps if "stage 1" in name]
-
-
-@pytest.mark.parametrize(("command", "goes_on"), [("plan", False), ("train", True)])
+@pytest.mark.parametrize(("command", "goes_on"), [("plan", False), ("show", False), ("edit", True)])
 def test_a_stopped_command_promises_only_what_it_keeps(monkeypatch, capsys, command, goes_on):
-    def stopped(args):
+    def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(command_line.COMMANDS, command, stopped)
-    assert main([command]) == 130
+    for name in ("plan", "run_show_command", "run_edit_command"):
+        monkeypatch.setattr(command_line, name, stop)
+    arguments = {"plan": [], "show": ["folder"], "edit": ["in.png", "a cat"]}
+    assert main([command, *arguments[command]]) == 130
     assert ("goes on" in capsys.readouterr().err) == goes_on
 
 
-def test_train_hands_its_options_to_the_recipe(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(recipe, "make", lambda *args, **settings: made.append((args, settings)))
-    runs, out = tmp_path / "runs", tmp_path / "data"
-    where = ["train", "--runs", str(runs), "--out", str(out)]
-    assert main([*where, "--scale", "0.01", "--seed", "7", "--bf16"]) == 0
-    assert main([*where, "--start", "data", "--only", "unet", "reader", "--device", "cuda"]) == 0
-    first = {"start": None, "only": NETWORKS, "scale": 0.01, "seed": 7, "bf16": True, "device": "cpu"}
-    second = {"start": Path("data"), "only": ["unet", "reader"], "device": "cuda"}
-    assert made == [((runs, out), first), ((runs, out), first | second | {"scale": 1.0, "seed": 0, "bf16": False})]
+@pytest.fixture
+def counted(monkeypatch):
+    """Peaks that need no counting: one GiB for each."""
+    monkeypatch.setattr(memory, "training_peak", lambda *_, **__: (memory.GIB, 0))
+    monkeypatch.setattr(memory, "sampling_peak", lambda *_, **__: memory.GIB)
 
 
-def test_plan_prints_the_table_and_what_is_chosen(model_folder, capsys):
+def test_plan_prints_the_table_and_what_is_chosen(counted, model_folder, capsys):
     assert main(["plan", "--model", str(model_folder), "--gpu-gb", "14.75"]) == 0
-    assert "chosen: full, float32, Adam" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{model_folder}, 128 x 128 pixels, 14.75 GiB of memory, of which 3 stay free\n")
+    assert printed.splitlines()[-1] == "chosen: full, float32, Adam"
 
 
-def test_help_names_every_command():
-    shown = subprocess.run([sys.executable, "-m", "imagic_lib", "--help"], capture_output=True, text=True, check=True)
-    assert (
-        all(command in shown.stdout for command in ("edit", "show", "plan", "demo", "train"))
-        and "http" not in shown.stderr
-    )
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--gpu-gb", "0"], "imagic: gpu_gb is 0.0: give the GPU's memory in GiB, e.g. 14.75 for a T4"),
+        (["--gpu-gb", "much"], "argument --gpu-gb: invalid float value: 'much'"),
+        (["--model", "no/such-model"], "imagic: no plan for 'no/such-model': give "),
+    ],
+)
+def test_a_plan_of_something_invalid_is_one_sentence(counted, capsys, arguments, sentence):
+    try:
+        code = main(["plan", *arguments])
+    except SystemExit as stop:  # from argparse
+        code = stop.code
+    assert code == 2 and sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["demo", "sweep", "benchmark", "train"])
+def test_other_commands_are_handed_to_the_lab_with_their_arguments(monkeypatch, command):
+    handed = []
+    lab = {"main": lambda arguments: handed.append(arguments) or 7}
+    monkeypatch.setattr(runpy, "run_module", {"imagic_lab": lab}.__getitem__)
+    assert main([command, "--out", "x", "-1e-1"]) == 7 and handed == [[command, "--out", "x", "-1e-1"]]
+
+
+@pytest.mark.parametrize("command", ["demo", "sweep", "benchmark", "train"])
+def test_the_lab_has_every_command(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0 and command in capsys.readouterr().out
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(command in shown for command in ("edit", "show", "plan", "demo", "sweep", "benchmark", "train"))

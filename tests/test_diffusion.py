@@ -6,15 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from imagic_lib.diffusion import (
-    Probe,
-    decode_latents,
-    encode_image,
-    forward_process,
-    noised,
-    one_each,
-    stratified_timesteps,
-)
+from imagic_lib.arguments import check_one_image_one_embedding
+from imagic_lib.diffusion import Probe, decode_latents, encode_image, forward_process, noised, stratified_timesteps
 from tests.common import seeded
 
 
@@ -62,7 +55,7 @@ def test_timesteps_cover_every_stratum_of_the_models_own_range():
 
 
 def test_a_bias_draws_late_timesteps_more_often():
-    """With bias b the density is proportional to t^b: the mean is (b + 1) / (b + 2), the median 2^(-1 / (b + 1))."""
+    """With bias b the density is proportional to t^b, the mean is (b + 1) / (b + 2), the median 2^(-1 / (b + 1))."""
     for bias in (0.0, 1.0, 3.0):
         t = torch.cat([stratified_timesteps(8, 1000, seeded(s), bias) for s in range(500)]).float() / 1000
         assert t.mean().item() == pytest.approx((bias + 1) / (bias + 2), abs=0.01)
@@ -88,14 +81,14 @@ def test_probe_looks_at_the_middle_of_every_eighth_of_the_time_and_asks_for_the_
     torch.testing.assert_close(probe.z_t, a.sqrt() * z + (1 - a).sqrt() * probe.target)
 
 
-def test_what_is_not_one_picture_and_one_embedding_is_one_clear_sentence(image, e_tgt):
-    one_each(image, e_tgt)
+def test_anything_but_one_picture_and_one_embedding_is_one_clear_sentence(image, e_tgt):
+    check_one_image_one_embedding(image, e_tgt)
     for picture in (image[0], image.expand(2, -1, -1, -1), image[:, :1]):
         with pytest.raises(ValueError, match=r"the picture has the shape .*: use load_image"):
-            one_each(picture, e_tgt)
+            check_one_image_one_embedding(picture, e_tgt)
     for embedding in (e_tgt[0], e_tgt.expand(2, -1, -1)):
         with pytest.raises(ValueError, match=r"the embedding has the shape .*, not \(1, tokens, width\)"):
-            one_each(image, embedding)
+            check_one_image_one_embedding(image, embedding)
     for pair in ((image * float("nan"), e_tgt), (image, e_tgt / 0)):
-        with pytest.raises(ValueError, match="values that are no numbers"):
-            one_each(*pair)
+        with pytest.raises(ValueError, match="values that are not finite"):
+            check_one_image_one_embedding(*pair)

@@ -1,32 +1,31 @@
-"""The folder of an edit is the user's: nothing in it is lost, whatever is run into it, and an edit goes on in it."""
+"""The folder of an edit is the user's: whatever runs into it, no file in it is lost, and an edit goes on in it."""
 
+import copy
 import json
 import os
+import shutil
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import imagic_lib as imagic
-from imagic_lab.toyworld import Scene
+from imagic_lab.studio.shelf import edits_in
 from imagic_lib import folder as folders
-from imagic_lib.edit import DIFFERENCE_FILE, LORA_FILE, ImagicEdit, run_edit
-from imagic_lib.folder import LEDGER, claim, files_of
-from imagic_lib.stage2_finetuning import with_unet
-from imagic_lib.training.checkpoints import save_tensors
+from imagic_lib.edit import ImagicEdit, run_edit
+from imagic_lib.files import save_tensors
+from imagic_lib.folder import DIFFERENCE_FILE, LEDGER, LORA_FILE, claim, files_of, picture_name, read_facts
+from imagic_lib.storage import identity_of_edit
+from imagic_lib.unets import with_unet
+from tests.common import Killed, kill_after_a_save, no_more_steps
 
 TEXT = "a brown dog jumping on the grass"
 STEPS = {"embedding_steps": 2, "unet_steps": 2}
-
-
-class Killed(BaseException):
-    """As SIGKILL is: nobody catches it."""
-
-
-@pytest.fixture(scope="module")
-def image(pipe):
-    return imagic.load_image(Scene.sample(5).render(), pipe)
+ENDED = imagic.Run(watch=lambda stage, history: True)  # after one step of each stage
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def whole(pipe, image):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    """Reaching a stage would be an error: what is refused is refused before any work."""
+    """Reaching a stage would be an error, because a refusal must come before any work."""
     for stage in ("optimize_embedding", "fine_tune"):
         monkeypatch.setattr(imagic.edit, stage, None)
 
@@ -83,22 +82,22 @@ def test_a_checkpoint_of_something_else_is_the_users(pipe, image, tmp_path, no_t
     assert contents(tmp_path) == before
 
 
-def test_what_a_file_manager_leaves_is_nobodys(pipe, image, tmp_path):
+def test_files_of_a_file_manager_belong_to_no_one(pipe, image, tmp_path):
     (tmp_path / ".DS_Store").write_bytes(b"x")
     (tmp_path / "Thumbs.db").write_bytes(b"x")
-    run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
+    run_edit(pipe, image, TEXT, embedding_steps=0, unet_steps=0, folder=tmp_path)
     assert (tmp_path / ".DS_Store").read_bytes() == b"x" and (tmp_path / "edit.json").is_file()
 
 
-def test_a_file_in_the_place_of_a_folder_is_said_so(pipe, image, tmp_path, no_training):
+def test_a_file_in_the_place_of_a_folder_is_called_so(pipe, image, tmp_path, no_training):
     (tmp_path / "out").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is no folder: choose another name"):
+    with pytest.raises(ValueError, match="is not a folder: choose another name"):
         run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path / "out")
 
 
 def others(pipe, image) -> dict[str, tuple]:
     """Calls of `run_edit` that ask for another edit, each with what a student reads."""
-    model = with_unet(pipe, imagic.training.strategies.unet_copy(pipe.unet, None, "cpu"))
+    model = with_unet(pipe, copy.deepcopy(pipe.unet))
     with torch.no_grad():
         model.unet.conv_in.weight[0, 0, 0, 0] += 0.5
     picture = image.clone()
@@ -107,10 +106,10 @@ def others(pipe, image) -> dict[str, tuple]:
         "text": ((pipe, image, "a red car"), {}, f"of another text, '{TEXT}'"),
         "picture": ((pipe, picture, TEXT), {}, "of another picture"),
         "model": ((model, image, TEXT), {}, "with another model"),
-        "seed": ((pipe, image, TEXT), {"seed": 1}, "with seed 0 in place of 1"),
-        "steps": ((pipe, image, TEXT), {"unet_steps": 1}, "with unet_steps 2 in place of 1"),
-        "first steps": ((pipe, image, TEXT), {"embedding_steps": 3}, "with embedding_steps 2 in place of 3"),
-        "method": ((pipe, image, TEXT), {"method": "lora"}, "with method 'full' in place of 'lora'"),
+        "seed": ((pipe, image, TEXT), {"seed": 1}, "with seed 0 instead of 1"),
+        "steps": ((pipe, image, TEXT), {"unet_steps": 1}, "with unet_steps 2 instead of 1"),
+        "first steps": ((pipe, image, TEXT), {"embedding_steps": 3}, "with embedding_steps 2 instead of 3"),
+        "method": ((pipe, image, TEXT), {"method": "lora"}, "with method 'full' instead of 'lora'"),
     }
 
 
@@ -123,7 +122,7 @@ def finished_folder(whole, tmp_path_factory):
 def begun_folder(pipe, image, tmp_path_factory):
     folder = tmp_path_factory.mktemp("begun")
     with pytest.raises(KeyboardInterrupt):
-        run_edit(pipe, image, TEXT, **STEPS, folder=folder, watch=lambda stage, history: True)
+        run_edit(pipe, image, TEXT, **STEPS, folder=folder, run=ENDED)
     return folder
 
 
@@ -143,8 +142,8 @@ def test_another_edit_is_never_written_over_one_that_is_there(
 def test_saving_again_writes_nothing_and_another_training_of_it_is_refused(whole, finished_folder, pipe, image):
     before = {p.name: p.stat().st_mtime_ns for p in finished_folder.iterdir()}
     assert ImagicEdit.load(finished_folder, pipe).save(finished_folder) == finished_folder
-    stopped = run_edit(pipe, image, TEXT, **STEPS, watch=lambda stage, history: True)
-    with pytest.raises(ValueError, match="holds another training of this very edit"):
+    stopped = run_edit(pipe, image, TEXT, **STEPS, run=ENDED)
+    with pytest.raises(ValueError, match="holds another training of this edit: choose another folder"):
         stopped.save(finished_folder)
     assert {p.name: p.stat().st_mtime_ns for p in finished_folder.iterdir()} == before
 
@@ -153,11 +152,11 @@ def test_a_file_that_was_put_there_while_the_edit_trained_is_left_alone(pipe, im
     def drop(stage, history):
         (tmp_path / "input.png").write_bytes(b"mine")
 
-    with pytest.raises(ValueError, match=r"input\.png is there already and is not this edit's: move it away"):
-        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path, watch=drop)
+    with pytest.raises(ValueError, match=r"input\.png already exists and is not this edit's: move it away"):
+        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path, run=imagic.Run(watch=drop))
     assert (tmp_path / "input.png").read_bytes() == b"mine" and not (tmp_path / "edit.json").exists()
     (tmp_path / "input.png").rename(tmp_path / "my.png")
-    monkeypatch.setattr(imagic.training.loop, "one_step", None)  # not one more step
+    no_more_steps(monkeypatch)
     assert_same(run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path), whole)
     assert (tmp_path / "my.png").read_bytes() == b"mine"
 
@@ -170,10 +169,10 @@ def test_a_claim_replaces_only_what_is_listed_and_lists_only_what_is_its_own(who
     crafted = ["thesis.docx", "../thesis.docx", str(tmp_path / "thesis.docx"), "edit.json"]
     (folder / "edit.json").write_text(json.dumps(facts | {"files": [*crafted, "edit.png"]}))
     assert files_of(folder) == {"edit.png"}
-    with pytest.raises(ValueError, match="is there already and is not this edit's"):
+    with pytest.raises(ValueError, match="already exists and is not this edit's"):
         claim(folder, ["thesis.docx"])
     (folder / "eta-1-seed-0.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"eta-1-seed-0\.png is there already"):
+    with pytest.raises(ValueError, match=r"eta-1-seed-0\.png already exists"):
         claim(folder, ["edit.png", "eta-1-seed-0.png"])
     assert files_of(folder) == {"edit.png"}
 
@@ -194,39 +193,51 @@ def kill_at(monkeypatch, module, name: str, which: int) -> None:
     monkeypatch.setattr(module, name, call)
 
 
+@pytest.fixture(scope="module")
+def trained(pipe, image, tmp_path_factory):
+    """method -> a folder in which both trainings are done and nothing is saved yet."""
+
+    @cache
+    def make(method):
+        folder = tmp_path_factory.mktemp(method)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            kill_at(patch, ImagicEdit, "save", 1)
+            run_edit(pipe, image, TEXT, **STEPS, method=method, folder=folder)
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("which", range(1, 8))
 def test_a_save_that_is_killed_at_any_file_is_done_again_and_leaves_no_orphans(
-    pipe, image, whole, tmp_path, monkeypatch, method, which
+    pipe, image, whole, trained, tmp_path, monkeypatch, method, which
 ):
-    save, replace = ImagicEdit.save, os.replace
-
-    def dies(edit, folder):
-        kill_at(monkeypatch, os, "replace", which)
-        return save(edit, folder)
-
-    monkeypatch.setattr(ImagicEdit, "save", dies)
-    try:
-        edit = run_edit(pipe, image, TEXT, **STEPS, method=method, folder=tmp_path)
-        assert which > 5  # ledger, three files, edit.json: then there is nothing left to die at
-    except Killed:
-        assert which <= 5 and not (tmp_path / "edit.json").exists()
-    monkeypatch.setattr(ImagicEdit, "save", save)
-    monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(imagic.training.loop, "one_step", None)  # not one more step
-    edit = run_edit(pipe, image, TEXT, **STEPS, method=method, folder=tmp_path)
+    folder = shutil.copytree(trained(method), tmp_path / "edit")
+    no_more_steps(monkeypatch)
+    run = partial(run_edit, pipe, image, TEXT, **STEPS, method=method, folder=folder)
+    with monkeypatch.context() as patch:
+        kill_at(patch, os, "replace", which)
+        try:
+            run()
+            assert which > 5  # ledger, three files, edit.json: then there is nothing left to die at
+        except Killed:
+            assert which <= 5 and not (folder / "edit.json").exists()
+    edit = run()
     weights = LORA_FILE if method == "lora" else DIFFERENCE_FILE
-    assert {p.name for p in tmp_path.iterdir()} == {"edit.json", "input.png", "embeddings.safetensors", weights}
+    assert {p.name for p in folder.iterdir()} == {"edit.json", "input.png", "embeddings.safetensors", weights}
     assert method == "lora" or torch.equal(edit.e_opt, whole.e_opt)
 
 
-def test_a_kill_between_the_edit_and_its_checkpoints_leaves_no_orphans(pipe, image, tmp_path, monkeypatch):
+def test_a_kill_between_the_edit_and_its_checkpoints_leaves_no_orphans(pipe, image, trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained("full"), tmp_path / "edit")
+    no_more_steps(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(folders, "remove_checkpoints", lambda folder: None)
-        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
-    assert (tmp_path / LEDGER).is_file()
-    run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
-    assert not list(tmp_path.glob("checkpoint*")) and (tmp_path / "edit.json").is_file()
+        run_edit(pipe, image, TEXT, **STEPS, folder=folder)
+    assert (folder / LEDGER).is_file()
+    run_edit(pipe, image, TEXT, **STEPS, folder=folder)
+    assert not list(folder.glob("checkpoint*")) and (folder / "edit.json").is_file()
 
 
 def test_edit_json_is_never_half_written(whole, tmp_path, monkeypatch):
@@ -245,15 +256,8 @@ def test_edit_json_is_never_half_written(whole, tmp_path, monkeypatch):
 @pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
 def test_an_edit_goes_on_on_a_machine_whose_last_bits_differ(pipe, image, whole, tmp_path, monkeypatch, stage):
     """From a CPU to a GPU, from AVX2 to AVX512: the text's embedding is another one in its last bits."""
-    save = imagic.training.loop.Progress.save
-
-    def save_and_die(progress, path):
-        save(progress, path)
-        if progress.name.startswith(stage):
-            raise Killed
-
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(imagic.training.loop.Progress, "save", save_and_die)
+        kill_after_a_save(patch, stage)
         run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path)
     encode = imagic.edit.encode_text
     monkeypatch.setattr(imagic.edit, "encode_text", lambda pipe, text: encode(pipe, text) * (1 + 1e-6))
@@ -262,7 +266,7 @@ def test_an_edit_goes_on_on_a_machine_whose_last_bits_differ(pipe, image, whole,
     assert torch.equal(there.e_tgt, whole.e_tgt)
 
 
-# --------------------------------------------------------------------------------- what is recorded
+# --------------------------------------------------------------------------------- what is written down
 
 
 def test_settings_are_recorded_with_their_defaults_filled_in_and_numbers_are_pythons(pipe, image, tmp_path):
@@ -286,27 +290,92 @@ def test_settings_are_recorded_with_their_defaults_filled_in_and_numbers_are_pyt
         ({"text": ""}, "the text is empty"),
     ],
 )
-def test_what_can_t_be_is_refused_before_the_folder_is_taken(pipe, image, tmp_path, no_training, changed, sentence):
+def test_invalid_settings_are_refused_before_the_folder_is_taken(pipe, image, tmp_path, no_training, changed, sentence):
     asked = {"image": image, "text": TEXT} | STEPS | changed
     with pytest.raises(ValueError, match=sentence):
         run_edit(pipe, **asked, folder=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
+NEWER = {  # keys that a newer version might write
+    "licence": "CC0",
+    "ratings": [None, 1, {"by": "me", "stars": 5}],
+    "history": {"gradients": {"mean": 0.5}},
+    "settings": {"rank": 4},
+    "base_model": {"licence": "RAIL"},
+}
+
+
+def with_newer_keys(facts: dict) -> dict:
+    """An edit.json as a newer version might write it."""
+    newer = facts | {key: NEWER[key] for key in ("licence", "ratings")}
+    newer |= {key: facts[key] | NEWER[key] for key in ("settings", "base_model")}
+    return newer | {"history": {stage: history | NEWER["history"] for stage, history in facts["history"].items()}}
+
+
+def test_a_claim_keeps_the_keys_of_a_newer_version_which_loads(whole, pipe, tmp_path):
+    folder = whole.save(tmp_path / "edit")
+    newer = with_newer_keys(json.loads((folder / "edit.json").read_text()))
+    (folder / "edit.json").write_text(json.dumps(newer))
+    assert read_facts(folder) == newer
+    claim(folder, ["edit.png"])
+    found = json.loads((folder / "edit.json").read_text())
+    assert found == newer | {"files": sorted([*newer["files"], "edit.png"])}
+    edit = ImagicEdit.load(folder, pipe)
+    assert edit.unet_history == whole.unet_history and edit.settings == whole.settings | {"rank": 4}
+
+
+def test_a_ledger_keeps_them_too(whole, pipe, image, tmp_path):
+    identity = identity_of_edit(pipe, image, TEXT, whole.settings)
+    folders.begin(tmp_path, identity | {"licence": "CC0", "settings": identity["settings"] | {"rank": 4}}, whole.e_tgt)
+    claim(tmp_path, ["input.png"])
+    found = folders.read_identity(tmp_path)
+    assert (found["licence"], found["settings"]["rank"], found["files"]) == ("CC0", 4, ["input.png"])
+    assert folders.state_of(tmp_path, identity) == "begun", "a setting that this version does not know decides nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"text": 7}, r"text: input should be a valid string"),
+        ({"settings": {"method": "half", "seed": 0}}, r"settings\.method: input should be 'full' or 'lora'"),
+        ({"settings": {"method": "full", "seed": 1.0}}, r"settings\.seed: input should be a valid integer"),
+        ({"settings": {"method": "full", "seed": 2**63}}, r"settings\.seed: input should be less than"),
+        ({"history": {}}, r"history: "),
+        ({"history": {"third": {}}}, r"history\.third"),
+        ({"base_model": None}, r"base_model: "),
+        ({"files": "edit.png"}, r"files: input should be a valid list"),
+    ],
+)
+def test_a_value_of_another_type_is_named_in_one_sentence(finished_folder, tmp_path, change, sentence):
+    facts = json.loads((finished_folder / "edit.json").read_text())
+    (tmp_path / "edit.json").write_text(json.dumps(facts | change))
+    with pytest.raises(ValueError, match=rf"edit\.json is damaged \({sentence}.*\): make the edit again") as refused:
+        read_facts(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_null_is_the_same_as_a_missing_key(finished_folder, tmp_path):
+    facts = json.loads((finished_folder / "edit.json").read_text())
+    (tmp_path / "edit.json").write_text(json.dumps(facts | {"files": None, "chosen": None}))
+    assert read_facts(tmp_path) == {key: value for key, value in facts.items() if key != "files"}
+    assert files_of(tmp_path) == set()
+
+
 # ------------------------------------------------------------------------------------ many edits in one place
 
 
 def test_the_edits_of_a_place_are_listed_the_newest_first_and_strangers_are_passed_over(pipe, image, whole, tmp_path):
-    assert folders.edits_in(tmp_path / "nowhere") == []
+    assert edits_in(tmp_path / "nowhere") == []
     whole.save(tmp_path / "finished")
-    e_tgt, identity = whole.e_tgt, imagic.edit.identity_of(pipe, image, "another text", whole.settings)
+    e_tgt, identity = whole.e_tgt, identity_of_edit(pipe, image, "another text", whole.settings)
     folders.begin(tmp_path / "begun", identity, e_tgt)
     os.utime(tmp_path / "finished" / "edit.json", (1, 1))
     (tmp_path / "photos").mkdir()
-    (tmp_path / "a file").write_text("no folder")
+    (tmp_path / "a file").write_text("not a folder")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "edit.json").write_text("{")
-    found = folders.edits_in(tmp_path)
+    found = edits_in(tmp_path)
     assert [(kept.folder.name, kept.state) for kept in found] == [("begun", "begun"), ("finished", "finished")]
     assert found[0].facts["text"] == "another text" and found[1].facts["settings"] == whole.settings
     assert folders.unfinished(tmp_path, identity) == tmp_path / "begun"
@@ -314,24 +383,32 @@ def test_the_edits_of_a_place_are_listed_the_newest_first_and_strangers_are_pass
         folders.unfinished(tmp_path, identity | {"text": "a third text"})
 
 
-def test_a_place_that_is_a_file_is_no_endless_search(tmp_path):
+def test_a_place_that_is_a_file_does_not_make_the_search_endless(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError):
         folders.new_folder(tmp_path / "file", "a dog")
 
 
-@pytest.mark.parametrize("numbers", [(0.5, 1, 1.0), (-0.25, 0, 0.75), (1e-7, 3, 0.5), (10.0, 2**62, 2.0)])
-def test_a_picture_s_name_is_read_back(numbers):
-    eta, seed, scale = numbers
-    assert folders.number_of(folders.picture_name(eta, seed, scale)) == (eta, scale, seed)
-    assert folders.number_of("input.png") is None and folders.number_of("eta-.png") is None
+PICTURE = st.tuples(st.floats(-10, 10), st.integers(0, 2**63 - 1), st.floats(0, 2))
 
 
-def test_an_unfinished_edit_knows_how_far_it_is(pipe, image, tmp_path):
-    def stop(stage, history):
-        return len(history.loss) == 1
+@settings(max_examples=100)
+@given(PICTURE, PICTURE)
+def test_different_pictures_have_different_names_of_the_edits_own_kind(one, other):
+    for eta, seed, scale in (one, other):
+        assert folders.WRITTEN.fullmatch(picture_name(eta, seed, scale)), "so that it may be written again"
+    assert (picture_name(*one) == picture_name(*other)) == (str(one) == str(other))
 
-    assert folders.steps_done(tmp_path, "embedding") == 0
-    with pytest.raises(KeyboardInterrupt):
-        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path, watch=stop)
-    assert folders.steps_done(tmp_path, "embedding") == 1 and folders.steps_done(tmp_path, "full") == 0
+
+def test_the_name_of_a_picture_says_its_numbers():
+    assert picture_name(0.5, 1) == picture_name(np.float64(0.5), np.int64(1), 1) == "eta-0.5-seed-1.png"
+    assert picture_name(1.0, 0, 0.75) == picture_name(1, 0, 0.75) == "eta-1-scale-0.75-seed-0.png"
+
+
+def test_an_unfinished_edit_knows_its_history_so_far(begun_folder, tmp_path):
+    assert folders.history_so_far(tmp_path, "embedding") is None
+    assert len(folders.history_so_far(begun_folder, "embedding")["loss"]) == 1
+    assert folders.history_so_far(begun_folder, "full") is None
+    save_tensors(tmp_path / folders.CHECKPOINTS["full"], {}, {"history": {"loss": ["much"]}})
+    with pytest.raises(ValueError, match=r"checkpoint-full\.safetensors is damaged \(loss\.0: "):
+        folders.history_so_far(tmp_path, "full")

@@ -1,5 +1,6 @@
 """The cells of notebooks 07, 10 and 11 for a GPU or Colab alone: their code runs here, with stand-ins for both."""
 
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,16 +13,19 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import imagic_lib as imagic
+from imagic_lab import measures
 from imagic_lab.classroom import plots
 from imagic_lab.experiments import personalization
 from imagic_lab.studio import app as studio
 from imagic_lab.studio import state as studio_state
 from imagic_lab.toyworld import Scene
 from imagic_lib import models, stage1_embedding, stage2_finetuning, stage4_inference, suggestion
-from imagic_lib.edit import LORA_FILE, save_lora
+from imagic_lib.folder import LORA_FILE
 from imagic_lib.planning import memory
+from imagic_lib.storage import save_lora
 from imagic_lib.training import strategies
 from imagic_lib.training.strategies import Strategy
+from imagic_lib.unets import with_unet
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -78,7 +82,7 @@ def test_drive_is_mounted_only_if_asked_for(cells):
 
 
 def test_with_a_gpu_the_notebook_waits_for_who_presses_run(tmp_path):
-    """And says so, in place of going on without an edit."""
+    """And says so instead of going on without an edit."""
     cells = [c.source for c in nbformat.read(FOLDER / "07_stable_diffusion.ipynb", 4).cells if c.cell_type == "code"]
     [waits] = [source for source in cells if "desk.wait()" in source]
     pressed = []
@@ -90,19 +94,22 @@ def test_with_a_gpu_the_notebook_waits_for_who_presses_run(tmp_path):
 
 @pytest.fixture
 def large(pipe, monkeypatch):
-    """Stable Diffusion 1.4's own architecture at an eighth of its width, with random weights: what the library takes
-    for a Stable Diffusion."""
+    """Stable Diffusion 1.4's own architecture at a twentieth of its width, with random weights. The library takes it for
+    a Stable Diffusion."""
     for module in (models, stage4_inference, suggestion, studio_state, studio):
         monkeypatch.setattr(module, "family", lambda pipe: "stable-diffusion")
     for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"], stage4_inference.DEFAULTS):
         monkeypatch.setitem(defaults, "stable-diffusion", defaults["stable-diffusion"] | {"steps": 2})
     monkeypatch.setitem(stage4_inference.FAST, "steps", 2)
     monkeypatch.setattr(studio_state, "PREVIEW_STEPS", 2)
-    config = memory.SD_1_4["unet"] | {"block_out_channels": [40, 80, 160, 160], "cross_attention_dim": 32}
+    config = json.loads((memory.SD_1_4 / "unet" / "config.json").read_text()) | {
+        "block_out_channels": [16, 32, 64, 64],
+        "cross_attention_dim": 32,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel.from_config(config | {"sample_size": 16, "norm_num_groups": 8}).eval()
-    return stage2_finetuning.with_unet(pipe, unet)
+    return with_unet(pipe, unet)
 
 
 def test_the_studio_edits_with_the_large_architecture_stops_and_goes_on_on_another_gpu(large, tmp_path, monkeypatch):
@@ -115,7 +122,7 @@ def test_the_studio_edits_with_the_large_architecture_stops_and_goes_on_on_anoth
     monkeypatch.setattr(studio_state, "GALLERY_ETAS", (0.0, 1.0))
     desk = studio.studio(large, photo, "a photo of a house in the snow", place=tmp_path / "edits")
     assert desk.view.sampler.layout.display == "" and desk.view.crop_controls.layout.display == ""
-    ways = [Strategy("full", torch.float32, "Adam in backward", True), Strategy("full", torch.float32, "Adam", False)]
+    ways = [Strategy(optimizer="Adam in backward", checkpointing=True), Strategy()]
     monkeypatch.setattr(studio_state, "strategy_of", lambda state: ways[0])
     studio_state.prepare(desk.state)
 
@@ -200,14 +207,14 @@ def test_an_edited_photo_is_measured_with_clip_and_lpips_along_eta(pipe, tmp_pat
     few = {"embedding_steps": 1, "unet_steps": 1}
     imagic.run_edit(pipe, image, text, folder=tmp_path / "edit", **few)
     hub = SimpleNamespace(from_pretrained=lambda name: name)
-    names = {"on_gpu": True, "imagic": imagic, "suggestion": suggestion, "Path": Path, "photo_etas": (0.0, 0.7)}
+    names = {"on_gpu": True, "imagic": imagic, "CLIP": measures.CLIP, "Path": Path, "photo_etas": (0.0, 0.7)}
     names |= {"CLIPModel": hub, "CLIPProcessor": hub, "clip_scores": clip_scores}
     exec(source, names | {"edit_folder": str(tmp_path / "edit")})
     assert [line.split() for line in capsys.readouterr().out.splitlines()][-2:] == [
         ["0.0", "0.312", "0.500"],
         ["0.7", "0.312", "0.500"],
     ]
-    assert [name for name, *_ in seen] == [suggestion.CLIP, "alex"] * 2
+    assert [name for name, *_ in seen] == [measures.CLIP, "alex"] * 2
     (_, [picture], asked), (_, x, near) = seen[:2]
     assert isinstance(picture, Image.Image) and asked == text
     assert x.shape == near.shape and x.min() < 0  # from -1 to 1

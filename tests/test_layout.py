@@ -1,41 +1,46 @@
-"""The house: the core at the top of `imagic_lib/` stands without the rooms around it."""
+"""The house: how large its rooms may be, who may import whom, and how near the loop is to the reader."""
 
-import subprocess
-import sys
+import ast
+import inspect
+import re
 from pathlib import Path
 
+import pytest
+
 import imagic_lib as imagic
+from imagic_lab.numbers import house
+from imagic_lib import stage1_embedding, stage2_finetuning
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTS = """
-import importlib, sys
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-print(*(name for name in sys.modules if name.startswith("imagic_lib.")))
-"""
 
 
-def loaded_with(*modules: str) -> set[str]:
-    """The modules of imagic_lib that a fresh Python has after importing these."""
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, *modules], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split())
+def test_the_house_is_in_order():
+    counts = house.house_counts()
+    wrong = [
+        row for row in counts if row[2] is not None and (len(row[1]) if isinstance(row[1], list) else row[1]) > row[2]
+    ]
+    assert not wrong and len(counts) > 9
 
 
-def rooms(modules: set[str]) -> set[str]:
-    return {name.split(".")[1] for name in modules}
+def test_what_a_room_too_many_would_look_like_is_noticed():
+    sources = {
+        "a.one": "from a.two import f\nX = 1\ndef g(): f()",
+        "a.two": "def f(): h()\ndef h():\n    from a.one import X",
+        "a.three": "X = 2",
+    }
+    trees = {name: ast.parse(text) for name, text in sources.items()}
+    assert house.import_cycles(trees) == [("a.one", "a.two")]
+    assert house.defined_twice(trees) == [("X", ["a.one", "a.three"])]
+    assert house.shortest_way(trees, "a.one.g", "a.two.h") == ["a.one.g", "a.two.f", "a.two.h"]
 
 
-def test_the_core_imports_neither_toyworld_nor_classroom_nor_experiments():
-    core = [f"imagic_lib.{path.stem}" for path in (ROOT / "imagic_lib").glob("*.py") if path.stem != "__init__"]
-    core += [f"imagic_lib.training.{path.stem}" for path in (ROOT / "imagic_lib" / "training").glob("[a-z]*.py")]
-    found = loaded_with(*core)
-    assert set(core) <= found
-    assert not rooms(found) & {"toyworld", "classroom", "experiments"}
+@pytest.mark.parametrize("stage", [stage1_embedding.optimize_embedding, stage2_finetuning.fine_tune])
+def test_the_loop_of_a_stage_stands_in_the_stage(stage):
+    code = inspect.getsource(stage)
+    assert re.search(r"for step in training\.steps\(.*\):\n +step\(denoising_loss\(", code)
 
 
-def test_every_public_name_is_there():
-    assert all(getattr(imagic, name) is not None for name in imagic.__all__)
-    assert imagic.personalize.__module__ == "imagic_lab.experiments.personalization"
-    assert not hasattr(imagic, "no_such_name")
+def test_every_name_that_the_readme_uses_is_there():
+    used = re.findall(r"\bimagic\.(\w+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {"load_pipeline", "fine_tune", "generate"} <= set(used)
+    assert not [name for name in used if not hasattr(imagic, name)]

@@ -1,4 +1,4 @@
-"""What `make test` promises: coverage has a threshold, and a browser that is missing is said at the very end."""
+"""The promises of `make test`: coverage has a threshold, and the last line says if a browser is missing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests import last_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,17 +26,21 @@ def test_too_little_coverage_fails():
     assert any("--cov " in line and "--cov-fail-under=97" in line for line in commands("test"))
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "two workers"])
+@pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n", "2"]], ids=["one process", "two workers"])
 def test_a_missing_browser_is_said_in_the_last_line(tmp_path, workers):
     """The same plugin as here, on a browser test that is skipped as on a machine without Chromium."""
     if workers:
         pytest.importorskip("xdist", reason="pytest-xdist is not installed, as on Colab")
     (tmp_path / "test_browser.py").write_text("import pytest\n\ndef test_page():\n    pytest.skip('no Chromium')\n")
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", *workers, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)])}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stdout
+    command = [sys.executable, "-m", "pytest", "-p", "tests.last_line", *workers, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "NOT TESTED: the notebooks in a browser. no Chromium"
+
+
+def test_every_run_has_the_plugin_that_says_it(request):
+    assert any(isinstance(plugin, last_line.Browser) for plugin in request.config.pluginmanager.get_plugins())
 
 
 def test_the_tests_with_the_browser_run_last():

@@ -1,6 +1,8 @@
-"""Loading: the right model, or one clear sentence."""
+"""Either the right model is loaded, or one clear sentence says why not."""
 
 import copy
+import importlib
+import json
 import shutil
 
 import numpy as np
@@ -9,8 +11,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 import imagic_lib as imagic
-from imagic_lab.toyworld import Scene, captions
+from imagic_lab.measures import by_clip
+from imagic_lab.toyworld import Scene, captions, edits
 from imagic_lib import models
+from imagic_lib.unets import with_unet
 
 
 def test_a_folder_loads_by_path_in_float32(model_folder, pipe):
@@ -45,8 +49,8 @@ def test_weights_come_from_safetensors_only(model_folder, tmp_path):
         imagic.load_pipeline(pickled)
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no diffusers model: it has no model_index\.json"):
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a diffusers model: it has no model_index\.json"):
         imagic.load_pipeline(tmp_path)
 
 
@@ -93,7 +97,7 @@ def test_tiny_stays_on_the_cpu_beside_a_gpu(monkeypatch):
 
 
 def test_the_models_list_of_words_is_what_its_captions_are_made_of():
-    assert models.vocabulary() == captions.vocabulary()
+    assert models.vocabulary() == captions.caption_words()
 
 
 def test_tiny_is_small_and_half_precision_safetensors():
@@ -113,9 +117,15 @@ def test_tiny_has_the_shape_and_schedule_of_stable_diffusion(tiny):
     assert models.family(tiny) == "tiny"
 
 
-def test_tiny_latents_have_unit_deviation_after_scaling(tiny):
-    pictures = torch.cat([imagic.load_image(Scene.sample(s).render(), tiny) for s in range(32)])
-    assert imagic.encode_image(tiny, pictures).std() == pytest.approx(1.0, abs=0.1)
+@pytest.fixture(scope="module")
+def drawings(tiny):
+    """Drawings that the model was not trained on, and their latents."""
+    pictures = [imagic.pictures.to_tensor(Scene.sample(1_000_000 + seed).render()) for seed in range(16)]
+    return torch.cat(pictures), imagic.encode_image(tiny, torch.cat(pictures))
+
+
+def test_tiny_latents_have_unit_deviation_after_scaling(drawings):
+    assert drawings[1].std() == pytest.approx(1.0, abs=0.1)
 
 
 def test_code_that_hard_codes_8_and_0_18215_runs_on_tiny(tiny):
@@ -135,10 +145,10 @@ def test_diffusers_own_pipelines_run_on_tiny_unmodified(tiny):
     assert other.size == (128, 128)
 
 
-def test_the_vae_keeps_held_back_drawings(tiny):
-    """The model card's number, on a few: broken weights or a wrong scaling would be far below."""
-    drawn = torch.cat([imagic.load_image(Scene.sample(1_000_000 + s).render(), tiny) for s in range(16)])
-    rebuilt = imagic.decode_latents(tiny, imagic.encode_image(tiny, drawn))
+def test_the_vae_keeps_held_back_drawings(tiny, drawings):
+    """The model card's number, on a few drawings. Broken weights or a wrong scaling would be far below."""
+    drawn, latents = (tensor[:8] for tensor in drawings)
+    rebuilt = imagic.decode_latents(tiny, latents)
     assert -10 * torch.log10(((rebuilt - drawn) / 2).square().mean()) > 27
 
 
@@ -156,28 +166,91 @@ SHAPES = {  # what sets other Stable Diffusions apart, in a small width
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_other_shapes_of_stable_diffusion_run_all_stages(pipe, name, tmp_path):
+def test_other_shapes_of_stable_diffusion_run_all_stages(pipe, image, name, tmp_path):
     changes, prediction = SHAPES[name]
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config({**pipe.unet.config, **changes}).eval()
-    other = imagic.stage2_finetuning.with_unet(pipe, unet)
+    other = with_unet(pipe, unet)
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
     other.save_pretrained(tmp_path)
     loaded = imagic.load_pipeline(tmp_path, device="cpu")
-    image = imagic.load_image(Scene.sample(3).render(), loaded)
     for method in ("full", "lora"):
-        edit = imagic.run_edit(loaded, image, "a cat", embedding_steps=2, unet_steps=2, method=method)
+        edit = imagic.run_edit(loaded, image, "a cat", embedding_steps=1, unet_steps=1, method=method)
         assert len(edit.pictures([0.0, 1.5], [0], steps=2)[0]) == 2
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_pipeline_of_another_prediction_type_runs_all_stages(pipe, prediction):
+def test_the_pipeline_of_another_prediction_type_runs_all_stages(pipe, image, prediction):
     """The configurations of SD 1.x and of SD 2: nothing is hard-coded."""
-    other = imagic.stage2_finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
+    other = with_unet(pipe, copy.deepcopy(pipe.unet))
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=prediction)
-    image = imagic.load_image(Scene.sample(3).render(), other)
-    edit = imagic.run_edit(other, image, "a cat", embedding_steps=2, unet_steps=2)
+    edit = imagic.run_edit(other, image, "a cat", embedding_steps=1, unet_steps=1)
     assert len(edit.pictures([0.0, 1.5], [0], steps=2)[0]) == 2
+
+
+# --------------------------------------------------------------------------- functions that a model names
+
+
+@pytest.fixture
+def named(monkeypatch, tmp_path):
+    """The function that a model's folder names: the text of imagic.json -> what `plugin_of` finds."""
+    monkeypatch.setattr(models, "name_of", lambda pipe: str(tmp_path))
+
+    def find(text: str, *default):
+        (tmp_path / "imagic.json").write_text(text)
+        return models.plugin_of(None, "measure", *default)
+
+    return find
+
+
+def test_the_embedded_model_names_the_measure_for_drawings(tiny):
+    assert models.plugin_of(tiny, "measure") is edits.read_by
+    assert models.plugin_of(tiny, "no_such_name") is None
+
+
+def test_a_model_without_names_has_no_functions(pipe, named):
+    assert models.plugin_of(pipe, "measure") is None
+    assert named("{}") is None and named('{"measure": null}') is None
+
+
+def test_a_model_in_a_folder_can_name_a_function_of_the_lab(named):
+    assert named('{"measure": "imagic_lab.toyworld.edits:read_by"}') is edits.read_by
+    other = "imagic_lab.measures:by_clip"
+    assert named('{"measure": "imagic_lab.toyworld.edits:read_by"}', other) is edits.read_by
+    assert named("{}", other) is named('{"measure": "os:system"}', other) is by_clip, "the default"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", '{"measure": "imagic_lab.measures:no_such_name"}'])
+def test_a_damaged_list_of_functions_is_one_clear_sentence(named, text):
+    with pytest.raises(ValueError, match=r"imagic\.json"):
+        named(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os:system",
+        "subprocess:run",
+        "evil:measure",
+        "imagic_lab:measure",
+        "imagic_lab_evil.module:measure",
+        "evil.imagic_lab.module:measure",
+        "imagic_lib.edit:run_edit",
+        ".imagic_lab.toyworld.edits:read_by",
+        "imagic_lab..toyworld:read_by",
+        "imagic_lab.toyworld.edits\n:read_by",
+        "imagic_lab/toyworld/edits:read_by",
+        "",
+    ],
+)
+def test_a_foreign_name_in_a_model_folder_is_not_imported(named, monkeypatch, tmp_path, name):
+    """A model folder can come from anyone, and importing a module runs it."""
+    for evil in ("evil.py", "imagic_lab_evil/module.py", "evil/imagic_lab/module.py"):
+        (tmp_path / evil).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / evil).write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importlib, "import_module", lambda module: pytest.fail(f"{module} was imported"))
+    assert named(json.dumps({"measure": name})) is None
 
 
 # ------------------------------------------------------------------------------------ texts and settings
@@ -190,11 +263,14 @@ def test_the_pipeline_of_another_prediction_type_runs_all_stages(pipe, predictio
         (" \n", "the text is empty"),
         (None, "the text is empty"),
         ("a" * 1_000_000, "the text has 1000000 characters"),  # the tokenizer would take 83 s
-        ("a \udcff dog", "no letters"),  # what Python makes of a byte that is no UTF-8
+        (
+            "a \udcff dog",
+            "bytes that are not letters: write it in UTF-8",
+        ),  # what Python makes of a byte that is not UTF-8
     ],
 )
 def test_a_text_that_says_nothing_is_one_sentence(pipe, monkeypatch, text, sentence):
-    other = imagic.stage2_finetuning.with_unet(pipe, pipe.unet)
+    other = with_unet(pipe, pipe.unet)
     other.tokenizer = None  # not even asked
     with pytest.raises(ValueError, match=sentence) as error:
         imagic.encode_text(other, text)
@@ -221,7 +297,7 @@ DEFAULTS = {"tiny": {"steps": 40, "lr": 0.1, "decay": 0.5}}
         {"guidance_scale": -1.0},
     ],
 )
-def test_a_setting_that_can_t_be_is_refused_by_its_name(pipe, given):
+def test_an_invalid_setting_is_refused_by_its_name(pipe, given):
     with pytest.raises(ValueError, match=f"^{next(iter(given))} is "):
         models.settings_for(pipe, DEFAULTS, **given)
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from imagic_lib import models
+from imagic_lib import arguments
 from tests import mutants
 
 DECORATED = """
@@ -41,7 +41,7 @@ def test_every_module_of_the_method_is_given_faults_and_has_its_tests():
 
 
 def test_a_wrong_name_and_a_module_without_tests_are_refused(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="no module 'stage9' is given faults: choose among stage1_embedding"):
+    with pytest.raises(ValueError, match="no module 'stage9' is given faults: choose among diffusion"):
         mutants.tests_of("stage9")
     (tmp_path / "imagic_lib").mkdir()
     (tmp_path / "imagic_lib" / "edit.py").touch()
@@ -71,7 +71,7 @@ def test_a_warning_points_at_the_caller_though_a_wrapper_stands_between(monkeypa
     exec("def call(function, text):\n    return function(text)", wrapper.__dict__)
     mutants.hide_wrapper()
     with pytest.warns(UserWarning, match="look") as caught:
-        wrapper.call(models.warn_caller, "look")
+        wrapper.call(arguments.warn_caller, "look")
     assert [warning.filename for warning in caught] == [__file__]
 
 
@@ -94,12 +94,8 @@ def test_the_report_has_a_row_a_module_and_reads_back():
         "| edit | 2 | 2 | 100% |",
         "| training/loop | 4 | 3 | 75% |",
         "| all | 6 | 5 | 83% |",
-        "",
-        "Survivors:",
-        "",
-        *lines,
     ]
-    assert mutants.scores_in(text) == scores
+    assert mutants.scores_in(text, "\n".join(lines)) == scores
 
 
 def test_a_survivor_is_told_by_what_was_changed():
@@ -110,9 +106,11 @@ def test_a_survivor_is_told_by_what_was_changed():
     assert mutants.change_of(long) == cut.format("/") + " → " + cut.format("*")
 
 
-def test_the_report_replaces_the_old_one(tmp_path, monkeypatch):
-    page = tmp_path / "README.md"
+def test_the_report_replaces_the_old_one_and_lists_the_survivors_elsewhere(tmp_path, monkeypatch):
+    page, scores = tmp_path / "README.md", {"edit": (2, 1, [r"- edit.run: `\\1` → `2`"])}
     page.write_text("Before.\n<!-- mutants -->\nold\n<!-- /mutants -->\nAfter.\n")
     monkeypatch.setattr(mutants, "README", page)
-    mutants.write_report(r"new \\1")
-    assert page.read_text() == "Before.\n<!-- mutants -->\nnew \\\\1\n<!-- /mutants -->\nAfter.\n"
+    monkeypatch.setattr(mutants, "SURVIVORS", tmp_path / "survivors.md")
+    mutants.write_report(scores)
+    assert page.read_text() == f"Before.\n<!-- mutants -->\n{mutants.report(scores)}\n<!-- /mutants -->\nAfter.\n"
+    assert (tmp_path / "survivors.md").read_text() == r"- edit.run: `\\1` → `2`" + "\n"

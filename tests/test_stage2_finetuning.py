@@ -1,34 +1,31 @@
 """Stage 2 against ground truth: float64 differences, a loop written out, what learns and what stays."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import imagic_lib as imagic
-from imagic_lib import LoRA, Run, stage1_embedding, stage2_finetuning
+from imagic_lib import LoRA, Run, stage1_embedding, stage2_finetuning, unets
 from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
-from imagic_lib.stage2_finetuning import with_unet
+from imagic_lib.planning.memory import LiveBytes
+from imagic_lib.unets import add_lora, scaled, with_unet
 from tests.common import loss_by_hand, same, seeded, weights
 
 
 def test_defaults_of_stable_diffusion_are_the_paper_s():
     assert stage1_embedding.DEFAULTS["stable-diffusion"] == {"steps": 1000, "lr": 2e-3, "batch": 1}
-    assert stage2_finetuning.DEFAULTS["full"]["stable-diffusion"] == {
-        "steps": 1500,
-        "lr": 5e-7,
-        "batch": 1,
-        "decay": 0.0,
-        "bias": 0.0,
-    }
+    paper = {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0.0, "bias": 0.0}
+    assert stage2_finetuning.DEFAULTS["full"]["stable-diffusion"] == paper
 
 
 def test_fine_tuning_changes_a_copy_and_a_second_fit_starts_clean(pipe, image, e_tgt):
     """Bug 6: the second fit starts from the tuned UNet."""
     before = weights(pipe.unet)
-    tuned, first = imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded())
-    again, second = imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded())
+    tuned, first = imagic.fine_tune(pipe, image, e_tgt, steps=2, batch=1, lr=1e-3, generator=seeded())
+    again, second = imagic.fine_tune(pipe, image, e_tgt, steps=2, batch=1, lr=1e-3, generator=seeded())
     assert same(weights(pipe.unet), before) and not same(weights(tuned.unet), before)
     assert first.loss == second.loss and same(weights(tuned.unet), weights(again.unet))
     assert tuned.vae is pipe.vae and not tuned.unet.training
@@ -59,7 +56,7 @@ def test_stage_2_gradient_equals_float64_finite_differences(pipe, image, e_tgt):
 def test_lora_trains_only_its_adapters_and_leaves_the_loaded_model_alone(pipe, image, e_tgt):
     before = weights(pipe.unet)
     tuned, history = imagic.fine_tune(
-        pipe, image, e_tgt, method=LoRA(rank=2), steps=4, lr=1e-2, batch=4, generator=seeded()
+        pipe, image, e_tgt, method=LoRA(rank=2), steps=2, lr=1e-2, batch=1, generator=seeded()
     )
     assert same(weights(pipe.unet), before) and not hasattr(pipe.unet, "peft_config")
     base = {k.replace(".base_layer", ""): v for k, v in weights(tuned.unet).items() if "lora" not in k}
@@ -81,18 +78,18 @@ def test_full_fine_tuning_of_half_precision_weights_is_refused(pipe, image, e_tg
         imagic.fine_tune(half, image, e_tgt, steps=1)
 
 
-def test_the_paper_s_timesteps_are_one_argument_away(pipe, image, e_tgt):
-    given = {"steps": 2, "lr": 1e-3, "batch": 2}
+def test_the_paper_s_timesteps_are_one_setting_away(pipe, image, e_tgt):
+    given = {"steps": 1, "batch": 2}
     losses = {}
     for bias in (None, 0.0, stage2_finetuning.DEFAULTS["full"]["tiny"]["bias"]):
         generator = torch.Generator().manual_seed(0)
-        losses[bias] = imagic.fine_tune(pipe, image, e_tgt, bias=bias, generator=generator, **given)[1].loss
+        losses[bias] = imagic.fine_tune(pipe, image, e_tgt, generator=generator, run=Run(bias=bias), **given)[1].loss
     assert losses[None] == losses[1.0] != losses[0.0]
     with pytest.raises(ValueError, match="bias is -1: it must be 0 or more"):
-        imagic.fine_tune(pipe, image, e_tgt, bias=-1)
+        imagic.fine_tune(pipe, image, e_tgt, run=Run(bias=-1))
 
 
-def test_settings_that_can_t_be_are_one_clear_sentence(pipe, image, e_tgt):
+def test_invalid_settings_are_one_clear_sentence(pipe, image, e_tgt):
     for bad in ({"steps": -1}, {"lr": 0.0}, {"batch": 0}):
         with pytest.raises(ValueError, match=rf"{next(iter(bad))} is .*: it must be"):
             imagic.optimize_embedding(pipe, image, e_tgt, **bad)
@@ -106,12 +103,12 @@ def test_settings_that_can_t_be_are_one_clear_sentence(pipe, image, e_tgt):
 
 @pytest.mark.parametrize("method", ["full", LoRA(rank=3, targets=["to_k", "conv1"])], ids=["full", "lora"])
 def test_stage_2_is_plain_adam_on_the_paper_s_loss_with_a_rate_that_falls(pipe, image, e_tgt, method):
-    """The loop written out: the library must give the same numbers, from the caller's noise."""
-    given = {"steps": 4, "lr": 1e-3, "batch": 2, "decay": 0.5, "bias": 0.0}
+    """The library must give the same numbers as this loop, from the caller's noise."""
+    given = {"steps": 4, "lr": 1e-3, "batch": 2, "decay": 0.5, "run": Run(bias=0.0)}
     tuned, history = imagic.fine_tune(pipe, image, e_tgt, method=method, generator=seeded(5), **given)
     unet, z, generator = copy.deepcopy(pipe.unet), encode_image(pipe, image), seeded(5)
     if method != "full":
-        stage2_finetuning.add_lora(unet, method, seed=5)
+        add_lora(unet, method, seed=5)
     learning = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     for step, rate in enumerate([1e-3, 1e-3, 1e-3, 5e-4]):
         if step == 0:
@@ -132,10 +129,10 @@ def test_stage_2_is_plain_adam_on_the_paper_s_loss_with_a_rate_that_falls(pipe, 
 
 
 def test_the_adapters_have_the_rank_and_the_layers_that_were_asked_for(pipe, image, e_tgt):
-    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method=LoRA(3, ["to_k"]), steps=1, batch=1)
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method=LoRA(3, ["to_k"]), steps=0)
     found = {n: p.shape for n, p in tuned.unet.named_parameters() if "lora_A" in n}
     assert found and all(".to_k." in n and shape[0] == 3 for n, shape in found.items())
-    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method="lora", steps=1, batch=1)
+    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method="lora", steps=0)
     assert {p.shape[0] for n, p in tuned.unet.named_parameters() if "lora_A" in n} == {LoRA().rank} == {4}
 
 
@@ -163,7 +160,7 @@ def test_the_adapters_of_half_precision_weights_learn_in_float32(pipe, image, e_
     assert kinds == {True: torch.float32, False: torch.bfloat16}
 
 
-def test_a_training_tells_its_name_to_whoever_watches(pipe, image, e_tgt):
+def test_a_training_tells_its_name_to_its_watch(pipe, image, e_tgt):
     names = []
     run = Run(watch=lambda name, history: names.append(name))
     imagic.optimize_embedding(pipe, image, e_tgt, steps=1, batch=1, run=run)
@@ -201,7 +198,7 @@ def test_a_pipeline_with_another_unet_keeps_its_safety_checker(pipe):
         ({"targets": []}, "give a list of layers"),
     ],
 )
-def test_a_lora_that_can_t_be_is_one_clear_sentence(given, sentence):
+def test_an_invalid_lora_is_one_clear_sentence(given, sentence):
     with pytest.raises(ValueError, match=sentence):
         LoRA(**given)
 
@@ -221,21 +218,28 @@ def test_full_and_lora_are_different_trainings_for_a_checkpoint(pipe, image, e_t
 
 
 def test_a_lora_goes_on_from_its_checkpoint(pipe, image, e_tgt, tmp_path):
-    given = {"method": LoRA(2, ("to_q", "conv1")), "steps": 4, "batch": 1}
+    given = {"method": LoRA(2, ("to_q", "conv1")), "steps": 2, "batch": 1}
     whole, _ = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), **given)
-    stop = Run(checkpoint=tmp_path / "c", watch=lambda name, history: len(history.loss) == 2)
+    stop = Run(checkpoint=tmp_path / "c", watch=lambda name, history: len(history.loss) == 1)
     imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=stop, **given)
     again, history = imagic.fine_tune(
         pipe, image, e_tgt, generator=seeded(), run=Run(checkpoint=tmp_path / "c"), **given
     )
-    assert len(history.loss) == 4 and same(weights(again.unet), weights(whole.unet))
+    assert len(history.loss) == 2 and same(weights(again.unet), weights(whole.unet))
 
 
-def test_a_scale_is_the_share_of_the_way_from_the_loaded_weights_to_the_tuned_ones(pipe, image, e_tgt):
-    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-2, generator=seeded())
+@pytest.fixture(scope="module")
+def tuned_by(pipe, image, e_tgt):
+    """method -> a pipeline that was fine-tuned so with a large rate. No test may change it."""
+    given = {"steps": 3, "batch": 2, "lr": 1e-1, "generator": seeded()}
+    return cache(lambda method: imagic.fine_tune(pipe, image, e_tgt, method=method, **given)[0])
+
+
+def test_a_scale_is_the_share_of_the_way_from_the_loaded_weights_to_the_tuned_ones(pipe, tuned_by):
+    tuned = tuned_by("full")
     loaded, whole = weights(pipe.unet), weights(tuned.unet)
     for scale in (0.0, 0.3, 1.0, 2.0):
-        with stage2_finetuning.scaled(tuned, scale) as unet:
+        with scaled(tuned, scale) as unet:
             for name, weight in unet.state_dict().items():
                 expected = loaded[name] + scale * (whole[name] - loaded[name])
                 torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-7)
@@ -243,8 +247,8 @@ def test_a_scale_is_the_share_of_the_way_from_the_loaded_weights_to_the_tuned_on
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_without_any_of_its_fine_tuning_a_tuned_model_draws_as_the_loaded_one(pipe, image, e_tgt, method):
-    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method=method, steps=3, lr=1e-1, generator=seeded())
+def test_without_any_of_its_fine_tuning_a_tuned_model_draws_as_the_loaded_one(pipe, e_tgt, tuned_by, method):
+    tuned = tuned_by(method)
     draw = {"steps": 2, "guidance_scale": 2.0}
     loaded, whole = (imagic.generate(p, e_tgt, [1], **draw)[0].tobytes() for p in (pipe, tuned))
     assert imagic.generate(tuned, e_tgt, [1], scale=0, **draw)[0].tobytes() == loaded
@@ -252,17 +256,44 @@ def test_without_any_of_its_fine_tuning_a_tuned_model_draws_as_the_loaded_one(pi
     assert imagic.generate(tuned, e_tgt, [1], scale=0.5, **draw)[0].tobytes() not in (loaded, whole)
 
 
-def test_the_scale_of_a_lora_is_the_one_of_diffusers_and_is_put_back(pipe, image, e_tgt):
-    tuned, _ = imagic.fine_tune(pipe, image, e_tgt, method="lora", steps=3, lr=1e-1, generator=seeded())
+def test_the_scale_of_a_lora_is_the_one_of_diffusers_and_is_put_back(e_tgt, tuned_by):
+    tuned = tuned_by("lora")
     z, t = torch.randn(1, 4, 16, 16, generator=seeded(1)), torch.tensor([400])
     with torch.no_grad():
         theirs = tuned.unet(z, t, e_tgt, cross_attention_kwargs={"scale": 0.3}).sample
         whole = tuned.unet(z, t, e_tgt).sample
-        with stage2_finetuning.scaled(tuned, 0.3) as unet:
+        with scaled(tuned, 0.3) as unet:
             assert torch.equal(unet(z, t, e_tgt).sample, theirs)
-        with pytest.raises(KeyError), stage2_finetuning.scaled(tuned, 0.3):
+        with scaled(tuned, 0.3, torch.bfloat16) as half:
+            torch.testing.assert_close(
+                half(z.bfloat16(), t, e_tgt.bfloat16()).sample.float(), theirs, rtol=0.1, atol=0.1
+            )
+        with pytest.raises(KeyError), scaled(tuned, 0.3):
             raise KeyError
         assert torch.equal(tuned.unet(z, t, e_tgt).sample, whole) and not torch.equal(theirs, whole)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_part_of_the_fine_tuning_in_half_precision_is_one_copy_of_the_unet(tuned_by, monkeypatch, method):
+    """A copy in each of both ways would take a float32 UNet more than the plan has counted."""
+    tuned, copies = tuned_by(method), []
+    copy_of = unets.unet_copy
+    monkeypatch.setattr(unets, "unet_copy", lambda *given: copies.append(given) or copy_of(*given))
+    size, largest = (how(p.nbytes for p in tuned.unet.parameters()) for how in (sum, max))
+    with LiveBytes() as live:
+        live.watch(*tuned.unet.parameters(), *tuned.loaded_unet.parameters())
+        before = live.now
+        with scaled(tuned, 0.5, torch.bfloat16) as unet:
+            assert unet is not tuned.unet and {p.dtype for p in unet.parameters()} == {torch.bfloat16}
+    assert len(copies) == 1 and size / 2 <= live.peak - before <= size / 2 + 2 * largest
+    with scaled(tuned, 1, torch.bfloat16) as half:
+        expected = copy.deepcopy(tuned.unet).to(torch.bfloat16)
+        assert same(weights(half), weights(expected)) and len(copies) == 2
+    with scaled(tuned, 1, torch.float32) as unet, scaled(tuned, 1) as also:
+        assert unet is also is tuned.unet and len(copies) == 2, "without need there is no copy"
+    if method == "full":
+        with scaled(tuned, 0.5) as whole, scaled(tuned, 0.5, torch.bfloat16) as half:
+            assert same(weights(half), {name: value.bfloat16() for name, value in weights(whole).items()})
 
 
 @pytest.mark.parametrize("scale", [-0.1, 2.1, float("nan")])

@@ -6,24 +6,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import BatchFeature
 
 import imagic_lib as imagic
 from imagic_lib import stage4_inference
 from imagic_lib.diffusion import encode_image, forward_process, noised
-from imagic_lib.stage2_finetuning import with_unet
 from imagic_lib.stage4_inference import denoise, generate, initial_noise, predicted_original
+from imagic_lib.unets import scaled, with_unet
 from tests.common import seeded
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_generate_equals_diffusers_bit_for_bit(pipe, e_tgt, guidance):
-    ours = imagic.generate(pipe, e_tgt, [11], steps=5, guidance_scale=guidance, negative_prompt="a cat")
+    ours = imagic.generate(pipe, e_tgt, [11], steps=3, guidance_scale=guidance, negative_prompt="a cat")
     theirs = pipe(
         prompt_embeds=e_tgt,
         negative_prompt="a cat" if guidance > 1 else None,
-        num_inference_steps=5,
+        num_inference_steps=3,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(11),
         height=128,
@@ -38,11 +38,11 @@ def test_every_sampler_equals_diffusers_with_a_generator_for_each_picture(pipe, 
     picture at a time here and two there, may round otherwise."""
     other = with_unet(pipe, pipe.unet)
     other.scheduler = imagic.stage4_inference.sampler(pipe, name)
-    ours = imagic.generate(other, e_tgt, [3, 4], steps=5, guidance_scale=3)
+    ours = imagic.generate(other, e_tgt, [3, 4], steps=3, guidance_scale=3)
     theirs = other(
         prompt_embeds=e_tgt,
         num_images_per_prompt=2,
-        num_inference_steps=5,
+        num_inference_steps=3,
         guidance_scale=3,
         generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)],
         height=128,
@@ -239,7 +239,7 @@ def test_without_a_negative_prompt_guidance_leads_away_from_no_text(pipe):
         ({"embeddings": torch.zeros(8, 32)}, r"the embeddings have the shape \(8, 32\)"),
     ],
 )
-def test_what_can_t_be_drawn_is_one_clear_sentence(pipe, e_tgt, given, sentence):
+def test_invalid_settings_are_one_clear_sentence(pipe, e_tgt, given, sentence):
     with pytest.raises(ValueError, match=sentence):
         imagic.generate(pipe, **{"embeddings": e_tgt, "steps": 1} | given)
 
@@ -259,14 +259,31 @@ def test_seeds_of_numpy_are_seeds(pipe, e_tgt):
 # -- speed on a GPU
 
 
-def test_half_precision_is_for_a_gpu_and_draws_the_same_picture(pipe, e_tgt, monkeypatch):
-    [plain], [same] = generate(pipe, e_tgt, steps=2), generate(pipe, e_tgt, steps=2, half=True)
-    assert np.array_equal(np.asarray(plain), np.asarray(same)) and stage4_inference.halved(pipe.unet) is pipe.unet
+@pytest.mark.parametrize(
+    ("device", "half", "expected"), [("cuda", True, torch.bfloat16), ("cuda", False, None), ("cpu", True, None)]
+)
+def test_half_precision_is_for_a_gpu_and_if_it_is_asked_for(pipe, e_tgt, monkeypatch, device, half, expected):
+    class Reached(Exception):
+        pass
+
+    def reached(pipe, scale, dtype):
+        raise Reached(scale, dtype)
+
+    monkeypatch.setattr(stage4_inference, "scaled", reached)
     monkeypatch.setattr(stage4_inference, "precision", lambda device: torch.bfloat16)
-    half = stage4_inference.halved(pipe.unet)
-    assert half.dtype == torch.bfloat16 and pipe.unet.dtype == torch.float32
-    [near], [again] = generate(pipe, e_tgt, steps=2, half=True), generate(pipe, e_tgt, steps=2)
-    assert again.tobytes() == plain.tobytes() != near.tobytes(), "half precision is drawn when asked for, and only then"
+    monkeypatch.setattr(UNet2DConditionModel, "device", torch.device(device))
+    with pytest.raises(Reached) as found:
+        generate(pipe, e_tgt, half=half)
+    assert found.value.args == (1.0, expected)
+
+
+def test_half_precision_draws_nearly_the_same_picture(pipe, e_tgt, monkeypatch):
+    [plain] = generate(pipe, e_tgt, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage4_inference, "scaled", lambda pipe, scale, dtype: scaled(pipe, scale, torch.bfloat16))
+        [near] = generate(pipe, e_tgt, steps=2, half=True)
+    [again] = generate(pipe, e_tgt, steps=2, half=True)  # on a CPU, where half precision is slower
+    assert again.tobytes() == plain.tobytes() != near.tobytes()
     assert np.abs(np.asarray(near, dtype=int) - np.asarray(plain)).mean() < 3
     assert pipe.unet.dtype == torch.float32
 

@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,12 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import imagic_lib as imagic
-from imagic_lab.toyworld import Scene
 from imagic_lib.edit import ImagicEdit, run_edit
+from imagic_lib.files import load_tensors, remove_tensors, save_tensors
 from imagic_lib.folder import EMBEDDINGS_FILE, LEDGER, claim, files_of, read_facts, read_ledger, remove_checkpoints
 from imagic_lib.pictures import open_image
-from imagic_lib.training.checkpoints import load_tensors, remove_tensors, save_tensors
 from imagic_lib.training.loop import History
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -39,8 +38,7 @@ def opens_or_refuses(read) -> object:
 
 
 @pytest.fixture(scope="module")
-def edit(pipe, tmp_path_factory):
-    image = imagic.load_image(Scene.sample(5).render(), pipe)
+def edit(pipe, image, tmp_path_factory):
     return run_edit(pipe, image, "a cat", embedding_steps=1, unet_steps=1, folder=tmp_path_factory.mktemp("edit"))
 
 
@@ -84,7 +82,7 @@ def test_an_edit_json_with_any_value_anywhere(folder, facts, data):
     opens_or_refuses(lambda: files_of(folder))
     if found:
         json.dumps(found, allow_nan=False).encode()  # no half of a surrogate pair, no NaN, nothing deep
-        History(**found["history"]["unet"]).to_dict()
+        asdict(History(**found["history"]["unet"]))
 
 
 @FEW
@@ -105,16 +103,21 @@ def test_an_edit_json_that_is_a_trap(tmp_path, content):
         read_facts(tmp_path)
 
 
-def test_half_a_surrogate_pair_in_a_text_is_refused(folder, facts):
-    """It could neither be printed nor written again."""
-    (folder / "edit.json").write_text(json.dumps(facts | {"text": "a \ud800 dog"}))
-    with pytest.raises(ValueError, match=r"edit\.json is damaged .*surrogates not allowed"):
+@pytest.mark.parametrize(
+    "change",
+    [{"text": "a \ud800 dog"}, {"licence": ["\ud800"]}, {"\ud800": "CC0"}, {"licence": {"since": float("nan")}}],
+    ids=["text", "a newer version's value", "a newer version's key", "not a number"],
+)
+def test_half_a_surrogate_pair_or_nan_anywhere_is_refused(folder, facts, change):
+    """They could neither be printed nor written again."""
+    (folder / "edit.json").write_text(json.dumps(facts | change))
+    with pytest.raises(ValueError, match=r"edit\.json is damaged \(.*(surrogates not allowed|not JSON compliant)"):
         read_facts(folder)
 
 
 def test_every_field_of_a_history_comes_back(edit, folder, facts):
     (folder / "edit.json").write_text(json.dumps(facts))
-    assert read_facts(folder)["history"]["unet"] == edit.unet_history.to_dict()
+    assert read_facts(folder)["history"]["unet"] == asdict(edit.unet_history)
 
 
 def safetensors_file(header: object, body: bytes = b"\0" * 64) -> bytes:
@@ -202,6 +205,6 @@ def test_pictures_with_any_header_open_or_are_refused(tmp_path, kind, places, le
 
 
 def test_the_folder_of_the_fuzzing_is_still_whole(folder, facts, pipe):
-    """So that it was the header that was refused, each time, and not a folder without its other files."""
+    """So it was the header that was refused each time, not a folder without its other files."""
     (folder / "edit.json").write_text(json.dumps(facts))
     assert ImagicEdit.load(folder, pipe).text == "a cat" and os.listdir(folder)

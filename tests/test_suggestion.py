@@ -1,4 +1,4 @@
-"""Which pair is suggested, and by what measure: on pictures whose worth is known."""
+"""Which pair is suggested and how it is measured, on pictures whose worth is known."""
 
 from types import SimpleNamespace
 
@@ -8,10 +8,12 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import imagic_lib as imagic
+from imagic_lab import measures
+from imagic_lab.measures import by_clip, clip_scores
 from imagic_lab.toyworld import Scene, edits
-from imagic_lib import suggestion
+from imagic_lib import models, suggestion
 from imagic_lib.models import DATA
-from imagic_lib.suggestion import ETAS, SCALES, SEEDS, best_pair, by_clip, clip_scores, suggest
+from imagic_lib.suggestion import ETAS, SCALES, SEEDS, best_pair, suggest
 
 
 class Drawn:
@@ -41,7 +43,7 @@ def test_of_pairs_that_measure_nearly_as_well_the_one_that_keeps_most_of_the_inp
     assert best_pair({(1.0, 0.5): 0.0, (0.8, 0.75): 0.01}) == (0.8, 0.75)
 
 
-def test_the_embedded_model_and_stable_diffusion_try_as_many_pairs_and_the_forecast_counts_their_pictures():
+def test_the_embedded_model_and_stable_diffusion_try_the_same_number_of_pairs_which_the_forecast_counts():
     assert {len(etas) * len(SCALES) * len(SEEDS) for etas in ETAS.values()} == {suggestion.TRIED}
 
 
@@ -94,15 +96,15 @@ def test_clip_s_measure_is_the_way_to_the_text_times_the_nearness_to_the_input(c
     before = Scene.sample(3, subject="dog", colour="brown", pose="sitting", place="grass")
     truth = before.edit(pose="jumping")
     free = [Scene.sample(seed, **truth.attributes).render() for seed in SEEDS]
-    monkeypatch.setattr(suggestion, "sample_text", lambda *_, **__: free)
+    monkeypatch.setattr(measures, "sample_text", lambda *_, **__: free)
     edit = SimpleNamespace(pipe=None, text=truth.caption(), reconstruction=before.render())
     undone, done, noise = by_clip(edit, *clip)([before.render(), truth.render(), Image.effect_noise((128, 128), 200)])
     assert undone < 1e-4 and 0.1 < done < 1 and noise < 0.1
 
 
-def test_an_edit_suggests_by_the_reader_what_it_then_draws(pipe, monkeypatch):
-    image = imagic.load_image(Scene.sample(5).render(), pipe)
+def test_an_edit_suggests_by_the_models_own_measure_what_it_then_draws(pipe, image, monkeypatch):
     edit = imagic.run_edit(pipe, image, "a brown dog jumping on the grass", embedding_steps=1, unet_steps=1)
+    monkeypatch.setattr(models, "name_of", lambda pipe: "tiny")  # whose folder names the reader of drawings
     monkeypatch.setattr(suggestion, "SAMPLING", {"steps": 1})
     measured = []
     monkeypatch.setattr(edits, "read_by", lambda e: lambda pictures: measured.extend(pictures) or [0.5] * len(pictures))

@@ -1,4 +1,4 @@
-"""A head for the UNet that predicts a distribution for each number of the noise: what `losses.hl_gauss` needs."""
+"""A head for the UNet that predicts a distribution for each number of the noise, for `losses.hl_gauss`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from imagic_lab.experiments.losses import bin_centres, expectation, gaussian_logits
+from imagic_lib.files import load_tensors, save_tensors
 from imagic_lib.models import DATA
-from imagic_lib.stage2_finetuning import with_unet
-from imagic_lib.training.checkpoints import load_tensors, save_tensors
+from imagic_lib.unets import with_unet
 
-HEAD = DATA / "hl-gauss" / "head.safetensors"  # trained for tiny-sd: imagic_lab/numbers/hl_gauss_head.py
+HEAD_FILE = DATA / "hl-gauss" / "head.safetensors"  # trained for tiny-sd: imagic_lab/numbers/hl_gauss_head.py
 
 
 class DistributionHead(nn.Module):
-    """In the place of a UNet's `conv_out`: (n, width, h, w) -> (n, 4, h, w), with logits for every bin beside it.
+    """Replaces a UNet's `conv_out`: (n, width, h, w) -> (n, 4, h, w), with logits for every bin attached.
 
-    logits = sharpness · those of the Gaussian around the old prediction + shape. Sharpness (a number for each
-    prediction) starts at 1 and shape (a number for each bin) at 0. So it starts as the same model, read as a
-    distribution, and learns what a Gaussian of one width can't say. What it returns is the distribution's mean:
-    sampling, the probe and every other loss see an ordinary UNet.
+    logits = sharpness · (those of the Gaussian around the old prediction) + shape. Sharpness (a number for each
+    prediction) starts at 1, shape (a number for each bin) at 0. So the head starts as the loaded model, read as a
+    distribution, and learns what a Gaussian of fixed width cannot express. It returns the mean of the distribution, so
+    for sampling, the probe and all other losses the UNet is an ordinary one.
     """
 
     def __init__(self, conv_out: nn.Conv2d):
@@ -45,7 +45,7 @@ class DistributionHead(nn.Module):
 
 
 def zero_convolution(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """A convolution that looks at the same places, with so many output channels, all weights zero."""
+    """A convolution of the same size, with another number of output channels and all weights zero."""
     place = {"dtype": conv.weight.dtype, "device": conv.weight.device}
     other = nn.Conv2d(conv.in_channels, channels, conv.kernel_size, padding=conv.padding, **place)
     for weight in other.parameters():
@@ -54,10 +54,10 @@ def zero_convolution(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
 
 
 def with_distribution(pipe: StableDiffusionPipeline, learned: bool = True) -> StableDiffusionPipeline:
-    """A pipeline whose UNet, a copy, predicts distributions; `pipe` stays as it was, its other parts are shared.
+    """A pipeline whose UNet, a copy, predicts distributions. `pipe` stays as it was; its other parts are shared.
 
-    learned: with the head that was trained for the embedded model; raises ValueError for another model.
-    False: any model, with the Gaussian around its own prediction, all of one width. Taught in
+    learned: True takes the head that was trained for the embedded model, and raises ValueError for another model. False
+    works with any model, and gives the Gaussian of fixed width around its prediction. Taught in
     notebooks/09_cross_entropy.ipynb.
     """
     unet = copy.deepcopy(pipe.unet)
@@ -69,20 +69,19 @@ def with_distribution(pipe: StableDiffusionPipeline, learned: bool = True) -> St
 
 
 def hash_of(weights: Tensor) -> str:
-    """Sixteen hexadecimal digits that stand for these very numbers."""
+    """Sixteen hexadecimal digits that identify these numbers."""
     return hashlib.sha256(weights.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def save_head(head: DistributionHead, path: Path, facts: dict) -> None:
-    """What was learned alone, in half precision, and for which model it was trained."""
+    """Save what the head learned, in half precision, and a hash of the model that it was trained for."""
     half = {name: weight.half() for name, weight in head.learned.state_dict().items()}
     save_tensors(path, half, facts | {"model": hash_of(head.guess.weight.float())})
 
 
-def load_head(head: DistributionHead, path: Path = HEAD) -> dict:
-    """Put what a trained head learned into the head; returns the facts that were saved with it.
-
-    Raises ValueError if it was trained for another model, or if the file is damaged."""
+def load_head(head: DistributionHead, path: Path = HEAD_FILE) -> dict:
+    """Load what a trained head learned; returns the facts that were saved with it. Raises ValueError if it was trained
+    for another model, or if the file is damaged."""
     tensors, facts = load_tensors(path)
     if facts["model"] != hash_of(head.guess.weight.float()):
         raise ValueError(f"the head in {path.name} was trained for another model: use with_distribution(learned=False)")

@@ -7,17 +7,19 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from imagic_lib.diffusion import Loss, Probe, cpu_generator, denoising_loss, encode_image, forward_process, one_each
+from imagic_lib.arguments import check_one_image_one_embedding, cpu_generator
+from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process
 from imagic_lib.models import encode_text, settings_for
 from imagic_lib.pictures import load_image
-from imagic_lib.stage2_finetuning import LoRA, facts_of, learning_copy, with_unet
 from imagic_lib.stage4_inference import sample_text
-from imagic_lib.training.identity import identity_of, thumbnails
-from imagic_lib.training.loop import History, Progress, Run, descend
-from imagic_lib.training.strategies import scaler_for, stepping
+from imagic_lib.training.checkpoint import job_of
+from imagic_lib.training.loop import History, Run, Training
+from imagic_lib.training.strategies import learning_copy, scaler_for, stepping
+from imagic_lib.unets import LoRA, with_unet
 
 DEFAULTS = {
     "tiny": {"steps": 200, "lr": 5e-3, "batch": 2, "decay": 0.5},  # measured: imagic_lab/numbers/new_word.py
@@ -57,46 +59,44 @@ def personalize(
     (z', e'), from `class_pictures`: they hold the class where it was (Ruiz et al. 2022, DreamBooth, arXiv 2208.12242).
     batch: pictures a step, of either kind. Everything else as in `fine_tune`; defaults in
     `personalization.DEFAULTS`. The probe is of the pictures, without the prior. Returns a new pipeline, whose UNet
-    alone is new, and the history. `edit.save_lora` writes the adapters. Taught in notebooks/10_lora.ipynb.
+    alone is new, and the history. `storage.save_lora` writes the adapters. Taught in notebooks/10_lora.ipynb.
     """
-    if run.strategy and run.strategy.method != "lora":
-        raise ValueError(f"the strategy “{run.strategy.name}” trains all weights: choose one with method 'lora'")
-    prior = checked(prior)
-    given = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch, decay=decay)
-    generator, process = cpu_generator(generator), forward_process(pipe)
+    prior = checked_prior(prior)
+    s = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch, decay=decay, bias=run.bias)
+    generator, process, bias = cpu_generator(generator), forward_process(pipe), run.bias or 0.0
     own, kept = encoded(pipe, images, text), encoded(pipe, *prior[:2]) if prior else None
     near = {"text": own[1]} | ({"prior": thumbnails(prior.images), "text of the prior": kept[1]} if prior else {})
-    about = {"method": "a new word"} | facts_of(lora) | {"prior": prior.weight if prior else None}
-    identity = identity_of(pipe, images, given, run.loss, generator, near=near, **about)
-    with learning_copy(pipe, run.strategy, lora, seed=generator.initial_seed()) as (unet, trained):
-        own, kept = on(unet, own), kept and on(unet, kept)
+    about = {"method": "a new word"} | lora.facts | {"prior": prior.weight if prior else None}
+    job = job_of(pipe, images, s, generator, run, near=near, **about)
+    run, name = replace(run, probe_every=run.probe_every or PROBE_EVERY), f"a new word, LoRA of rank {lora.rank}"
+    with learning_copy(pipe, run.strategy, lora, seed=generator.initial_seed()) as (unet, weights):
+        own, kept = on_device_of(unet, own), kept and on_device_of(unet, kept)
         probes = [(Probe(process, z[None]), e[None]) for z, e in zip(*own, strict=True)]
 
-        def loss_of() -> Tensor:
-            here = loss_on(unet, process, own, given["batch"], generator, run.loss)
-            if kept is None:
-                return here
-            return here + prior.weight * loss_on(unet, process, kept, given["batch"], generator, run.loss)
+        def look() -> float:
+            return sum(probe(unet, e) for probe, e in probes) / len(probes)
 
-        with stepping(trained, given["lr"], run.strategy) as adam:
-            name = f"a new word, LoRA of rank {lora.rank}"
-            history = descend(
-                Progress(name, trained, adam, generator, identity, scaler_for(unet)),
-                loss_of,
-                lambda: sum(probe(unet, e) for probe, e in probes) / len(probes),
-                steps=given["steps"],
-                decay=given["decay"],
-                run=replace(run, probe_every=run.probe_every or PROBE_EVERY),
-            )
-    return with_unet(pipe, unet), history
+        with (
+            stepping(weights, s["lr"], run.strategy) as adam,
+            Training(name, weights, adam, generator, job, run, look, scaler_for(unet)) as training,
+        ):
+            for step in training.steps(s["steps"], s["decay"]):
+                z, e = drawn(own, s["batch"], generator)
+                loss = denoising_loss(unet, process, z, e, s["batch"], generator, run.loss, bias)
+                if kept:
+                    z, e = drawn(kept, s["batch"], generator)
+                    prior_loss = denoising_loss(unet, process, z, e, s["batch"], generator, run.loss, bias)
+                    loss = loss + prior.weight * prior_loss
+                step(loss)
+    return with_unet(pipe, unet), training.history
 
 
-def checked(prior: Prior | None) -> Prior | None:
-    """The prior, or None if its weight is 0. Raises ValueError for one that can't be."""
+def checked_prior(prior: Prior | None) -> Prior | None:
+    """The prior, or None if its weight is 0. Raises ValueError for an invalid one."""
     if prior is None:
         return None
     if not isinstance(prior, Prior):
-        raise ValueError("the prior is no Prior: give class_pictures(pipe, text, count), or Prior(images, text)")
+        raise ValueError("the prior is not a Prior: give class_pictures(pipe, text, count), or Prior(images, text)")
     if not 0 <= prior.weight < float("inf"):
         raise ValueError(f"the prior's weight is {prior.weight}: it must be 0 or more")
     return prior if prior.weight else None
@@ -116,20 +116,25 @@ def encoded(
         raise ValueError(f"{len(images)} pictures and {len(texts)} texts: give one text for all, or one for each")
     embeddings = {one: encode_text(pipe, one) for one in dict.fromkeys(texts)}
     for image, one in zip(images, texts, strict=True):
-        one_each(image, embeddings[one])
+        check_one_image_one_embedding(image, embeddings[one])
     latents = torch.cat([encode_image(pipe, image.to(pipe.vae.device)) for image in images])
     return latents, torch.cat([embeddings[one] for one in texts])
 
 
-def on(unet: torch.nn.Module, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Both to where the UNet is, in its precision."""
+def on_device_of(unet: torch.nn.Module, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Both where the UNet is, in its precision."""
     return tuple(x.detach().to(unet.device, unet.dtype) for x in pair)
 
 
-def loss_on(unet, process, pair: tuple[Tensor, Tensor], batch: int, generator: torch.Generator, loss: Loss) -> Tensor:
-    """Imagic's eq. 2 over `batch` pictures that are drawn at random, each with its own noise and time."""
+def thumbnails(images: Sequence[Tensor]) -> Tensor:
+    """(n, 192): small enough for a checkpoint, and near for pictures that two machines draw from one seed."""
+    return torch.cat([F.adaptive_avg_pool2d(image.float().cpu(), 8).flatten(1) for image in images])
+
+
+def drawn(pair: tuple[Tensor, Tensor], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents and embeddings of `batch` pictures that are drawn at random."""
     which = torch.randint(len(pair[0]), (batch,), generator=generator)
-    return denoising_loss(unet, process, pair[0][which], pair[1][which], batch, generator, loss)
+    return pair[0][which], pair[1][which]
 
 
 def class_pictures(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -16,23 +15,25 @@ from torch import Tensor
 
 from imagic_lab.methods.method import Draw
 from imagic_lab.methods.tuning import along
-from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process, frozen, one_each
+from imagic_lib.arguments import check_one_image_one_embedding
+from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process, frozen
 from imagic_lib.models import encode_text
-from imagic_lib.stage2_finetuning import learning_copy, with_unet
-from imagic_lib.training.loop import PROBE_EVERY, History, rate_at
+from imagic_lib.training.loop import History, Run, Training
+from imagic_lib.training.strategies import learning_copy
+from imagic_lib.unets import with_unet
 
 ORDERS = ("apart", "joint", "alternating")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the two trainings are run. Raises ValueError for an order or a number that can't be.
+    """How the two trainings are run. Raises ValueError for an invalid order or number.
 
     first, second: steps for the embedding e and for the weights θ. order: "apart" is the paper's, first all steps of
     e, then all of θ; "joint" moves both in each of `second` steps; "alternating" takes turns, `second` of each. batch:
     samples in a step. decay, bias: as in `fine_tune`, for steps in which θ learns. stratified: one time in each of
-    `batch` equal parts, or all drawn alike. rates: of e and of θ. layers: a regular expression; only weights whose
-    names it is found in learn. patience: as in `training.loop.Run`.
+    `batch` equal parts, or all drawn alike. rates: of e and of θ. layers: a regular expression; only weights with it
+    in their name learn. patience: as in `training.loop.Run`.
     """
 
     first: int
@@ -62,58 +63,56 @@ class Schedule:
         return [["e"] * self.first, ["θ"] * self.second]
 
 
-def train(
+def train_on_schedule(
     pipe: StableDiffusionPipeline, image: Tensor, text: str, schedule: Schedule
 ) -> tuple[Tensor, Tensor, StableDiffusionPipeline, History]:
-    """(e_tgt, e_opt, the pipeline with the tuned UNet, the history of both trainings), as the schedule wants it.
+    """(e_tgt, e_opt, the pipeline with the tuned UNet, the history of both trainings), as the schedule says.
 
     Both descend the same loss, E_{t,ε} ‖ε - f_θ(z_t, t, e)‖². Raises ValueError if no layer has such a name.
     """
     e_tgt, generator = encode_text(pipe, text), torch.Generator().manual_seed(0)
-    one_each(image, e_tgt)
+    check_one_image_one_embedding(image, e_tgt)
     process, z = forward_process(pipe), encode_image(pipe, image)
     probe, e, history = Probe(process, z), e_tgt.clone().requires_grad_(True), History()
+    run = Run(patience=schedule.patience, bar=False, probe_every=None if schedule.patience else 10**9)
     with learning_copy(pipe, None, None, seed=0) as (unet, weights):
-        learn = {name: weight for name, weight in weights.items() if re.search(schedule.layers, name)}
-        if not learn:
-            raise ValueError(f"no layer of this UNet has a name with {schedule.layers!r} in it")
-        for name, weight in weights.items():
-            weight.requires_grad_(name in learn)
-        adams = [torch.optim.Adam(what, lr=lr) for what, lr in zip(([e], learn.values()), schedule.rates, strict=True)]
-        adam_of = dict(zip("eθ", adams, strict=True))
+        layers = layers_that_learn(weights, schedule)
+        adam = torch.optim.Adam([{"params": [e], "lr": schedule.rates[0]}, {"params": layers, "lr": schedule.rates[1]}])
         for phase in schedule.phases():
-            descend(schedule, phase, adam_of, unet, partial(loss_of, schedule, unet, process, z, e, generator),
-                    lambda: probe(unet, e.detach()), history)  # fmt: skip
+            decay = schedule.decay if "θ" in "".join(phase) else 0.0
+            with Training(
+                "a schedule", {"e_opt": e}, adam, generator, run=run, look=lambda: probe(unet, e)
+            ) as training:
+                for step, learns in zip(training.steps(len(phase), decay), phase, strict=False):
+                    if learns == "e":  # its rate does not fall, and the weights need no gradients
+                        adam.param_groups[0]["lr"] = schedule.rates[0]
+                        with frozen(unet):
+                            step(loss_of(schedule, unet, process, z, e, generator, 0.0))
+                    else:
+                        now = e if learns == "eθ" else e.detach()
+                        step(loss_of(schedule, unet, process, z, now, generator, schedule.bias))
+            history = joined(history, training.history)
     return e_tgt, e.detach(), with_unet(pipe, unet), history
 
 
-def descend(schedule: Schedule, phase: list[str], adam_of: dict, unet, loss, look, history: History) -> None:
-    """One phase of the training: in each step what has its turn learns, at a rate that falls over the last part."""
-    before, settled = len(history.loss), History()
-    for step, learns in enumerate(phase, 1):
-        for name in learns:
-            adam_of[name].zero_grad(set_to_none=True)
-            for group in adam_of[name].param_groups:
-                lr, decay = adam_of[name].defaults["lr"], schedule.decay if "θ" in learns else 0.0
-                group["lr"] = rate_at(step, len(phase), lr, decay)
-        if "θ" in learns:
-            (value := loss(schedule.bias)).backward()
-        else:
-            with frozen(unet):  # the weights need no gradients in this step
-                (value := loss(0.0)).backward()
-        for name in learns:
-            adam_of[name].step()
-        history.loss.append(value.item())
-        if schedule.patience is not None and step % PROBE_EVERY == 0:  # else nobody pays for a probe
-            for h in (history, settled):
-                h.probe_step.append(before + step)
-                h.probe_loss.append(look())
-            if settled.has_settled(schedule.patience):
-                return
+def joined(first: History, later: History) -> History:
+    """Two histories as one."""
+    shifted = [len(first.loss) + step for step in later.probe_step]
+    return History(first.loss + later.loss, first.probe_step + shifted, first.probe_loss + later.probe_loss)
+
+
+def layers_that_learn(weights: dict[str, Tensor], schedule: Schedule) -> list[Tensor]:
+    """The weights whose names the schedule's expression is found in; the others are frozen."""
+    for name, weight in weights.items():
+        weight.requires_grad_(re.search(schedule.layers, name) is not None)
+    learn = [weight for weight in weights.values() if weight.requires_grad]
+    if not learn:
+        raise ValueError(f"no layer of this UNet has a name with {schedule.layers!r} in it")
+    return learn
 
 
 def loss_of(schedule: Schedule, unet, process, z: Tensor, e: Tensor, generator: torch.Generator, bias: float) -> Tensor:
-    """The loss of a step. Without strata each sample draws its time for itself, and so goes through the UNet alone."""
+    """The loss of a step. Without strata each sample draws a time by itself, and so goes through the UNet alone."""
     if schedule.stratified:
         return denoising_loss(unet, process, z, e, schedule.batch, generator, bias=bias)
     each = [denoising_loss(unet, process, z, e, 1, generator, bias=bias) for _ in range(schedule.batch)]
@@ -122,5 +121,5 @@ def loss_of(schedule: Schedule, unet, process, z: Tensor, e: Tensor, generator: 
 
 def scheduled(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, schedule: Schedule) -> Draw:
     """Imagic on this schedule as a method to compare (`experiments.methods.Method`)."""
-    e_tgt, e_opt, tuned, _ = train(pipe, image, text, schedule)
+    e_tgt, e_opt, tuned, _ = train_on_schedule(pipe, image, text, schedule)
     return along(e_tgt, e_opt, tuned)

@@ -1,7 +1,7 @@
-"""Ways to edit one picture by a text, each a function that fits on a slide, all behind one interface (`Method`).
+"""Ways to edit one picture by a text, each a function that fits on a slide, all with one interface (`Method`).
 
-`tuning` has Imagic and what is left of it without a stage, `inversion` and `attention` what starts from the noise
-of the picture, `others` what diffusers brings. They are compared by `experiments.benchmark`.
+`tuning` has Imagic and what remains of it without one of its stages, `inversion` and `attention` have methods that
+start from the noise of the picture, `others` has methods from diffusers. `imagic_lab.benchmark` compares them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from imagic_lab.methods.inversion import NULL_LR, NULL_STEPS, ddim_inversion, ne
 from imagic_lab.methods.method import Draw, Method
 from imagic_lab.methods.others import COMMUNITY, COMMUNITY_FILE, LEDITS_THRESHOLD, community, ledits, sdedit
 from imagic_lab.methods.tuning import (
-    FAST,
+    FEW_STEPS,
     PAPER,
     fast_imagic,
     imagic,
@@ -25,70 +25,59 @@ from imagic_lab.methods.tuning import (
     without_stage_2,
 )
 from imagic_lib import stage1_embedding, stage2_finetuning
-from imagic_lib.stage2_finetuning import LoRA
+from imagic_lib.unets import LoRA
 
 IMAGIC = "Kavar et al. 2022, arXiv 2210.09276"
-ETA, ETAS = "η", (0.0, 0.6, 0.8, 1.0, 1.2)
-WAY, WAYS = "way from the input to the text alone", (0.0, 0.8, 1.0, 1.25, 1.5)  # see `tuning.pair_at`
-SCALE, SCALES = "share λ of the fine-tuning", (1.0, 0.75, 0.5, 0.35, 0.2)
-GUIDANCE, GUIDANCES = "guidance scale", (0.0, 1.0, 2.0, 4.0, 7.0)
-SHARE, SHARES = "share of steps with the old maps", (1.0, 0.8, 0.6, 0.4, 0.2)
-FAR = 10.0  # η and alpha
-STRONG = 30.0  # guidance
 FIRST, FULL, LOW_RANK = (
     stage1_embedding.DEFAULTS,
     stage2_finetuning.DEFAULTS["full"],
     stage2_finetuning.DEFAULTS["lora"],
 )
-LORA = LoRA(4, ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"))  # these rebuild, see data/experiments/lora.json
+REBUILDING = LoRA(4, ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"))  # see data/experiments/lora.json
 
-# Each has five values of its knob to try: the same budget for all.
-on_the_way = partial(Method, knob=WAY, values=WAYS, largest=2.0, say=pair_in_words)
+# Knobs. Each has five values to try, so that every method gets the same budget.
+WAY_VALUES = (0.0, 0.8, 1.0, 1.25, 1.5)
+ON_THE_WAY = {  # see `tuning.pair_at`
+    "knob": "way from the input to the text alone",
+    "values": WAY_VALUES,
+    "largest": 2.0,
+    "say": pair_in_words,
+}
+ETA = {"knob": "η", "values": (0.0, 0.6, 0.8, 1.0, 1.2), "largest": 10.0}
+STRENGTH = {"knob": "share λ of the fine-tuning", "values": (1.0, 0.75, 0.5, 0.35, 0.2), "largest": 2.0}
+GUIDANCE = {"knob": "guidance scale", "values": (0.0, 1.0, 2.0, 4.0, 7.0), "largest": 30.0}
+OLD_MAPS = {"knob": "share of steps with the old maps", "values": (1.0, 0.8, 0.6, 0.4, 0.2), "largest": 1.0}
+
 METHODS = {
-    "imagic": on_the_way("Imagic", IMAGIC, imagic, settings=(FIRST, FULL)),
-    "imagic-fast": on_the_way("Imagic, few steps", IMAGIC, fast_imagic, settings=(FIRST, FULL, FAST)),
-    "imagic-paper": on_the_way("Imagic, the paper's schedule", IMAGIC, paper_imagic, settings=(PAPER,)),
-    "imagic-lora": on_the_way(
+    "imagic": Method("Imagic", IMAGIC, imagic, **ON_THE_WAY, settings=(FIRST, FULL)),
+    "imagic-fast": Method("Imagic, few steps", IMAGIC, fast_imagic, **ON_THE_WAY, settings=(FIRST, FULL, FEW_STEPS)),
+    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, **ON_THE_WAY, settings=(PAPER,)),
+    "imagic-lora": Method(
         "Imagic with a LoRA",
         f"{IMAGIC}; Hu et al. 2021, arXiv 2106.09685",
-        partial(imagic, second={"method": LORA}),
+        partial(imagic, second={"method": REBUILDING}),
+        **ON_THE_WAY,
         settings=(FIRST, LOW_RANK),
     ),
-    "no-stage-1": Method(
-        "Imagic without stage 1",
-        IMAGIC,
-        without_stage_1,
-        SCALE,
-        SCALES,
-        2.0,
-        settings=(FULL,),
-    ),
-    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, ETA, ETAS, FAR, settings=(FIRST,)),
+    "no-stage-1": Method("Imagic without stage 1", IMAGIC, without_stage_1, **STRENGTH, settings=(FULL,)),
+    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, **ETA, settings=(FIRST,)),
     "sdedit": Method(
         "SDEdit",
         "Meng et al. 2021, arXiv 2108.01073",
         sdedit,
-        "strength",
-        (0.4, 0.5, 0.6, 0.7, 0.8),
-        1.0,
+        knob="strength",
+        values=(0.4, 0.5, 0.6, 0.7, 0.8),
+        largest=1.0,
         rebuilds=False,
     ),
     "ddim-inversion": Method(
-        "DDIM inversion",
-        "Song et al. 2020, arXiv 2010.02502",
-        ddim_inversion,
-        GUIDANCE,
-        GUIDANCES,
-        STRONG,
-        seeded=False,
+        "DDIM inversion", "Song et al. 2020, arXiv 2010.02502", ddim_inversion, **GUIDANCE, seeded=False
     ),
     "npi": Method(
         "Negative-prompt inversion",
         "Miyake et al. 2023, arXiv 2305.16807",
         negative_prompt_inversion,
-        GUIDANCE,
-        GUIDANCES,
-        STRONG,
+        **GUIDANCE,
         caption=True,
         seeded=False,
     ),
@@ -96,9 +85,7 @@ METHODS = {
         "Prompt-to-prompt",
         "Hertz et al. 2022, arXiv 2208.01626; Miyake et al. 2023, arXiv 2305.16807",
         prompt_to_prompt,
-        SHARE,
-        SHARES,
-        1.0,
+        **OLD_MAPS,
         caption=True,
         seeded=False,
         rebuilds=False,
@@ -107,9 +94,7 @@ METHODS = {
         "Prompt-to-prompt, null-text",
         "Hertz et al. 2022, arXiv 2208.01626; Mokady et al. 2022, arXiv 2211.09794",
         partial(prompt_to_prompt, null_text=True),
-        SHARE,
-        SHARES,
-        1.0,
+        **OLD_MAPS,
         caption=True,
         seeded=False,
         rebuilds=False,
@@ -119,32 +104,30 @@ METHODS = {
         "LEDITS++",
         "Brack et al. 2023, arXiv 2311.16711",
         ledits,
-        "edit guidance scale",
-        (0.0, 1.0, 2.0, 4.0, 8.0),
-        STRONG,
+        knob="edit guidance scale",
+        values=(0.0, 1.0, 2.0, 4.0, 8.0),
+        largest=30.0,
         settings=(LEDITS_THRESHOLD,),
     ),
     "text": Method(
         "The text alone",
         "Ho & Salimans 2022, arXiv 2207.12598",
         text_alone,
-        GUIDANCE,
-        (1.0, 2.0, 3.0, 5.0, 7.5),
-        STRONG,
+        **GUIDANCE | {"values": (1.0, 2.0, 3.0, 5.0, 7.5)},
         rebuilds=False,
     ),
 }
 
 
 def community_methods(path: str | Path) -> dict[str, Method]:
-    """The two rows of diffusers' community pipeline, over a copy of its file: with steps and rates that suit the model,
-    and as it comes, whose own alpha is 1.2."""
-    paper = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}"
+    """Two rows for diffusers' community pipeline, from a copy of its file: with steps and rates that suit the model,
+    and as it comes, where alpha is 1.2 by default."""
+    paper, alpha = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}", ETA | {"knob": "alpha"}
     tuned, plain = (partial(community, path=path, as_it_comes=plain) for plain in (False, True))
     return {
-        "community": Method("Community Imagic, tuned", paper, tuned, "alpha", ETAS, FAR, settings=(COMMUNITY,)),
-        "community-as-it-comes": Method("Community Imagic as it comes", paper, plain, "alpha", ETAS, FAR),
+        "community": Method("Community Imagic, tuned", paper, tuned, **alpha, settings=(COMMUNITY,)),
+        "community-as-it-comes": Method("Community Imagic as it comes", paper, plain, **alpha),
     }
 
 
-__all__ = ["FAST", "METHODS", "PAPER", "Draw", "Method", "community_methods"]
+__all__ = ["FEW_STEPS", "METHODS", "PAPER", "Draw", "Method", "community_methods"]

@@ -1,4 +1,4 @@
-"""Prompt-to-prompt: the new picture is drawn with the old picture's attention maps."""
+"""Prompt-to-prompt draws the new picture with the attention maps of the old one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from imagic_lab.methods.inversion import invert, null_texts, sample, with_steps
+from imagic_lab.methods.inversion import draw_from, invert, null_texts, with_steps
 from imagic_lab.methods.method import Draw
 from imagic_lib.models import encode_text, settings_for
 from imagic_lib.stage4_inference import DEFAULTS, denoiser, guided, sampler
 
-# Hertz et al. replace cross-attention in the first 80 % of the steps and self-attention in the first 40 %: in half as
-# many, and only where a map has 16 x 16 places at most. In the embedded model all maps are smaller than that.
+# Hertz et al. replace cross-attention in the first 80 % of the steps and self-attention in the first 40 %, which is
+# half as many, and only where a map has at most 16 x 16 places. In the embedded model all maps are smaller than that.
 SELF_PART, LARGEST_SELF = 0.5, 16 * 16
 Change = Callable[[Attention, Tensor], Tensor]  # change(layer, maps) -> maps, (samples x heads, places, keys)
 
@@ -30,10 +30,10 @@ def prompt_to_prompt(
 ) -> Draw:
     """Prompt-to-prompt (Hertz et al. 2022, arXiv 2208.01626) on the inverted picture.
 
-    The path of the inversion shows the UNet the old picture at every step; its attention maps are used for the new
-    one in the first `share` of the steps, which is the knob: 1 keeps the layout of the input, 0 is plain sampling.
-    Guidance spoils the inversion; what stands in for the empty text mends that: the caption of the input (Miyake et
-    al. 2023), or with null_text what is optimised for each step (Mokady et al. 2022), which takes longer.
+    At every step the UNet also sees the old picture, from the path of the inversion, and its attention maps replace
+    those of the new picture in the first `share` of the steps. That share is the knob. 1 keeps the layout of the input,
+    0 is plain sampling. Guidance spoils the inversion, unless the empty text is replaced, by the caption of the input
+    (Miyake et al. 2023) or, with null_text, by an embedding optimised for each step (Mokady et al. 2022; slower).
     """
     e_tgt, e_src = encode_text(pipe, text), encode_text(pipe, source)
     guidance = settings_for(pipe, DEFAULTS)["guidance_scale"]
@@ -52,16 +52,16 @@ def prompt_to_prompt(
                 _, answer_empty, answer_text = pipe.unet(*three).sample.chunk(3)
             return guided(answer_text, answer_empty, guidance)
 
-        return [sample(pipe, guess, path[-1])] * len(seeds)
+        return [draw_from(pipe, path[-1], guess)] * len(seeds)
 
     return draw
 
 
 def take_maps(layer: Attention, maps: Tensor, *, taken: Tensor, own_self: bool) -> Tensor:
-    """The maps of three samples (old picture, new one without text, new one with it): the last takes the first's.
+    """Gives the last of three samples (old picture, new without text, new with text) the attention maps of the first.
 
-    Cross-attention: M'[:, j] = M_old[:, taken[j]] for each token j that the old text has, too; a new token keeps its
-    own. Self-attention: M' = M_old, unless own_self. maps: (3 x heads, places, keys), each row adds up to 1.
+    Cross-attention: M'[:, j] = M_old[:, taken[j]] for each token j that is in the old text, too; a new token keeps its
+    map. Self-attention: M' = M_old, unless own_self. maps: (3 x heads, places, keys), each row adds up to 1.
     """
     old, empty, new = maps.chunk(3)
     if layer.is_cross_attention:
@@ -72,10 +72,10 @@ def take_maps(layer: Attention, maps: Tensor, *, taken: Tensor, own_self: bool) 
 
 
 def aligned(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> Tensor:
-    """For each token of the target the place of its partner in the source, or -1 for a new one: (tokens,).
+    """For each token of the target, the place of its partner in the source, or -1 for a new token: (tokens,).
 
-    Partners are the same token in the same order. Where as many tokens replace others ('sitting', 'jumping'), each has
-    the one whose place it takes: Hertz et al. call that a word swap, and the rest a refinement.
+    Partners are equal tokens in the same order. Where tokens are replaced by the same number of others ('sitting' by
+    'jumping'), each is paired with the one it replaces. Hertz et al. call that a word swap, and the rest a refinement.
     """
     given = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
     old, new = (tokenizer(text, **given).input_ids for text in (source, target))
@@ -88,12 +88,12 @@ def aligned(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> Ten
 
 @contextmanager
 def changed_attention(unet: UNet2DConditionModel, change: Change):
-    """Inside, every attention layer of the UNet works with change(layer, maps); after it, as before."""
+    """Inside the block every attention layer of the UNet uses change(layer, maps) instead of its maps."""
     layers = [module for module in unet.modules() if isinstance(module, Attention)]
     before = [layer.processor for layer in layers]
     for layer in layers:
-        layer.set_processor(AttnProcessor())  # the faster ones never have the maps in hand
-        layer.get_attention_scores = partial(scores, layer, change)
+        layer.set_processor(AttnProcessor())  # the faster processors never compute the maps
+        layer.get_attention_scores = partial(changed_scores, layer, change)
     try:
         yield
     finally:
@@ -102,6 +102,6 @@ def changed_attention(unet: UNet2DConditionModel, change: Change):
             del layer.get_attention_scores
 
 
-def scores(layer: Attention, change: Change, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(Q Kᵀ / √d), changed."""
+def changed_scores(layer: Attention, change: Change, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """change(layer, softmax(Q Kᵀ / √d))."""
     return change(layer, type(layer).get_attention_scores(layer, query, key, mask))

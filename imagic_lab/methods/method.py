@@ -1,4 +1,4 @@
-"""What all methods share: one interface, and what is asked before any of them starts."""
+"""The interface that every method has, and the checks before one of them starts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from imagic_lib.models import check_text
-from imagic_lib.stage4_inference import seeds_of
+from imagic_lib.arguments import check_text, seeds_of
 
-Draw = Callable[[float, Sequence[int]], list[Image.Image]]  # draw(knob, seeds) -> one picture for each seed
+Draw = Callable[[float, Sequence[int]], list[Image.Image]]  # draw(knob, seeds) -> a picture for each seed
 
 
 @dataclass(frozen=True)
@@ -29,39 +28,41 @@ class Method:
     paper: str  # where it comes from
     prepare: Callable[..., Draw]  # prepare(pipe, image, text), and the caption of the input if the method needs one
     knob: str  # what its one number means
-    values: tuple[float, ...]  # of the knob, worth a try; the first one keeps most of the input
-    largest: float  # value of the knob; the smallest is 0
-    caption: bool = False  # does it need a text that says what the input shows?
+    values: tuple[float, ...]  # the knob's values that are worth a try; the first one keeps most of the input
+    largest: float  # the knob's largest value; the smallest is 0
+    caption: bool = False  # does the method need a text that says what the input shows?
     seeded: bool = True  # does another seed give another picture?
     rebuilds: bool = True  # does the first value stand for the input itself, without an edit?
     say: Callable[[float], str] | None = None  # a value in words; left out, "knob = value"
-    settings: tuple[dict, ...] = ()  # the defaults that it works with, beside those of sampling
+    settings: tuple[dict, ...] = ()  # the defaults that it uses, in addition to those of sampling
 
     def start(self, pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str | None = None) -> Draw:
-        """Train or invert, whatever the method does once for a picture; what it returns draws.
+        """Do what the method does once for a picture, such as training or inversion; returns a function that draws.
 
         image: (1, 3, size, size) in [-1, 1] (`load_image`). text: what the edited picture shows. source: what the input
-        shows, for a method that needs it. Raises ValueError if it is missing, and draw(knob, seeds) raises it for a
-        knob that is missing or out of range. The pipeline stays as it was.
+        shows. Raises ValueError if the method needs a source and has none; draw(knob, seeds) raises it for a knob that
+        is missing or out of range. The pipeline stays as it was.
         """
         check_text(text)
         if self.caption and not source:
-            raise ValueError(f"{self.title} needs a caption of the input: give source='a brown dog sitting', say")
+            raise ValueError(
+                f"{self.title} needs a caption of the input: give one, such as source='a brown dog sitting'"
+            )
         draw = self.prepare(pipe, image, text, source) if self.caption else self.prepare(pipe, image, text)
 
         def checked_draw(knob: float | None = None, seeds: Sequence[int] = (0,)) -> list[Image.Image]:
-            return draw(self.checked(knob), seeds_of(seeds))
+            return draw(self.checked_knob(knob), seeds_of(seeds))
 
         return checked_draw
 
     def said(self, value: float) -> str:
-        """A value of the knob, as a table has it."""
+        """A value of the knob, as a table shows it."""
         return self.say(value) if self.say else f"{self.knob} = {value:g}"
 
-    def checked(self, knob: float | None) -> float:
-        """The knob as a number. Raises ValueError if it is none, or out of range."""
+    def checked_knob(self, knob: float | None) -> float:
+        """The knob as a number. Raises ValueError if it is not a number, or out of range."""
         number = knob if isinstance(knob, Real) else math.nan
         if not 0 <= number <= self.largest:
-            said = "none was given" if knob is None else f"it is {knob!r}"
-            raise ValueError(f"{self.title} needs its knob, {self.knob}, from 0 to {self.largest:g}: {said}")
+            given = "none was given" if knob is None else f"it is {knob!r}"
+            raise ValueError(f"{self.title} needs its knob, {self.knob}, from 0 to {self.largest:g}: {given}")
         return float(number)

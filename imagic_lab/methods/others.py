@@ -1,4 +1,4 @@
-"""Methods that others have programmed: SDEdit and LEDITS++ of diffusers, and the Imagic of its community."""
+"""Methods that others have programmed: SDEdit and LEDITS++ from diffusers, and Imagic from its community."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from imagic_lab.methods.method import Draw
 from imagic_lib.models import family, settings_for
 from imagic_lib.pictures import picture_size, to_picture
 from imagic_lib.stage4_inference import AT_ONCE, DEFAULTS, sampler
-from imagic_lib.training.strategies import unet_copy
+from imagic_lib.unets import unet_copy
 
-# diffusers' community pipeline has 500 steps at 1e-3 and 1000 at 2e-6, for Stable Diffusion. To the embedded model, 80
-# times smaller, these rates are far too small. The following did best on the first three edits of ToyEdit dev;
-# (1e-2, 1e-4) and (1e-2, 5e-5) were tried beside them.
+# diffusers' community pipeline has 500 steps at 1e-3 and 1000 at 2e-6, for Stable Diffusion. For the embedded model,
+# which is 80 times smaller, these rates are far too low. The following did best on the first three edits of ToyEdit
+# dev; (1e-2, 1e-4) and (1e-2, 5e-5) were tried as well.
 COMMUNITY = {
     "tiny": {
         "text_embedding_optimization_steps": 250,
@@ -33,18 +33,18 @@ COMMUNITY = {
     },
     "stable-diffusion": {},
 }
-LEDITS_THRESHOLD = {"tiny": 0.5, "stable-diffusion": 0.9}  # diffusers' own is 0.9; a larger change wants a smaller one
+LEDITS_THRESHOLD = {"tiny": 0.5, "stable-diffusion": 0.9}  # diffusers has 0.9; a large change needs less
 COMMUNITY_FILE = "examples/community/imagic_stable_diffusion.py"  # in the repository huggingface/diffusers
-COMMUNITY_SCALING = 0.18215  # of the latents; it stands in that file as a number
+COMMUNITY_SCALING = 0.18215  # of the latents, hard-coded in that file
 
 
 def sdedit(pipe: Pipeline, image: Tensor, text: str) -> Draw:
-    """SDEdit (Meng et al. 2021, arXiv 2108.01073), by diffusers' img2img: half-way into the noise and back.
+    """SDEdit (Meng et al. 2021, arXiv 2108.01073), by diffusers' img2img: part of the way into the noise, and back.
 
-    z_t0 = √ᾱ_t0 · z + √(1-ᾱ_t0) · ε with t0 = strength · T; from there it is denoised with the text. Knob: strength.
+    z_t0 = √ᾱ_t0 · z + √(1-ᾱ_t0) · ε with t0 = strength · T, then denoised with the text. The knob is the strength.
     """
     given, picture = settings_for(pipe, DEFAULTS), to_picture(image)
-    other = quiet(StableDiffusionImg2ImgPipeline(**parts(pipe), requires_safety_checker=False))
+    other = without_bar(StableDiffusionImg2ImgPipeline(**components_of(pipe), requires_safety_checker=False))
 
     def draw(strength: float, seeds: Sequence[int]) -> list[Image.Image]:
         if math.floor(strength * given["steps"]) < 1:
@@ -65,20 +65,23 @@ def sdedit(pipe: Pipeline, image: Tensor, text: str) -> Draw:
 
 
 def ledits(pipe: Pipeline, image: Tensor, text: str) -> Draw:
-    """LEDITS++ (Brack et al. 2023, arXiv 2311.16711), by diffusers: the noises of a sampler that adds noise at every
-    step are chosen so that it ends near the input; then ε = ε_∅ + M · s·(ε_text - ε_∅), with a mask M of the places
-    where the text matters, at most a share of 1 - `LEDITS_THRESHOLD`. Knob: s; 0 rebuilds the input nearly.
+    """LEDITS++ (Brack et al. 2023, arXiv 2311.16711), by diffusers.
 
-    Its sampler is the paper's: with DDIM diffusers' code ends in an IndexError, because it gives times as floats. And
-    with transformers 5 it takes the padding of the text for words, and its mask leaves hardly a place free.
+    The sampler adds noise at every step, and these noises are chosen such that it ends near the input. Then
+    ε = ε_∅ + M · s·(ε_text - ε_∅), with a mask M of the places where the text matters: at most 1 - `LEDITS_THRESHOLD`
+    of all. The knob is s. s = 0 nearly rebuilds the input.
+
+    We use the paper's sampler, because diffusers' code with DDIM gives times as floats and ends in an IndexError. With
+    transformers 5 that code also mistakes the padding of the text for words, and then its mask leaves hardly any place
+    free; hence the `encode_prompt` below.
     """
     steps, picture = settings_for(pipe, DEFAULTS)["steps"], to_picture(image)
-    own = parts(pipe) | {
-        "unet": unet_copy(pipe.unet, None, pipe.unet.device),  # its attention layers are exchanged
+    own = components_of(pipe) | {
+        "unet": unet_copy(pipe.unet, pipe.unet.device),  # the pipeline replaces its attention layers
         "scheduler": sampler(pipe, "sde-dpm++"),
     }
     own.pop("image_encoder", None)
-    other = quiet(LEditsPPPipelineStableDiffusion(**own, requires_safety_checker=False))
+    other = without_bar(LEditsPPPipelineStableDiffusion(**own, requires_safety_checker=False))
     encode, words = other.encode_prompt, len(pipe.tokenizer(text, truncation=True).input_ids) - 2  # no start, no end
     other.encode_prompt = lambda *given, **named: (*encode(*given, **named)[:2], torch.tensor([words]))
 
@@ -99,19 +102,19 @@ def ledits(pipe: Pipeline, image: Tensor, text: str) -> Draw:
 
 
 def community(pipe: Pipeline, image: Tensor, text: str, *, path: str | Path, as_it_comes: bool = False) -> Draw:
-    """Imagic as diffusers' community has it (`COMMUNITY_FILE`, given by its path), in full precision. Knob: its alpha,
-    which is η. Its steps and rates are its own (as_it_comes), or those that suit this model (`COMMUNITY`).
+    """Imagic as diffusers' community programmed it (path: a copy of `COMMUNITY_FILE`), in full precision. The knob is
+    its alpha, which is η. as_it_comes: with the steps and rates of that file instead of those that suit this model.
 
-    It trains with a DDIM scheduler: diffusers' DPM-Solver adds the noise of another timestep before its steps are set.
-    It draws with the pipeline's own.
+    We let it train with a DDIM scheduler, because diffusers' DPM-Solver adds the noise of another timestep before its
+    steps are set. It draws with the pipeline's scheduler.
     """
     given, size = settings_for(pipe, DEFAULTS), picture_size(pipe)
     if pipe.vae.config.scaling_factor != COMMUNITY_SCALING:
         raise ValueError(f"the community pipeline scales latents by {COMMUNITY_SCALING}, this model does not")
-    unet = unet_copy(pipe.unet, None, pipe.unet.device)  # it trains the one that it gets
-    own = {name: part for name, part in parts(pipe).items() if name != "image_encoder"}
+    unet = unet_copy(pipe.unet, pipe.unet.device)  # it trains the UNet that it is given
+    own = {name: part for name, part in components_of(pipe).items() if name != "image_encoder"}
     own |= {"unet": unet, "scheduler": sampler(pipe, "ddim")}
-    other = quiet(community_module(path).ImagicStableDiffusionPipeline(**own))
+    other = without_bar(community_module(path).ImagicStableDiffusionPipeline(**own))
     with torch.random.fork_rng():  # it takes its training noise from the global generator
         torch.manual_seed(0)
         settings = {} if as_it_comes else COMMUNITY[family(pipe)]
@@ -132,34 +135,34 @@ def community(pipe: Pipeline, image: Tensor, text: str, *, path: str | Path, as_
 
 
 def community_module(path: str | Path) -> ModuleType:
-    """The file as a module, without its mixed precision, which does not start on a CPU, and without its bars.
+    """The file as a module, without its progress bars and its mixed precision, which does not work on a CPU.
 
-    Raises FileNotFoundError or ValueError if it isn't there or isn't that file.
+    Raises FileNotFoundError or ValueError if it does not exist or is another file.
     """
     path = Path(path)
     where = f"give the path of diffusers' {COMMUNITY_FILE}"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}: {where}")
+        raise FileNotFoundError(f"{path} does not exist: {where}")
     spec = importlib.util.spec_from_file_location("imagic_stable_diffusion", path)
     if spec is None:
-        raise ValueError(f"{path} is no Python file: {where}")
+        raise ValueError(f"{path} is not a Python file: {where}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         plain, bar = module.Accelerator, module.tqdm
         module.ImagicStableDiffusionPipeline  # noqa: B018
-    except (AttributeError, ImportError, SyntaxError, UnicodeDecodeError) as error:
+    except Exception as error:  # another file can fail in any way
         raise ValueError(f"{path} can't be used ({error}): {where}") from error
     module.Accelerator = lambda **given: plain(**given | {"mixed_precision": "no"})
     module.tqdm = lambda *arguments, **given: bar(*arguments, **given | {"disable": True})
     return module
 
 
-def parts(pipe: Pipeline) -> dict:
-    """The parts of a pipeline for another one. Its scheduler is a copy, because every pipeline sets its steps."""
+def components_of(pipe: Pipeline) -> dict:
+    """The parts of a pipeline, to make another one. The scheduler is a copy, because every pipeline sets its steps."""
     return pipe.components | {"scheduler": copy.deepcopy(pipe.scheduler)}
 
 
-def quiet(pipe: DiffusionPipeline) -> DiffusionPipeline:
+def without_bar(pipe: DiffusionPipeline) -> DiffusionPipeline:
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -1,8 +1,9 @@
-"""Imagic over the library's stages, with parts of it left out, and the text alone."""
+"""Imagic made of the library's stages, Imagic without one of them, and the text alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -18,7 +19,7 @@ from imagic_lib.stage4_inference import generate, sample_text
 from imagic_lib.training.loop import Run
 
 # Kavar et al. 2022, appendix B: one timestep a step, and many steps. The steps are the paper's. For the embedded model
-# the rates are such that steps x rate is what suits it (2.5 for the embedding, 0.03 for the weights), not the paper's.
+# the rates are chosen such that steps × rate suits it (2.5 for the embedding, 0.03 for the weights).
 PAPER = {
     "tiny": (
         {"steps": 1000, "lr": 2.5e-3, "batch": 1},
@@ -27,36 +28,37 @@ PAPER = {
     "stable-diffusion": ({"steps": 1000, "lr": 2e-3, "batch": 1}, {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0}),
 }
 
-# For the embedded model a sixth of the paper's samples, at rates that were chosen on ToyEdit dev. For Stable Diffusion
-# nothing was measured, and the stages' own defaults hold.
-FAST = {"tiny": ({"steps": 12, "lr": 0.1}, {"steps": 40, "lr": 4e-4}), "stable-diffusion": ({}, {})}
+# For the embedded model: a sixth of the paper's samples, at rates that were chosen on ToyEdit dev. For Stable Diffusion
+# nothing was measured, so the stages' defaults hold.
+FEW_STEPS = {"tiny": ({"steps": 12, "lr": 0.1}, {"steps": 40, "lr": 4e-4}), "stable-diffusion": ({}, {})}
 
-UNWATCHED = Run(probe_every=10**6)  # a method is not to pay for the curves that we look at
+UNWATCHED = Run(probe_every=10**6)  # a method does not pay for curves that only we look at
 
 
-def trained(
+def run_both_stages(
     pipe: StableDiffusionPipeline, image: Tensor, text: str, first: dict | None = None, second: dict | None = None
 ):
-    """(e_tgt, e_opt, the pipeline with the tuned UNet): stages 1 and 2. first, second: their settings, where they are
-    not the library's own."""
-    generator = torch.Generator().manual_seed(0)
+    """Stages 1 and 2: (e_tgt, e_opt, the pipeline with the tuned UNet). first, second: their settings, where these
+    differ from the library's defaults."""
+    generator, second = torch.Generator().manual_seed(0), dict(second or {})
+    later = replace(UNWATCHED, bias=second.pop("bias", None))
     e_tgt = encode_text(pipe, text)
     # e_opt = argmin_e E ‖ε - f_θ(z_t, t, e)‖²
     e_opt, _ = optimize_embedding(pipe, image, e_tgt, generator=generator, run=UNWATCHED, **first or {})
     # θ* = argmin_θ E ‖ε - f_θ(z_t, t, e_opt)‖²
-    tuned, _ = fine_tune(pipe, image, e_opt, generator=generator, run=UNWATCHED, **second or {})
+    tuned, _ = fine_tune(pipe, image, e_opt, generator=generator, run=later, **second)
     return e_tgt, e_opt, tuned
 
 
 def imagic(
     pipe: StableDiffusionPipeline, image: Tensor, text: str, *, first: dict | None = None, second: dict | None = None
 ) -> Draw:
-    """Imagic (Kavar et al. 2022, arXiv 2210.09276). Knob: the way from the input to the text alone (`pair_at`)."""
-    return along(*trained(pipe, image, text, first, second))
+    """Imagic (Kavar et al. 2022, arXiv 2210.09276). The knob leads from the input to the text alone (`pair_at`)."""
+    return along(*run_both_stages(pipe, image, text, first, second))
 
 
 def along(e_tgt: Tensor, e_opt: Tensor, tuned: StableDiffusionPipeline) -> Draw:
-    """Draw on the way from the input, 0, to the text alone, 2: ē = η·e_tgt + (1-η)·e_opt, θ_λ = θ + λ(θ* - θ)."""
+    """Draws on the way from the input, 0, to the text alone, 2: ē = η·e_tgt + (1-η)·e_opt, θ_λ = θ + λ(θ* - θ)."""
 
     def draw(way: float, seeds: Sequence[int]) -> list[Image.Image]:
         eta, scale = pair_at(way)
@@ -66,7 +68,7 @@ def along(e_tgt: Tensor, e_opt: Tensor, tuned: StableDiffusionPipeline) -> Draw:
 
 
 def pair_at(way: float) -> tuple[float, float]:
-    """(η, λ): first η grows from 0 to 1, with all of the fine-tuning; then λ falls from 1 to 0, with η = 1."""
+    """(η, λ). First η grows from 0 to 1, with λ = 1; then the tuning strength λ falls from 1 to 0, with η = 1."""
     return min(way, 1.0), min(2.0 - way, 1.0)
 
 
@@ -75,33 +77,33 @@ def pair_in_words(way: float) -> str:
 
 
 def fast_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """Imagic in a few large steps (`FAST`)."""
-    first, second = FAST[family(pipe)]
+    """Imagic in a few large steps (`FEW_STEPS`)."""
+    first, second = FEW_STEPS[family(pipe)]
     return imagic(pipe, image, text, first=first, second=second)
 
 
 def paper_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """Imagic the paper's way: one timestep a step, 1000 steps of stage 1 and 1500 of stage 2 (`PAPER`)."""
+    """Imagic on the paper's schedule: one timestep a step, 1000 steps of stage 1 and 1500 of stage 2 (`PAPER`)."""
     first, second = PAPER[family(pipe)]
     return imagic(pipe, image, text, first=first, second=second)
 
 
 def without_stage_1(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """The UNet fine-tuned at e_tgt itself. Then η means nothing, and the knob is how much of the fine-tuning is used:
-    θ_λ = θ + λ(θ* - θ). So far UniTune goes with it (Valevski et al. 2022, arXiv 2210.09477)."""
+    """Imagic with e_tgt instead of e_opt. Then η has no meaning, and the knob is the tuning strength λ in
+    θ_λ = θ + λ(θ* - θ). UniTune (Valevski et al. 2022, arXiv 2210.09477) also fine-tunes at the target text."""
     e_tgt = encode_text(pipe, text)
     tuned, _ = fine_tune(pipe, image, e_tgt, generator=torch.Generator().manual_seed(0), run=UNWATCHED)
     return lambda scale, seeds: generate(tuned, e_tgt, seeds, scale=scale)
 
 
 def without_stage_2(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """Imagic with the UNet as it was loaded: the ablation of the paper's Fig. 8. Knob η."""
+    """Imagic with the UNet as it was loaded, the ablation in the paper's Fig. 8. The knob is η."""
     e_tgt = encode_text(pipe, text)
     e_opt, _ = optimize_embedding(pipe, image, e_tgt, generator=torch.Generator().manual_seed(0), run=UNWATCHED)
     return lambda eta, seeds: generate(pipe, interpolate(e_tgt, e_opt, eta), seeds)
 
 
 def text_alone(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """No edit at all: what the model draws for the text. A method that keeps no more of the input than this keeps
-    nothing of it. Knob: the guidance scale s (Ho & Salimans 2022, arXiv 2207.12598)."""
+    """No edit at all, only what the model draws for the text: a baseline for how much of the input is kept by chance.
+    The knob is the guidance scale s (Ho & Salimans 2022, arXiv 2207.12598)."""
     return lambda guidance, seeds: sample_text(pipe, text, seeds, guidance_scale=guidance)

@@ -1,1 +1,1 @@
-"""The scripts behind every number of the repository: `python -m imagic_lab.numbers.NAME`."""
+"""The scripts behind every number in this repository: `python -m imagic_lab.numbers.NAME --help`, see README.md."""

@@ -1,6 +1,6 @@
-"""What the loops of the stages cost beyond the networks, and how time grows with steps, η values and seeds.
+"""What do the stages' loops cost beyond the networks, and how does the time grow with steps, η values and seeds?
 
-python -m imagic_lab.numbers.cost          # about 5 minutes on 2 idle cores; writes a table of README.md
+python -m imagic_lab.numbers.cost      # about 5 minutes on 2 idle cores; writes a table of README.md
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import numpy as np
 import torch
 
 import imagic_lib as imagic
-from imagic_lab.numbers.report import README, put, table
+from imagic_lab.benchmark import markdown_table
+from imagic_lab.numbers.report import README, command_line, put
 from imagic_lib.diffusion import encode_image, forward_process
 from imagic_lib.models import DATA
 from imagic_lib.stage2_finetuning import DEFAULTS
-from imagic_lib.training.strategies import unet_copy
+from imagic_lib.unets import unet_copy
 
-STEPS, COUNTS, REPEATS = (10, 20, 40), (1, 2, 4, 8), 3
-BATCH = DEFAULTS["full"]["tiny"]["batch"]
-QUIET = imagic.Run(bar=False, probe_every=10**6)  # a probe at the start and one at the end, however many steps
+STEP_COUNTS, COUNTS, REPEATS = (10, 20, 40), (1, 2, 4, 8), 3
+COST_BATCH = DEFAULTS["full"]["tiny"]["batch"]
+QUIET = imagic.Run(bar=False, probe_every=10**6)  # a probe at the start and one at the end, for any number of steps
 
 
 def slope(work: Callable[[int], object], counts: Sequence[int]) -> tuple[float, float]:
-    """(seconds for one more, R² of the straight line), over the fastest of several runs of work(count)."""
+    """(seconds for one more, R² of the straight line), from the fastest of several runs of work(count)."""
     seconds = np.full(len(counts), np.inf)
     for _ in range(REPEATS):
         for k, count in enumerate(counts):
@@ -36,36 +37,37 @@ def slope(work: Callable[[int], object], counts: Sequence[int]) -> tuple[float, 
     return float(rate), float(1 - residual.var() / seconds.var())
 
 
-def bare(pipe, image: torch.Tensor, e: torch.Tensor, steps: int, learn: str) -> None:
-    """Forward, backward and Adam, and nothing else: what a training can't do without. learn: "embedding" or "unet"."""
-    unet = unet_copy(pipe.unet, None, pipe.unet.device).requires_grad_(learn == "unet")
+def train_bare(pipe, image: torch.Tensor, e: torch.Tensor, steps: int, learn: str) -> None:
+    """Only what no training can do without: forward, backward and Adam. learn: "embedding" or "unet"."""
+    unet = unet_copy(pipe.unet, pipe.unet.device).requires_grad_(learn == "unet")
     e = e.clone().requires_grad_(learn == "embedding")
-    what = list(unet.parameters()) if learn == "unet" else [e]
-    adam = torch.optim.Adam(what, lr=1e-5, fused=True)
-    process, z = forward_process(pipe), encode_image(pipe, image).expand(BATCH, -1, -1, -1)
+    weights = list(unet.parameters()) if learn == "unet" else [e]
+    adam = torch.optim.Adam(weights, lr=1e-5, fused=True)
+    process, z = forward_process(pipe), encode_image(pipe, image).expand(COST_BATCH, -1, -1, -1)
     for _ in range(steps):
-        noise, t = torch.randn_like(z), torch.randint(1000, (BATCH,))
-        answer = unet(process.add_noise(z, noise, t), t, e.expand(BATCH, -1, -1)).sample
+        noise, t = torch.randn_like(z), torch.randint(1000, (COST_BATCH,))
+        answer = unet(process.add_noise(z, noise, t), t, e.expand(COST_BATCH, -1, -1)).sample
         (answer - noise).square().mean().backward()
         adam.step()
         adam.zero_grad(set_to_none=True)
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     pipe = imagic.load_pipeline("tiny")
     image, e = imagic.load_image(DATA / "images" / "dog-sitting.png", pipe), imagic.encode_text(pipe, "a brown dog")
     ours = {
-        "stage 1": lambda n: imagic.optimize_embedding(pipe, image, e, steps=n, batch=BATCH, run=QUIET),
-        "stage 2": lambda n: imagic.fine_tune(pipe, image, e, steps=n, batch=BATCH, run=QUIET),
+        "stage 1": lambda n: imagic.optimize_embedding(pipe, image, e, steps=n, batch=COST_BATCH, run=QUIET),
+        "stage 2": lambda n: imagic.fine_tune(pipe, image, e, steps=n, batch=COST_BATCH, run=QUIET),
     }
     theirs = {
-        "stage 1": lambda n: bare(pipe, image, e, n, "embedding"),
-        "stage 2": lambda n: bare(pipe, image, e, n, "unet"),
+        "stage 1": lambda n: train_bare(pipe, image, e, n, "embedding"),
+        "stage 2": lambda n: train_bare(pipe, image, e, n, "unet"),
     }
     rows = []
     for name, work in ours.items():
-        (rate, straight), (least, _) = slope(work, STEPS), slope(theirs[name], STEPS)
-        rows.append([f"a step of {name}, batch {BATCH}", f"{rate:.3f} s", f"{straight:.3f}"])
+        (rate, straight), (least, _) = slope(work, STEP_COUNTS), slope(theirs[name], STEP_COUNTS)
+        rows.append([f"a step of {name}, batch {COST_BATCH}", f"{rate:.3f} s", f"{straight:.3f}"])
         rows[-1] += [f"{least:.3f} s", f"{100 * (rate / least - 1):+.1f} %"]
     etas = {n: torch.cat([e] * n) for n in COUNTS}
     for name, work in (
@@ -77,7 +79,7 @@ def main() -> None:
         rate = rate / 5 if "step" in name else rate
         rows.append([name, f"{rate:.3f} s", f"{straight:.3f}", "–", "–"])
     header = ["what", "costs", "R² of the line", "the networks alone", "what our loop adds"]
-    put(README, "cost", table(header, rows))
+    put(README, "cost", markdown_table(header, rows))
 
 
 if __name__ == "__main__":

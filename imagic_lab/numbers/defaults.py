@@ -1,4 +1,4 @@
-"""Why the embedded model's defaults are what they are: one edit, fitted with other settings.
+"""Why does the embedded model have these defaults? One edit, trained with other settings as well.
 
 python -m imagic_lab.numbers.defaults      # about 10 minutes on 2 cores; writes the table of the model card
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import torch
 
 import imagic_lib as imagic
-from imagic_lab.numbers.edits import EDITS, successes
-from imagic_lab.numbers.report import CARD, put, table
+from imagic_lab.benchmark import markdown_table
+from imagic_lab.numbers.edits import EDITS, count_successes
+from imagic_lab.numbers.report import TINY_CARD, command_line, put
 from imagic_lab.toyworld import load_reader, load_scene
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.pictures import psnr
 
-NAME = "dog-sitting.png"
-CHANGES = (  # what is other than the default, in stage 1 and in stage 2
+PICTURE = "dog-sitting.png"
+CHANGES = (  # what differs from the defaults, in stage 1 and in stage 2
     ({}, {}),
     ({"steps": 10}, {}),
     ({"steps": 100, "lr": 1e-2}, {}),
@@ -24,41 +25,44 @@ CHANGES = (  # what is other than the default, in stage 1 and in stage 2
     ({}, {"lr": 1e-4}),
     ({}, {"lr": 4e-4}),
 )
-SEEDS = tuple(range(4))
-PAIRS = ((0.8, 1.0), (1.0, 1.0), (0.8, 0.5), (1.0, 0.5))  # (η, λ)
+FOUR_SEEDS = tuple(range(4))
+ETAS_AND_SCALES = ((0.8, 1.0), (1.0, 1.0), (0.8, 0.5), (1.0, 0.5))  # (η, λ)
 
 
-def words(default: dict, change: dict) -> str:
-    """Settings as a reader wants them: what differs from the default is bold."""
+def settings_in_words(default: dict, change: dict) -> str:
+    """Settings in a cell of the table. What differs from the default is bold."""
     shown = {"steps": "{} steps", "lr": "{:g}", "decay": "decay {:g}", "bias": "bias {:g}"}
     values = {name: form.format((default | change)[name]) for name, form in shown.items() if name in default}
     return ", ".join(f"**{text}**" if name in change else text for name, text in values.items())
 
 
-def measure(pipe, reader, first: dict, second: dict) -> list[str]:
-    """A line of the table: one training with these settings, and pictures from all seeds."""
-    path = imagic.DATA / "images" / NAME
-    truth, image = load_scene(path).edit(**EDITS[NAME]), imagic.load_image(path, pipe)
+def measure_settings(pipe, reader, first: dict, second: dict) -> list[str]:
+    """A line of the table, from one training with these settings and pictures of all seeds."""
+    path = imagic.DATA / "images" / PICTURE
+    truth, image = load_scene(path).edit(**EDITS[PICTURE]), imagic.load_image(path, pipe)
     e_tgt = imagic.encode_text(pipe, truth.caption())
     generator = torch.Generator().manual_seed(0)
     e_opt, one = imagic.optimize_embedding(pipe, image, e_tgt, generator=generator, **first)
     tuned, two = imagic.fine_tune(pipe, image, e_opt, generator=generator, **second)
     edit = imagic.ImagicEdit(truth.caption(), pipe, tuned, image, e_tgt, e_opt, one, two, {})
-    rebuilt = [psnr(row[0], edit.reconstruction) for row in edit.pictures([0.0], SEEDS)]
-    drawn = [[row[0] for row in edit.pictures([eta], SEEDS, scale=scale)] for eta, scale in PAIRS]
-    counts = [successes(reader, pictures, truth) for pictures in drawn]
-    line = [words(stage1_embedding.DEFAULTS["tiny"], first), words(stage2_finetuning.DEFAULTS["full"]["tiny"], second)]
+    rebuilt = [psnr(row[0], edit.reconstruction) for row in edit.pictures([0.0], FOUR_SEEDS)]
+    drawn = [[row[0] for row in edit.pictures([eta], FOUR_SEEDS, scale=scale)] for eta, scale in ETAS_AND_SCALES]
+    counts = [count_successes(reader, pictures, truth) for pictures in drawn]
+    defaults = stage1_embedding.DEFAULTS["tiny"], stage2_finetuning.DEFAULTS["full"]["tiny"]
+    line = [settings_in_words(*both) for both in zip(defaults, (first, second), strict=True)]
     line += [f"{history.probe_loss[-1]:.4f}" for history in (one, two)]
     return [*line, f"{min(rebuilt):.1f}–{max(rebuilt):.1f}", *map(str, counts)]
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     pipe, reader = imagic.load_pipeline("tiny"), load_reader()
-    rows = [measure(pipe, reader, *change) for change in CHANGES]
+    rows = [measure_settings(pipe, reader, *change) for change in CHANGES]
     header = ["stage 1", "stage 2", "probe after 1", "after 2", "η = 0, PSNR in dB"]
-    header += [f"η = {eta:g}, λ = {scale:g}" for eta, scale in PAIRS]
-    note = f"\nThe last columns count the successes (right and drawn well) among the pictures of {len(SEEDS)} seeds.\n"
-    put(CARD, "defaults", table(header, rows) + note)
+    header += [f"η = {eta:g}, λ = {scale:g}" for eta, scale in ETAS_AND_SCALES]
+    count = len(FOUR_SEEDS)
+    note = f"\nThe last columns count the successes (right and drawn well) among the pictures of {count} seeds.\n"
+    put(TINY_CARD, "defaults", markdown_table(header, rows) + note)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,40 @@
-"""What CLIP and the distance to the input say of an edit, beside the ground truth: the paper's Fig. 9 and ablations.
+"""What do CLIP and the distance to the input say about an edit, and what is true? After the paper's Fig. 9.
 
-    python -m imagic_lab.numbers.evaluation         # about 80 minutes of one core; goes on where it was stopped
-    python -m imagic_lab.numbers.evaluation 4       # the first 4 edits of the curves only
+    python -m imagic_lab.numbers.evaluation         # about 80 minutes of one core; continues where it was stopped
+    python -m imagic_lab.numbers.evaluation 4       # only the curves of the first 4 edits, without the ablation
 
-Each edit is written into data/experiments/evaluation.json at once; notebook 11 draws it. The CLIP score is that of the
-mini-CLIP which was trained beside tiny-sd. The edits are those of ToyEdit test.
+Each edit of ToyEdit test is written into data/experiments/evaluation.json at once; notebook 11 draws the results. The
+CLIP score is that of the mini-CLIP, which was trained together with tiny-sd.
 """
 
 from __future__ import annotations
-
-import argparse
 
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
 import imagic_lib as imagic
-from imagic_lab.benchmark.benchmark import versions_of
-from imagic_lab.methods.tuning import PAPER, trained
+from imagic_lab.benchmark import versions_of
+from imagic_lab.measures import clip_scores
+from imagic_lab.methods.tuning import PAPER, run_both_stages
+from imagic_lab.numbers.report import command_line
 from imagic_lab.numbers.results import Results, rounded
 from imagic_lab.toyworld import load_reader
-from imagic_lab.toyworld.edits import KINDS, toyedit
+from imagic_lab.toyworld.edits import EDIT_KINDS, toyedit
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr, rmse
-from imagic_lib.suggestion import clip_scores
 
-RESULTS = "evaluation.json"
-ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-SEEDS = (10, 11, 12, 13, 14, 15)
-SCALES = {"fine-tuned": 1.0, "not fine-tuned": 0.0}
+CURVE_ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+CURVE_SEEDS = (10, 11, 12, 13, 14, 15)
+CURVE_SCALES = {"fine-tuned": 1.0, "not fine-tuned": 0.0}
 COUNT = 16  # edits of the curves
-STEPS = (10, 100, 1000)  # of stage 1 the paper's way: one timestep a step, always the same rate
-STEPS_SEEDS = SEEDS[:3]
+ABLATED_STEPS = (10, 100, 1000)  # of stage 1 on the paper's schedule: one timestep a step, at a constant rate
+ABLATION_SEEDS = CURVE_SEEDS[:3]
 
 
-def seen(reader, clip, picture, edit, truth) -> dict:
-    """One picture: what CLIP and the distance say, and what is true."""
+def score_picture(reader, clip, picture, edit, truth) -> dict:
+    """What CLIP and the distance say about a picture, and what is true."""
     [score] = clip_scores(*clip, [picture], edit.text)
-    read = reader.report(picture, truth) if reader.may_be(picture, truth) else None  # wrong at a glance is wrong
+    read = reader.report(picture, truth) if reader.may_be(picture, truth) else None  # a glance finds most failures
     return {
         "clip": rounded(score),
         "input": rounded(rmse(picture, edit.reconstruction)),
@@ -46,53 +44,51 @@ def seen(reader, clip, picture, edit, truth) -> dict:
     }
 
 
-def curves(pipe, reader, clip, before, change: dict[str, str]) -> dict:
-    """One edit along η, with and without stage 2: a list over η of lists over the seeds."""
+def measure_curves(pipe, reader, clip, before, change: dict[str, str]) -> dict:
+    """One edit along η, with and without stage 2, as lists over η of lists over the seeds."""
     truth = before.edit(**change)
     edit = imagic.run_edit(pipe, imagic.load_image(before.render(), pipe), truth.caption())
     found = {"kind": next(iter(change)), "text": edit.text}
-    for name, scale in SCALES.items():
-        rows = edit.pictures(ETAS, SEEDS, scale=scale)
-        looked = [[seen(reader, clip, row[k], edit, truth) for row in rows] for k in range(len(ETAS))]
+    for name, scale in CURVE_SCALES.items():
+        rows = edit.pictures(CURVE_ETAS, CURVE_SEEDS, scale=scale)
+        looked = [[score_picture(reader, clip, row[k], edit, truth) for row in rows] for k in range(len(CURVE_ETAS))]
         found[name] = {what: [[one[what] for one in drawn] for drawn in looked] for what in looked[0][0]}
     ends = clip_scores(*clip, [edit.reconstruction, truth.render()], edit.text)
     found["clip of the input"], found["clip of the truth"] = map(rounded, ends)
     return found
 
 
-def steps(pipe, reader, before, change: dict[str, str], count: int) -> dict:
-    """One edit with so many steps in stage 1: is the input rebuilt, and does the edit succeed?"""
+def ablate_steps(pipe, reader, before, change: dict[str, str], count: int) -> dict:
+    """One edit with `count` steps in stage 1. Is the input rebuilt, and does the edit succeed?"""
     truth, image = before.edit(**change), imagic.load_image(before.render(), pipe)
     first = PAPER["tiny"][0] | {"steps": count}
-    e_tgt, e_opt, tuned = trained(pipe, image, truth.caption(), first)
+    e_tgt, e_opt, tuned = run_both_stages(pipe, image, truth.caption(), first)
     near = imagic.pictures.to_picture(imagic.decode_latents(pipe, imagic.encode_image(pipe, image)))
-    rebuilt = imagic.generate(tuned, e_opt, STEPS_SEEDS)
+    rebuilt = imagic.generate(tuned, e_opt, ABLATION_SEEDS)
     found = {"psnr": [rounded(psnr(picture, near), 1) for picture in rebuilt]}
     found["moved"] = rounded((e_opt - e_tgt).norm(dim=-1).mean(), 2)
     for eta in (0.6, 0.8, 1.0):
-        drawn = imagic.generate(tuned, imagic.interpolate(e_tgt, e_opt, eta), STEPS_SEEDS)
+        drawn = imagic.generate(tuned, imagic.interpolate(e_tgt, e_opt, eta), ABLATION_SEEDS)
         found[f"success at {eta:g}"] = sum(reader.success(picture, truth) for picture in drawn)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("count", nargs="?", type=int, help="so many edits of the curves, and no ablation")
-    asked = parser.parse_args()
-    pipe, reader, results = imagic.load_pipeline("tiny"), load_reader(), Results(RESULTS, "versions", "curves", "steps")
+    options = command_line(__doc__)
+    options.add_argument("count", nargs="?", type=int, help="how many edits for the curves, without the ablation")
+    asked, results = options.parse_args(), Results("evaluation.json", "versions", "curves", "steps")
+    pipe, reader = imagic.load_pipeline("tiny"), load_reader()
     clip = [kind.from_pretrained(DATA / "tiny-clip") for kind in (CLIPModel, CLIPProcessor)]
     clip[0].to(torch.float32)
-    versions = versions_of(pipe, reader)
-    if (results.found["versions"] or versions) != versions:
-        raise ValueError(f"{results.path} was measured with other versions: delete it to measure anew")
-    results.found |= {"versions": versions, "etas": ETAS, "seeds": SEEDS}
+    results.check_versions(versions_of(pipe, reader))
+    results.found |= {"etas": CURVE_ETAS, "seeds": CURVE_SEEDS}
     for index, (before, change) in enumerate(toyedit("test")[: asked.count or COUNT]):
         if str(index) not in results.found["curves"]:
-            results.keep("curves", str(index), curves(pipe, reader, clip, before, change))
-    for index, (before, change) in enumerate([] if asked.count else toyedit("test")[: len(KINDS)]):
-        for count in STEPS:
+            results.keep("curves", str(index), measure_curves(pipe, reader, clip, before, change))
+    for index, (before, change) in enumerate([] if asked.count else toyedit("test")[: len(EDIT_KINDS)]):
+        for count in ABLATED_STEPS:
             if (key := f"{index} / {count}") not in results.found["steps"]:
-                results.keep("steps", key, steps(pipe, reader, before, change, count))
+                results.keep("steps", key, ablate_steps(pipe, reader, before, change, count))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Train the head for HL-Gauss: the UNet of tiny-sd stays as it is, the head learns what shape its doubt has.
+"""Trains the head for HL-Gauss, which learns the shape of the error while the UNet of tiny-sd stays as it is.
 
-python -m imagic_lab.numbers.hl_gauss_head         # about 4 minutes on 1 core; writes data/hl-gauss/head.safetensors
+python -m imagic_lab.numbers.hl_gauss_head         # about 4 minutes on 1 core; writes
+data/hl-gauss/head.safetensors
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ import numpy as np
 import torch
 
 import imagic_lib as imagic
+from imagic_lab.benchmark import markdown_table
 from imagic_lab.experiments import distribution, losses
-from imagic_lab.numbers.report import README, ROOT, put, table
+from imagic_lab.numbers.report import README, ROOT, command_line, put
 from imagic_lab.toyworld import dataset, unet
-from imagic_lab.toyworld.training import train
+from imagic_lab.toyworld.training import train_network
 from imagic_lib.diffusion import forward_process, frozen, noised, stratified_timesteps
-from imagic_lib.training.checkpoints import load_tensors, save_tensors
+from imagic_lib.files import load_tensors, save_tensors
 
-SCENES, HELD_BACK, STEPS, LR, BATCH = 800, 96, 300, 3e-3, 16
-RUNS = ROOT / "runs" / "hl-gauss"
+HEAD_SCENES, HELD_BACK_SCENES, HEAD_STEPS, HEAD_LR, HEAD_BATCH = 800, 96, 300, 3e-3, 16
+HEAD_FOLDER = ROOT / "runs" / "hl-gauss"
 
 
 @torch.no_grad()
-def latents_of(pipe, scenes, path) -> tuple[torch.Tensor, torch.Tensor]:
-    """(means, deviations) of the scenes' latents, kept in a file."""
+def stored_latents(pipe, scenes, path) -> tuple[torch.Tensor, torch.Tensor]:
+    """(means, deviations) of the scenes' latents, which are kept in a file."""
     if not path.exists():
         drawings = np.stack([dataset.pixels(scene) for scene in scenes])
         means, deviations = unet.encode_all(pipe.vae, drawings)
@@ -31,28 +33,28 @@ def latents_of(pipe, scenes, path) -> tuple[torch.Tensor, torch.Tensor]:
     return tensors["means"], tensors["deviations"]
 
 
-def batch_of(pipe, process, latents, scenes, step: int, generator: torch.Generator):
-    """(noised latents, timesteps, embeddings, noise), drawn as in the UNet's own training."""
+def draw_batch(pipe, process, latents, scenes, step: int, generator: torch.Generator):
+    """(noised latents, timesteps, embeddings, noise), drawn as in the training of the UNet."""
     means, deviations = latents
-    which = torch.randint(len(scenes), (BATCH,), generator=generator)
-    empty = torch.rand(BATCH, generator=generator) < unet.EMPTY_CAPTIONS
+    which = torch.randint(len(scenes), (HEAD_BATCH,), generator=generator)
+    empty = torch.rand(HEAD_BATCH, generator=generator) < unet.EMPTY_CAPTIONS
     pairs = enumerate(zip(which.tolist(), empty.tolist(), strict=True))
-    captions = ["" if none else scenes[i].caption(step * BATCH + k) for k, (i, none) in pairs]
+    captions = ["" if none else scenes[i].caption(step * HEAD_BATCH + k) for k, (i, none) in pairs]
     with torch.no_grad():
         text = pipe.text_encoder(unet.tokenize(pipe.tokenizer, captions)).last_hidden_state
     x = means[which] + deviations[which] * torch.randn(means[which].shape, generator=generator)
     noise = torch.randn(x.shape, generator=generator)
-    t = stratified_timesteps(BATCH, 1000, generator)
+    t = stratified_timesteps(HEAD_BATCH, 1000, generator)
     return noised(process, x, noise, t)[0], t, text, noise
 
 
 @torch.no_grad()
 def held_back_losses(pipes: dict, process, latents, scenes, batches: int = 12) -> dict[str, dict[str, float]]:
-    """For each pipeline: HL-Gauss and the squared error of the mean, on scenes that nobody saw."""
+    """For each pipeline, HL-Gauss and the squared error of the mean on new scenes."""
     scores = {name: {"hl_gauss": 0.0, "mse": 0.0} for name in pipes}
     for number in range(batches):
         generator = torch.Generator().manual_seed(number)
-        z_t, t, text, noise = batch_of(pipes["start"], process, latents, scenes, number, generator)
+        z_t, t, text, noise = draw_batch(pipes["start"], process, latents, scenes, number, generator)
         for name, pipe in pipes.items():
             answer = pipe.unet(z_t, t, text).sample
             scores[name]["hl_gauss"] += losses.hl_gauss(answer, noise).item() / batches
@@ -61,27 +63,30 @@ def held_back_losses(pipes: dict, process, latents, scenes, batches: int = 12) -
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     pipe = imagic.load_pipeline("tiny")
     process = forward_process(pipe)
     start, learned = (distribution.with_distribution(pipe, learned=False) for _ in range(2))
-    scenes, others = dataset.training_scenes(SCENES), dataset.test_scenes(HELD_BACK)
-    latents = latents_of(pipe, scenes, RUNS / "latents.safetensors")
-    held_back = latents_of(pipe, others, RUNS / "held-back.safetensors")
+    scenes, others = dataset.training_scenes(HEAD_SCENES), dataset.test_scenes(HELD_BACK_SCENES)
+    latents = stored_latents(pipe, scenes, HEAD_FOLDER / "latents.safetensors")
+    held_back = stored_latents(pipe, others, HEAD_FOLDER / "held-back.safetensors")
     head = learned.unet.conv_out
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
-        z_t, t, text, noise = batch_of(pipe, process, latents, scenes, step, generator)
+        z_t, t, text, noise = draw_batch(pipe, process, latents, scenes, step, generator)
         return losses.hl_gauss(learned.unet(z_t, t, text).sample, noise)
 
     with frozen(pipe.text_encoder, learned.unet):
         head.learned.requires_grad_(True)
-        history = train("head", head.learned, loss_of, RUNS, steps=STEPS, lr=LR, warmup=50, ema=0.99)
+        history = train_network(
+            "head", head.learned, loss_of, HEAD_FOLDER, steps=HEAD_STEPS, lr=HEAD_LR, warmup=50, ema=0.99
+        )
     scores = held_back_losses({"start": start, "learned": learned}, process, held_back, others)
-    distribution.save_head(head, distribution.HEAD, {"history": history, "held_back": scores})
+    distribution.save_head(head, distribution.HEAD_FILE, {"history": history, "held_back": scores})
     names = {"start": "the Gaussian around the guess (start)", "learned": "the learned head"}
     rows = [[names[k], f"{v['hl_gauss']:.4f}", f"{v['mse']:.4f}"] for k, v in scores.items()]
-    header = [f"{HELD_BACK} held-back drawings, {STEPS} steps of training", "HL-Gauss", "MSE of the mean"]
-    put(README, "hl-gauss", table(header, rows))
+    header = [f"{HELD_BACK_SCENES} held-back drawings, {HEAD_STEPS} steps of training", "HL-Gauss", "MSE of the mean"]
+    put(README, "hl-gauss", markdown_table(header, rows))
 
 
 if __name__ == "__main__":

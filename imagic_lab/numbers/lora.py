@@ -1,17 +1,17 @@
-"""LoRA as stage 2 of an edit, against full fine-tuning: what rank, which layers, and what does it save?
+"""LoRA as stage 2 of an edit, compared with full fine-tuning: which rank, which layers, and what does it save?
 
-    python -m imagic_lab.numbers.lora          # half an hour of one core; goes on where it was stopped
+    python -m imagic_lab.numbers.lora          # half an hour of one core; continues where it was stopped
 
-A larger rank moves faster, as the factor alpha / rank is 1 here: every LoRA is trained with one rate, found at rank 4,
-and with RATE * sqrt(4 / rank), which keeps the update's size (Kalajdzievski 2023, arXiv 2312.03732).
-Each run is written into data/experiments/lora.json at once; the sheet and the tables are made at the end. The loop
-over configurations is in rounds, the ones that matter most first, each of them for all (picture, seed) pairs. Seconds
-are of one processor core (`time.process_time`), so that other work on the machine does not count.
+A larger rank moves faster, because the factor alpha / rank is 1 here. Every LoRA is trained with one rate, found at
+rank 4, and with LORA_RATE * sqrt(4 / rank), which keeps the size of the update (Kalajdzievski 2023, arXiv 2312.03732).
+Each run is written into data/experiments/lora.json at once; the sheet and the tables follow at the end. The most
+important configurations come first, each of them for all (picture, seed) pairs. Seconds are of one processor core
+(`time.process_time`), so other work on the machine does not count.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
 import subprocess
 import sys
 import time
@@ -21,21 +21,22 @@ import numpy as np
 import torch
 
 import imagic_lib as imagic
+from imagic_lab.benchmark import markdown_table
 from imagic_lab.classroom.plots import picture_grid
-from imagic_lab.numbers.edits import EDITS, successes
-from imagic_lab.numbers.report import README, ROOT, put, table
+from imagic_lab.numbers.edits import EDITS, count_successes
+from imagic_lab.numbers.report import README, ROOT, command_line, put
 from imagic_lab.numbers.results import (
     SCRATCH,
     Results,
-    compared,
-    percent,
-    portion,
+    mean_and_deviation,
+    paired_difference,
     rounded,
-    spread,
+    share_with_interval,
     strip,
     strips,
     write_sheet,
 )
+from imagic_lab.numbers.sd14_step import FRUGAL_MALLOC, PeakWatch
 from imagic_lab.toyworld import Scene, load_reader, load_scene
 from imagic_lib import stage2_finetuning
 from imagic_lib.models import DATA
@@ -43,7 +44,7 @@ from imagic_lib.pictures import psnr, rmse, to_picture
 from imagic_lib.planning import memory
 from imagic_lib.training.strategies import Strategy
 
-RESULTS = "lora.json"
+LORA_RESULTS = "lora.json"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {
     "to_q, to_v": ("to_q", "to_v"),
@@ -51,21 +52,21 @@ TARGETS = {
     "attention and convolutions": (*ATTENTION, "conv1", "conv2"),
 }
 RANKS = {"to_q, to_v": (4, 64), "all of attention": (4,), "attention and convolutions": (4, 64)}
-RATE = stage2_finetuning.DEFAULTS["lora"]["tiny"]["lr"]  # found at rank 4
-SCALED = {64: 0.0025}  # RATE * sqrt(4 / rank)
-FIRST = ("full", "to_q, to_v / 4", "attention and convolutions / 4", "to_q, to_v / 64", "all of attention / 4")
-PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # a picture each, a training seed each
-ETAS, SEEDS, SAMPLING_STEPS = (0.0, 0.6, 0.8, 1.0), (0, 1), 15
+LORA_RATE = stage2_finetuning.DEFAULTS["lora"]["tiny"]["lr"]  # found at rank 4
+RATES_BY_RANK = {64: 0.0025}  # LORA_RATE * sqrt(4 / rank)
+MOST_IMPORTANT = ("full", "to_q, to_v / 4", "attention and convolutions / 4", "to_q, to_v / 64", "all of attention / 4")
+EDIT_PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # a picture each, a training seed each
+LORA_ETAS, LORA_SEEDS, LORA_SAMPLING = (0.0, 0.6, 0.8, 1.0), (0, 1), 15
 
 
 def configurations() -> dict[str, dict]:
-    """By label, what `fine_tune` is called with: full; each LoRA with the one rate; and with a rate by its rank."""
+    """By label, the arguments of `fine_tune`: full, each LoRA with the one rate, and with the rate for its rank."""
     made = {"full": {"method": "full"}}
     for name, targets in TARGETS.items():
         for rank in RANKS[name]:
             made[f"{name} / {rank}"] = {"method": imagic.LoRA(rank, targets)}
-            if rank in SCALED:
-                made[f"{name} / {rank} / {SCALED[rank]}"] = made[f"{name} / {rank}"] | {"lr": SCALED[rank]}
+            if rate := RATES_BY_RANK.get(rank):
+                made[f"{name} / {rank} / {rate}"] = made[f"{name} / {rank}"] | {"lr": rate}
     return made
 
 
@@ -75,87 +76,83 @@ def rank_of(settings: dict) -> int:
 
 
 def parts_of(label: str) -> tuple[str, str, str]:
-    """(layers, rank, learning rate) of a configuration, to be read."""
+    """(layers, rank, learning rate) of a configuration, for the table."""
     layers, rank, rate, *_ = [*label.split(" / "), "", ""]
-    return layers, rank or "–", rate or str(RATE if rank else stage2_finetuning.DEFAULTS["full"]["tiny"]["lr"])
+    return layers, rank or "–", rate or str(LORA_RATE if rank else stage2_finetuning.DEFAULTS["full"]["tiny"]["lr"])
 
 
-def stage_1(pipe, name: str, seed: int):
-    """(scene of the truth, image, e_tgt, e_opt); the embedding is kept, a second call costs nothing."""
+def prepared_edit(pipe, name: str, seed: int):
+    """(scene of the truth, image, e_tgt, e_opt). The embedding is kept, so a second call costs nothing."""
     path = DATA / "images" / name
     truth = load_scene(path).edit(**EDITS[name])
     image, e_tgt = imagic.load_image(path, pipe), imagic.encode_text(pipe, truth.caption())
     generator = torch.Generator().manual_seed(seed)
-    SCRATCH.mkdir(parents=True, exist_ok=True)  # where stage 1 is kept
+    SCRATCH.mkdir(parents=True, exist_ok=True)
     checkpoint = SCRATCH / f"stage-1-{name}-{seed}.safetensors"
     e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, generator=generator, run=imagic.Run(checkpoint=checkpoint))
     return truth, image, e_tgt, e_opt
 
 
-def edits(results: Results, pipe, reader, pair: tuple[str, int], labels: Iterable[str]) -> None:
+def measure_edits(results: Results, pipe, reader, pair: tuple[str, int], labels: Iterable[str]) -> None:
     name, seed = pair
     missing = [c for c in labels if f"{name} / {seed} / {c}" not in results.found["edits"]]
     if not missing:
         return
-    truth, image, e_tgt, e_opt = stage_1(pipe, name, seed)
+    truth, image, e_tgt, e_opt = prepared_edit(pipe, name, seed)
     goal = to_picture(imagic.decode_latents(pipe, imagic.encode_image(pipe, image)))
     for label in missing:
         began = time.process_time()
         generator = torch.Generator().manual_seed(1000 + seed)
         tuned, history = imagic.fine_tune(pipe, image, e_opt, generator=generator, **configurations()[label])
         seconds = time.process_time() - began
-        line = imagic.interpolate(e_tgt, e_opt, ETAS)
-        flat = imagic.generate(tuned, line, SEEDS, steps=SAMPLING_STEPS)
-        columns = {eta: flat[k * len(SEEDS) : (k + 1) * len(SEEDS)] for k, eta in enumerate(ETAS)}
-        success = {eta: successes(reader, ps, truth) for eta, ps in columns.items() if eta}
-        best = max(success, key=lambda eta: (success[eta], -eta))  # of equals the smallest, nearest to the input
-        strip(f"edit-{name}-{label.replace('/', '-')}", [columns[eta][0] for eta in ETAS])
+        line = imagic.interpolate(e_tgt, e_opt, LORA_ETAS)
+        flat = imagic.generate(tuned, line, LORA_SEEDS, steps=LORA_SAMPLING)
+        columns = {eta: flat[k * len(LORA_SEEDS) : (k + 1) * len(LORA_SEEDS)] for k, eta in enumerate(LORA_ETAS)}
+        success = {eta: count_successes(reader, ps, truth) for eta, ps in columns.items() if eta}
+        best = max(success, key=lambda eta: (success[eta], -eta))  # of equally good ones the nearest to the input
+        strip(f"edit-{name}-{label.replace('/', '-')}", [columns[eta][0] for eta in LORA_ETAS])
         distance = [rmse(p, truth.render()) for p in columns[best]]
         found = {"probe": [rounded(history.probe_loss[0]), rounded(history.probe_loss[-1])]}
         found |= {"steps": len(history.loss), "seconds": rounded(seconds, 1)}
         found |= {"psnr": rounded(np.mean([psnr(p, goal) for p in columns[0.0]]), 2), "best_eta": best}
-        found |= {"success": success[best], "of": len(SEEDS), "rmse": rounded(np.mean(distance))}
+        found |= {"success": success[best], "of": len(LORA_SEEDS), "rmse": rounded(np.mean(distance))}
         results.keep("edits", f"{name} / {seed} / {label}", found)
 
 
 # --- memory
 
 
-def counted(unet, settings: dict, *, batch: int, side: int) -> tuple[float, int]:
-    """(GiB at the peak of a float32 step with Adam's moments, numbers that learn): counted, not measured."""
+def counted_memory(unet, settings: dict, *, batch: int, side: int) -> tuple[float, int]:
+    """(GiB at the peak of a float32 step with Adam's moments, numbers that learn), counted instead of measured."""
     lora = settings["method"] if rank_of(settings) else imagic.LoRA()
-    strategy = Strategy("lora" if rank_of(settings) else "full", torch.float32, "Adam", False)
-    peak, learning = memory.training_peak(unet, 2, strategy, batch=batch, side=side, lora=lora)
+    way = memory.Way("lora" if rank_of(settings) else "full", Strategy(torch.float32, "Adam", False))
+    peak, learning = memory.training_peak(unet, 2, way, batch=batch, side=side, lora=lora)
     return (peak + 8 * learning) / 2**30, learning
 
 
-def resident(label: str) -> float:
+def resident_memory(label: str) -> float:
     """GiB of resident memory at the peak of three steps on tiny, above the interpreter, its libraries and the loaded
-    model; in a process of its own."""
-    command = [sys.executable, __file__, label]
-    quiet = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=quiet)
+    model, in a new process."""
+    command = [sys.executable, "-m", "imagic_lab.numbers.lora", "--peak", label]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=FRUGAL_MALLOC)
     return float(done.stdout.split()[-1])
 
 
-def measure(label: str) -> None:
+def print_peak(label: str) -> None:
+    """The work of `resident_memory`'s process."""
     import psutil
-    from sd14_step import Peak
 
     pipe = imagic.load_pipeline("tiny")
     image = imagic.load_image(Scene.sample(0).render(), pipe)
     e = imagic.encode_text(pipe, "a brown dog jumping on the grass")
     imagic.encode_image(pipe, image)
     before = psutil.Process().memory_info().rss
-    watch = Peak()
-    watch.start()
-    imagic.fine_tune(pipe, image, e, steps=3, batch=8, **configurations()[label])
-    watch.over.set()
-    watch.join()
+    with PeakWatch() as watch:
+        imagic.fine_tune(pipe, image, e, steps=3, batch=8, **configurations()[label])
     print((watch.most - before) / 2**30)
 
 
-def memories(results: Results) -> None:
+def measure_memory(results: Results) -> None:
     parts = {"tiny": (memory.on_meta("tiny")["unet"], 8, 16)}
     parts["SD 1.4"] = (memory.on_meta("CompVis/stable-diffusion-v1-4")["unet"], 1, 64)
     for label, settings in configurations().items():
@@ -164,38 +161,44 @@ def memories(results: Results) -> None:
         found = {}
         for model, (unet, batch, side) in parts.items():
             if model != "tiny" and rank_of(settings) not in (0, 4, 64):
-                continue  # each takes some seconds, and the rank hardly shows
-            peak, learning = counted(unet, settings, batch=batch, side=side)
+                continue  # each takes some seconds, and the rank hardly matters
+            peak, learning = counted_memory(unet, settings, batch=batch, side=side)
             whole = sum(p.numel() for p in unet.parameters())
             found[model] = {"learn": learning, "share": learning / whole, "counted_GiB": rounded(peak)}
         if rank_of(settings) in (0, 4):
-            found["tiny"]["resident_GiB"] = rounded(resident(label))
+            found["tiny"]["resident_GiB"] = rounded(resident_memory(label))
         results.keep("memory", label, found)
 
 
 # --- sheet and tables
 
 
-def sheet() -> None:
-    """One row a LoRA: left with the one rate, right with a rate by its rank."""
-    name, short = PAIRS[0][0], dict(zip(TARGETS, ("q, v", "attention", "+ conv."), strict=True))
+def lora_sheet() -> None:
+    """A row for each LoRA; on the left with the one rate, on the right with the rate for its rank."""
+    name, short = EDIT_PAIRS[0][0], dict(zip(TARGETS, ("q, v", "attention", "+ conv."), strict=True))
     rows, labels = [], []
     for c, settings in configurations().items():
         if "lr" not in settings:
             layers, rank, _ = parts_of(c)
-            scaled = f"{c} / {SCALED[rank_of(settings)]}" if rank_of(settings) in SCALED else c
+            rate = RATES_BY_RANK.get(rank_of(settings))
+            scaled = f"{c} / {rate}" if rate else c
             both = [strips(f"edit-{name}-{one.replace('/', '-')}") for one in (c, scaled)]
             rows.append([picture for row in both for picture in (row[0], *row[-2:])])
             labels.append(f"{short[layers]}\nrank {rank}" if layers in short else c)
-    titles = [f"η = {ETAS[k]:g}" for k in (0, -2, -1)]
+    titles = [f"η = {LORA_ETAS[k]:g}" for k in (0, -2, -1)]
     titles = [*(f"{title}\none rate" for title in titles), *(f"{title}\nby rank" for title in titles)]
     write_sheet("lora-edits.jpg", picture_grid(rows, titles, labels, inch=1.4))
 
 
 def edit_runs(found: dict) -> dict[str, dict[str, dict]]:
-    """By configuration its runs, by (picture, seed)."""
-    pairs = [f"{name} / {seed}" for name, seed in PAIRS]
+    """The runs of each configuration, by 'picture / seed'."""
+    pairs = [f"{name} / {seed}" for name, seed in EDIT_PAIRS]
     return {c: {pair: found[f"{pair} / {c}"] for pair in pairs} for c in configurations()}
+
+
+def two_digits(share: float) -> str:
+    """'0.32 %'."""
+    return f"{100 * share:.2g} %" if share < 0.99 else "100 %"
 
 
 def edits_table(found: dict, learning: dict) -> str:
@@ -206,14 +209,14 @@ def edits_table(found: dict, learning: dict) -> str:
         probe = [run["probe"][1] / run["probe"][0] for run in runs]
         success, total = sum(run["success"] for run in runs), sum(run["of"] for run in runs)
         share = learning[" / ".join(c.split(" / ")[:2])]["tiny"]["share"]
-        rows.append([layers, rank, rate, percent(share)])
-        rows[-1] += [f"{np.mean([run['seconds'] for run in runs]):.0f} s", spread(probe, ".2f")]
-        rows[-1] += [spread([run["psnr"] for run in runs], ".1f"), f"{success} of {total}"]
-        rows[-1] += [spread([run["rmse"] for run in runs], ".3f")]
+        rows.append([layers, rank, rate, two_digits(share)])
+        rows[-1] += [f"{np.mean([run['seconds'] for run in runs]):.0f} s", mean_and_deviation(probe, ".2f")]
+        rows[-1] += [mean_and_deviation([run["psnr"] for run in runs], ".1f"), f"{success} of {total}"]
+        rows[-1] += [mean_and_deviation([run["rmse"] for run in runs], ".3f")]
     header = ["layers", "rank", "rate", "learn", "CPU time", "probe", "PSNR, dB", "success", "RMSE"]
     count = sum(map(len, every.values()))
-    note = f"Mean ± standard deviation over {len(PAIRS)} (picture, seed) pairs; {count} runs in all.\n\n"
-    return note + table(header, rows)
+    note = f"Mean ± standard deviation over {len(EDIT_PAIRS)} (picture, seed) pairs; {count} runs in all.\n\n"
+    return note + markdown_table(header, rows)
 
 
 def memory_table(found: dict) -> str:
@@ -225,17 +228,18 @@ def memory_table(found: dict) -> str:
         tiny, sd = found[c]["tiny"], found[c]["SD 1.4"]
         rows.append([layers, rank, f"{tiny['counted_GiB']:.3f}"])
         rows[-1] += [f"{tiny['resident_GiB']:.3f}" if "resident_GiB" in tiny else "–"]
-        rows[-1] += [f"{sd['learn']:,}", percent(sd["share"]), f"{sd['counted_GiB']:.2f}"]
+        rows[-1] += [f"{sd['learn']:,}", two_digits(sd["share"]), f"{sd['counted_GiB']:.2f}"]
     header = ["layers", "rank", "tiny: counted, GiB", "tiny: resident, GiB", "SD 1.4: learn", "share"]
-    return table([*header, "SD 1.4: counted, GiB"], rows)
+    return markdown_table([*header, "SD 1.4: counted, GiB"], rows)
 
 
-def verdicts(found: dict) -> list[str]:
+def lora_verdicts(found: dict) -> list[str]:
+    """Sentences that compare two configurations each, and three counts of successes."""
     runs = edit_runs(found)
 
     def psnr_of(what: str, a: str, b: str) -> str:
         both = ([run["psnr"] for run in runs[c].values()] for c in (a, b))
-        return compared(f"PSNR at η = 0, {what}", *both, " dB")
+        return paired_difference(f"PSNR at η = 0, {what}", *both, " dB")
 
     small, conv = "to_q, to_v / 4", "attention and convolutions / 4"
     lines = [
@@ -244,35 +248,39 @@ def verdicts(found: dict) -> list[str]:
         psnr_of("LoRA of rank 4, attention and convolutions minus to_q and to_v", conv, small),
         psnr_of("LoRA of rank 4, all of attention minus to_q and to_v", "all of attention / 4", small),
     ]
-    for rank, rate in SCALED.items():
+    for rank, rate in RATES_BY_RANK.items():
         for layers, four in (("to_q, to_v", small), ("attention and convolutions", conv)):
             what = f"LoRA on {layers}, rank {rank} minus rank 4"
             lines.append(psnr_of(f"{what}, one rate", f"{layers} / {rank}", four))
             lines.append(psnr_of(f"{what}, rate by rank", f"{layers} / {rank} / {rate}", four))
     for c in ("full", small, conv):
-        success = portion(sum(r["success"] for r in runs[c].values()), sum(r["of"] for r in runs[c].values()))
-        lines.append(f"Successes at the best η, {c.replace(' /', ', rank')}: {success}.")
+        counts = (sum(run[what] for run in runs[c].values()) for what in ("success", "of"))
+        lines.append(f"Successes at the best η, {c.replace(' /', ', rank')}: {share_with_interval(*counts)}.")
     return lines
 
 
-def tables_of(found: dict) -> dict:
+def lora_tables(found: dict) -> dict:
     made = {"edits": edits_table(found["edits"], found["memory"]), "memory": memory_table(found["memory"])}
-    return made | {"verdicts": verdicts(found["edits"])}
+    return made | {"verdicts": lora_verdicts(found["edits"])}
 
 
 def main() -> None:
-    results = Results(RESULTS, "edits", "memory")
+    options = command_line(__doc__)
+    options.add_argument("--peak", choices=configurations(), help=argparse.SUPPRESS)  # for `resident_memory`
+    if label := options.parse_args().peak:
+        return print_peak(label)
+    results = Results(LORA_RESULTS, "edits", "memory")
     pipe, reader = imagic.load_pipeline("tiny"), load_reader()
-    for labels in (FIRST, configurations()):
-        for pair in PAIRS:
-            edits(results, pipe, reader, pair, labels)
-    memories(results)
-    sheet()
-    made = results.found["tables"] = tables_of(results.found)
+    for labels in (MOST_IMPORTANT, configurations()):
+        for pair in EDIT_PAIRS:
+            measure_edits(results, pipe, reader, pair, labels)
+    measure_memory(results)
+    lora_sheet()
+    made = results.found["tables"] = lora_tables(results.found)
     results.write()
     verdict = "\n".join(f"- {line}" for line in made["verdicts"])
     put(README, "lora", "\n".join([made["edits"], made["memory"], verdict]))
 
 
 if __name__ == "__main__":
-    measure(sys.argv[1]) if len(sys.argv) > 1 else main()
+    main()

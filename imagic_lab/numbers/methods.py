@@ -1,11 +1,10 @@
-"""The methods, compared: tables, the figure of quality against time, and the pictures behind the numbers.
+"""How do the methods compare? The tables, a figure of quality against time, and the pictures behind the numbers.
 
-    python -m imagic_lib benchmark --split dev --edits 4      # some core-hours each; they go on where they were stopped
-    python -m imagic_lib benchmark --split test --edits 12
-    python -m imagic_lab.numbers.methods                              # seconds; reads their rows and pictures
+    python -m imagic_lab.numbers.methods        # seconds; reads the benchmark's rows and pictures
 
-It writes the tables of README.md, data/experiments/methods.png, methods.json, and methods.jpg, the sheet of
-pictures. The pictures lie in the benchmark's work folder; in a fresh clone, which has the rows alone, the sheet stays.
+It reads data/experiments/toyedit-*.csv, which `python -m imagic_lab.benchmark` measured (README.md says how), and
+writes the tables of README.md and data/experiments/methods.png, .json and .jpg. The last is a sheet of pictures from
+the benchmark's work folder. A fresh clone has no such folder, so there the sheet stays as it is.
 """
 
 from __future__ import annotations
@@ -20,65 +19,74 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from imagic_lab.benchmark.benchmark import (
-    SHEET,
-    VERSIONS,
-    best_value,
-    current,
-    job_for,
-    mean_cost,
-    measured,
+from imagic_lab.benchmark import (
+    best_index,
+    current_rows,
+    measured_rows,
+    method_tables,
     numbers_in,
-    tables,
-    worth,
-    write_table,
+    success_times_kept,
 )
+from imagic_lab.benchmark.jobs import PICTURE_SHEET, job_for
+from imagic_lab.benchmark.rows import COMPARABLE
+from imagic_lab.benchmark.tables import mean_cost
 from imagic_lab.methods import METHODS, Method, community_methods
-from imagic_lab.numbers.report import README, ROOT, put
+from imagic_lab.numbers.report import README, ROOT, command_line, put
 from imagic_lab.numbers.results import FOLDER
-from imagic_lab.sweep.table import read_table
-from imagic_lib.training.checkpoints import write_atomically
+from imagic_lib.files import write_atomically
 
-RUNS = ROOT / "runs" / "benchmark"
-SHOWN = ("imagic", "imagic-fast", "no-stage-2", "sdedit", "npi", "p2p", "ledits")
-EDITS = 12  # in the sheet of pictures: three of each kind
-SIDE = 128
-ABOVE, RIGHT, BELOW, LEFT = (0, 11), (13, 0), (0, -11), (-13, 0)  # points: where a number stands beside its dot
-PLACES = {"imagic": BELOW, "imagic-fast": ABOVE, "community": BELOW, "ddim-inversion": BELOW, "npi": BELOW, "p2p": LEFT}
-PLACES |= {"ledits": ABOVE, "text": ABOVE, "sdedit": BELOW}
-COLOURS = {"imagic": "#0072B2", "community": "#D55E00", "inversion": "#009E73", "other": "#555555"}
+WORK_FOLDER = ROOT / "runs" / "benchmark"
+SHEET_METHODS = ("imagic", "imagic-fast", "no-stage-2", "sdedit", "npi", "p2p", "ledits")
+SHEET_EDITS = 12  # three of each kind
+TILE_PIXELS = 128  # pixels
+ABOVE, RIGHT, BELOW, LEFT = (0, 11), (13, 0), (0, -11), (-13, 0)  # points from a dot to its number
+NUMBER_PLACES = {
+    "imagic": BELOW,
+    "imagic-fast": ABOVE,
+    "community": BELOW,
+    "ddim-inversion": BELOW,
+    "npi": BELOW,
+    "p2p": LEFT,
+}
+NUMBER_PLACES |= {"ledits": ABOVE, "text": ABOVE, "sdedit": BELOW}
+GROUP_COLOURS = {"imagic": "#0072B2", "community": "#D55E00", "inversion": "#009E73", "other": "#555555"}
 
 
-def rows_of(split: str) -> list[dict]:
+def stored_rows(split: str) -> list[dict]:
     return list(csv.DictReader((FOLDER / f"toyedit-{split}.csv").read_text(encoding="utf-8").splitlines()))
 
 
-def point(rows: list[dict], dev: list[dict], name: str) -> dict[str, float]:
-    """Mean success, details kept, both, seconds and evaluations of a method at the value that was best on dev."""
-    own, best = measured(rows, name), best_value(dev, name)
+def point_of(rows: list[dict], dev: list[dict], name: str) -> dict[str, float]:
+    """The means of a method at the value that was best on dev: success, details kept, both, seconds, evaluations."""
+    own, best = measured_rows(rows, name), best_index(dev, name)
     kept = [numbers_in(row["kept"])[best] for row in own]
     found = {"kept": float(np.nanmean(kept))}
-    found["both"] = float(np.mean([worth(row)[best] for row in own]))
+    found["both"] = float(np.mean([success_times_kept(row)[best] for row in own]))
     found["success"] = float(np.mean([numbers_in(row["success"])[best] for row in own]))
     for what in ("seconds", "evaluations"):
         found[what] = mean_cost(own, what, best)
     return found
 
 
-def figure(points: dict[str, dict], methods: dict[str, Method]) -> Figure:
-    """Left, what an edit is worth against the seconds of one picture; right, details kept against success."""
+def figure_of_methods(points: dict[str, dict], methods: dict[str, Method]) -> Figure:
+    """Left, success × details kept against the seconds of one picture; right, details kept against success."""
     whole = Figure(figsize=(12, 5.2), layout="constrained")
     left, right = whole.subplots(1, 2)
     for number, (name, found) in enumerate(points.items(), 1):
-        colour = COLOURS[family_of(name)]
+        colour = GROUP_COLOURS[group_of(name)]
         for axis, x, y in ((left, found["seconds"], found["both"]), (right, 100 * found["success"], found["kept"])):
             axis.scatter(x, 100 * y, label=f"{number}  {methods[name].title}", color=colour, s=60, alpha=0.7)
-            place = {"xytext": PLACES.get(name, RIGHT), "textcoords": "offset points"}
+            place = {"xytext": NUMBER_PLACES.get(name, RIGHT), "textcoords": "offset points"}
             axis.annotate(str(number), (x, 100 * y), **place, ha="center", va="center", fontsize=11, color=colour)
     if "text" in points:
         base = 100 * points["text"]["both"]
-        left.axhline(base, color=COLOURS["other"], linestyle="--", linewidth=1)
-        words = {"transform": left.get_yaxis_transform(), "ha": "right", "fontsize": 10, "color": COLOURS["other"]}
+        left.axhline(base, color=GROUP_COLOURS["other"], linestyle="--", linewidth=1)
+        words = {
+            "transform": left.get_yaxis_transform(),
+            "ha": "right",
+            "fontsize": 10,
+            "color": GROUP_COLOURS["other"],
+        }
         left.text(0.99, base + 1, "no edit: the text alone", **words)
     left.set(xscale="log", ylim=(0, 100))
     left.set_xlabel("seconds for one edited picture, training included", fontsize=12)
@@ -93,8 +101,8 @@ def figure(points: dict[str, dict], methods: dict[str, Method]) -> Figure:
     return whole
 
 
-def family_of(name: str) -> str:
-    """Imagic of this library, of the community, what starts from an inversion, or another way."""
+def group_of(name: str) -> str:
+    """Imagic of this library, Imagic of the community, a method that starts from an inversion, or another one."""
     if name.startswith(("imagic", "no-stage")):
         return "imagic"
     if name.startswith("community"):
@@ -102,46 +110,50 @@ def family_of(name: str) -> str:
     return "inversion" if name in ("ddim-inversion", "npi", "p2p", "null-text", "ledits") else "other"
 
 
-def sheet(split: str, names: list[str], methods: dict, dev: list[dict], folder: Path) -> tuple[Image.Image, list[dict]]:
-    """A row for each edit: the input, the right answer, and one picture of each method; and what each row is about."""
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs, about = read_table(write_table(split, range(EDITS), folder)), []
-    whole = Image.new("RGB", (SIDE * (2 + len(names)), SIDE * EDITS), "white")
-    for line, base in enumerate(jobs):
+def sheet_of_methods(
+    split: str, names: list[str], methods: dict, dev: list[dict], folder: Path
+) -> tuple[Image.Image, list[dict]]:
+    """A row of pictures for each edit (the input, the right answer, one of each method), and what each row is about."""
+    whole, about = Image.new("RGB", (TILE_PIXELS * (2 + len(names)), TILE_PIXELS * SHEET_EDITS), "white"), []
+    for line in range(SHEET_EDITS):
         for column, name in enumerate(names):
-            path = folder / "sweep" / "edits" / job_for(base, name, methods[name]).name / SHEET
-            with Image.open(path) as drawn:
+            job = job_for(split, line, name, methods[name])
+            with Image.open(folder / "sweep" / "edits" / job.name / PICTURE_SHEET) as drawn:
                 if column == 0:
-                    whole.paste(drawn.crop((0, 0, 2 * SIDE, SIDE)), (0, SIDE * line))
-                left = SIDE * (2 + best_value(dev, name))
-                whole.paste(drawn.crop((left, 0, left + SIDE, SIDE)), (SIDE * (2 + column), SIDE * line))
-        about.append({"edit": line, "text": base.text})
+                    whole.paste(drawn.crop((0, 0, 2 * TILE_PIXELS, TILE_PIXELS)), (0, TILE_PIXELS * line))
+                left = TILE_PIXELS * (2 + best_index(dev, name))
+                whole.paste(
+                    drawn.crop((left, 0, left + TILE_PIXELS, TILE_PIXELS)),
+                    (TILE_PIXELS * (2 + column), TILE_PIXELS * line),
+                )
+        about.append({"edit": line, "text": job.text})
     return whole, about
 
 
 def main() -> None:
-    methods = METHODS | community_methods("")  # their rows are read, and need no file
-    rows, dev = (current(rows_of(split), methods) for split in ("test", "dev"))
-    methods = {name: method for name, method in methods.items() if measured(rows, name)}
-    put(README, "methods", tables(methods, rows, dev))
-    points = {name: point(rows, dev, name) for name in methods}
+    command_line(__doc__).parse_args()
+    methods = METHODS | community_methods("")  # only their rows are read, so no file is needed
+    rows, dev = (current_rows(stored_rows(split), methods) for split in ("test", "dev"))
+    methods = {name: method for name, method in methods.items() if measured_rows(rows, name)}
+    put(README, "methods", method_tables(methods, rows, dev))
+    points = {name: point_of(rows, dev, name) for name in methods}
     points = {name: found for name, found in points.items() if not math.isnan(found["kept"])}
-    figure(points, methods).savefig(FOLDER / "methods.png", dpi=80)
-    keep(points=points, titles={name: method.title for name, method in methods.items()})
-    versions = {name: measured(rows, next(iter(methods)))[0][name] for name in VERSIONS}
+    figure_of_methods(points, methods).savefig(FOLDER / "methods.png", dpi=80)
+    keep_facts(points=points, titles={name: method.title for name, method in methods.items()})
+    versions = {name: measured_rows(rows, next(iter(methods)))[0][name] for name in COMPARABLE}
     key = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
-    names = [name for name in SHOWN if name in methods]
+    names = [name for name in SHEET_METHODS if name in methods]
     try:
-        whole, about = sheet("test", names, methods, dev, RUNS / key)
+        whole, about = sheet_of_methods("test", names, methods, dev, WORK_FOLDER / key)
     except FileNotFoundError as error:
-        print(f"methods.jpg stays as it is: there are not all pictures here ({error.filename})")
+        print(f"methods.jpg stays as it is, because pictures are missing here ({error.filename})")
     else:
         whole.save(FOLDER / "methods.jpg", quality=85, optimize=True)
-        keep(columns=["input", "truth", *names], rows=about)
+        keep_facts(columns=["input", "truth", *names], rows=about)
 
 
-def keep(**facts) -> None:
-    """Put these facts into methods.json; the others stay."""
+def keep_facts(**facts) -> None:
+    """Put these facts into methods.json; others stay there."""
     path = FOLDER / "methods.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = json.dumps(known | facts, indent=1, ensure_ascii=False) + "\n"

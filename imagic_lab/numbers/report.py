@@ -1,19 +1,23 @@
-"""Put a measured table into a document, between its markers, so that no number is typed by hand."""
+"""What all scripts share, the command line and the way a table gets into its document without being typed."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
-from imagic_lab.benchmark.benchmark import table  # noqa: F401 - the other scripts take it from here
-
 README = Path(__file__).with_name("README.md")
 ROOT = README.parent.parent.parent
-CARD = ROOT / "data" / "tiny-sd" / "README.md"
+TINY_CARD = ROOT / "data" / "tiny-sd" / "README.md"
+
+
+def command_line(description: str) -> argparse.ArgumentParser:
+    """The options of a script. `--help` shows its docstring as it is."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def put(document: Path, name: str, text: str) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name --> in the document, and print it."""
+    """Replace what is between <!-- name --> and <!-- /name --> in the document, and print it."""
     print(text)
     old = document.read_text(encoding="utf-8")
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"

@@ -1,4 +1,4 @@
-"""What the experiments share: results kept at once, rows of pictures for the sheets, intervals that are honest."""
+"""What the experiments share: results that are saved one by one, rows of pictures for the sheets, and intervals."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ import json
 import time
 
 import numpy as np
+import torch
 from PIL import Image
 
 from imagic_lab.numbers.report import ROOT
-from imagic_lab.toyworld import vae
+from imagic_lib.files import write_atomically
 from imagic_lib.models import DATA
-from imagic_lib.training.checkpoints import write_atomically
+from imagic_lib.pictures import to_tensor
 
 FOLDER, SCRATCH = DATA / "experiments", ROOT / "runs" / "experiments"
 LARGEST_SHEET = 100_000  # bytes
 
 
 class Results:
-    """A JSON file of named parts; every result is in it as soon as it is known, so that a sweep can be stopped."""
+    """A JSON file of named parts. Each result is written as soon as it is known, so an experiment can be stopped."""
 
     def __init__(self, name: str, *parts: str):
         self.path = FOLDER / name
         self.found = {part: {} for part in parts}
         if self.path.exists():
             self.found |= json.loads(self.path.read_text(encoding="utf-8"))
+
+    def check_versions(self, versions: dict[str, str]) -> None:
+        """Keep the versions. Raises ValueError if the file has results of others."""
+        if (self.found["versions"] or versions) != versions:
+            raise ValueError(f"{self.path} was measured with other versions: delete it to measure again")
+        self.found["versions"] = versions
 
     def keep(self, part: str, key: str, value: dict) -> None:
         self.found[part][key] = value
@@ -41,16 +48,16 @@ def rounded(value: float, digits: int = 4) -> float:
     return round(float(value), digits)
 
 
-def read(reader, pictures: list[Image.Image]) -> list[dict[str, str]]:
-    """The four attributes of each picture."""
-    return [s.attributes for s in reader.glance(vae.to_tensor(np.stack([np.asarray(p) for p in pictures])))]
+def attributes_of(reader, pictures: list[Image.Image]) -> list[dict[str, str]]:
+    """The four attributes of each picture, as the reader sees them at a glance."""
+    return [scene.attributes for scene in reader.glance(torch.cat([to_tensor(picture) for picture in pictures]))]
 
 
 # --- rows of pictures
 
 
 def strip(name: str, pictures: list[Image.Image]) -> None:
-    """Keep a row of pictures for the sheets."""
+    """Save a row of pictures for the sheets."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
     row = Image.new("RGB", (128 * len(pictures), 128))
     for k, picture in enumerate(pictures):
@@ -64,7 +71,7 @@ def strips(name: str) -> list[Image.Image]:
 
 
 def write_sheet(name: str, figure) -> None:
-    """As the best JPEG of at most LARGEST_SHEET bytes."""
+    """Save a figure as the best JPEG of at most LARGEST_SHEET bytes."""
     for quality in range(90, 20, -5):
         figure.savefig(buffer := io.BytesIO(), format="jpg", dpi=80, pil_kwargs={"quality": quality, "optimize": True})
         if buffer.tell() <= LARGEST_SHEET:
@@ -72,20 +79,20 @@ def write_sheet(name: str, figure) -> None:
     write_atomically(FOLDER / name, lambda tmp: tmp.write_bytes(buffer.getvalue()))
 
 
-# --- how a number is said
+# --- numbers as text
 
 
-def spread(values: list[float], form: str) -> str:
+def mean_and_deviation(values: list[float], form: str) -> str:
     """Mean ± standard deviation."""
     return f"{np.mean(values):{form}}" + (f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else "")
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.99 else "100 %"
+def in_percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
-def compared(what: str, a: list[float], b: list[float], unit: str = "", form: str = ".1f") -> str:
-    """One sentence on a paired difference, with its 95 % interval by Student's t."""
+def paired_difference(what: str, a: list[float], b: list[float], unit: str = "", form: str = ".1f") -> str:
+    """One sentence on the mean of a - b over pairs, with its 95 % interval by Student's t."""
     d = np.array(a) - np.array(b)
     t = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}[len(d) - 1]
     half = t * d.std(ddof=1) / len(d) ** 0.5
@@ -93,8 +100,8 @@ def compared(what: str, a: list[float], b: list[float], unit: str = "", form: st
     return f"{what}: {d.mean():+{form}} ± {half:{form}}{unit} (95 %, {len(d)} pairs){shown}."
 
 
-def portion(count: float, total: int) -> str:
-    """k of n with Wilson's 95 % interval."""
+def share_with_interval(count: float, total: int) -> str:
+    """'3 of 8 (14–69 %)', with Wilson's 95 % interval."""
     p, z = count / total, 1.96
     middle, half = p + z * z / (2 * total), z * (p * (1 - p) / total + z * z / (4 * total**2)) ** 0.5
     low, high = ((middle + s * half) / (1 + z * z / total) for s in (-1, 1))

@@ -1,7 +1,8 @@
-"""Seconds and memory of what a person waits for. Run it on an idle machine.
+"""How long does a person wait, for the demo, a picture or the import? Run it on an idle machine.
 
-python -m imagic_lab.numbers.speed         # about 2 minutes on 2 cores; writes the table of the model card,
-    # and what the demo shows into the README
+    python -m imagic_lab.numbers.speed         # about 2 minutes on 2 cores
+
+It writes a table of the model card, and what the demo prints into the README.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import time
 
 from PIL import Image
 
+from imagic_lab.benchmark import markdown_table
 from imagic_lab.classroom.plots import png_of
-from imagic_lab.numbers.report import CARD, ROOT, put, table
+from imagic_lab.numbers.report import ROOT, TINY_CARD, command_line, put
 from imagic_lib.stage4_inference import DEFAULTS
 
 ABOUT_THE_DEMO = """\
-What `make demo` printed on two cores; elsewhere the seconds differ, the last digits a little, and another η may be
-suggested that is nearly as good. A dog that jumps in the wrong place is farther from the truth in pixels than one that
-never jumped."""
+What `make demo` printed on two cores. Elsewhere the seconds differ, the last digits differ a little, and the suggested
+η can be another one that is nearly as good. In pixels, a dog that jumps in the wrong place is farther from the truth
+than one that never jumped."""
 ONE_PICTURE = """
 import imagic_lib as imagic
 pipe = imagic.load_pipeline("tiny")
@@ -35,8 +37,8 @@ import imagic_lib
 """
 
 
-def seconds(code: str) -> float:
-    """Wall time that a new interpreter measures around the last line of `code`."""
+def seconds_of(code: str) -> float:
+    """The wall time of the last line of `code`, measured in a new interpreter."""
     *before, last = code.strip().splitlines()
     lines = [*before, "import time; began = time.monotonic()", last, "print(time.monotonic() - began)"]
     done = subprocess.run(
@@ -46,10 +48,11 @@ def seconds(code: str) -> float:
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     if (ROOT / "out" / "demo").exists():
-        raise SystemExit("out/demo is there, and the demo would not train anew: move it away first")
+        raise SystemExit("out/demo exists, so the demo would not train again: move it away first")
     began = time.monotonic()
-    demo_run = [sys.executable, "-m", "imagic_lib", "demo"]
+    demo_run = [sys.executable, "-m", "imagic_lab", "demo"]
     printed = subprocess.run(demo_run, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     demo = time.monotonic() - began
     (ROOT / "data" / "demo.png").write_bytes(png_of(Image.open(ROOT / "out" / "demo" / "edit.png")))
@@ -58,13 +61,10 @@ def main() -> None:
     rows = [
         ["the whole demo: both trainings, 16 pictures, all files", f"{demo:.1f} s"],
         ["its peak resident memory", f"{memory:.2f} GiB"],
-        [f"one picture from text, {DEFAULTS['tiny']['steps']} steps", f"{seconds(ONE_PICTURE):.2f} s"],
-        [
-            "`import imagic_lib` beyond torch and diffusers",
-            f"{seconds(IMPORT):.2f} s",
-        ],
+        [f"one picture from text, {DEFAULTS['tiny']['steps']} steps", f"{seconds_of(ONE_PICTURE):.2f} s"],
+        ["`import imagic_lib` beyond torch and diffusers", f"{seconds_of(IMPORT):.2f} s"],
     ]
-    put(CARD, "speed", table(["what (2 cores)", "measured"], rows))
+    put(TINY_CARD, "speed", markdown_table(["what (2 cores)", "measured"], rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How should a suggestion choose η and λ? Every pair on edits of ToyEdit dev, as a suggestion sees it, and as it is.
+"""How should a suggestion choose η and λ? Every pair on edits of ToyEdit dev, as a suggestion sees it and as it is.
 
-    python -m imagic_lab.numbers.suggestion    # four minutes of one core an edit; goes on where it was stopped
+    python -m imagic_lab.numbers.suggestion    # four minutes of one core an edit; continues where it was stopped
 
 Each edit is written into data/experiments/suggestion.json at once; the table of all so far goes into the model card.
 """
@@ -11,90 +11,89 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import imagic_lib as imagic
-from imagic_lab.benchmark.benchmark import interval, versions_of
-from imagic_lab.numbers.report import CARD, put, table
+from imagic_lab.benchmark import markdown_table, mean_and_interval, versions_of
+from imagic_lab.numbers.report import TINY_CARD, command_line, put
 from imagic_lab.numbers.results import Results, rounded
 from imagic_lab.toyworld import load_reader
-from imagic_lab.toyworld.edits import read_by, toyedit, worth
+from imagic_lab.toyworld.edits import edit_score, read_by, toyedit
 from imagic_lib import suggestion
 from imagic_lib.pictures import to_tensor
 
-ETAS, SCALES = (0.6, 0.7, 0.8, 0.9, 1.0), suggestion.SCALES
-TRIED = (0, 1, 2, 3)  # seeds that a rule may look at
-TRUE = (10, 11, 12, 13)  # seeds that tell whether it chose well
-RULES = [  # which η are tried, with how many seeds, and from which part of the best score on a pair may win
+ALL_ETAS, ALL_SCALES = (0.6, 0.7, 0.8, 0.9, 1.0), suggestion.SCALES
+TRIED_SEEDS = (0, 1, 2, 3)  # a rule looks at these
+TRUE_SEEDS = (10, 11, 12, 13)  # these tell whether it chose well
+RULES = [  # which η are tried, with how many seeds, and which share of the best score is enough for a larger λ to win
     ((0.6, 0.8, 1.0), 2, 1.0),
     ((0.6, 0.8, 1.0), 3, 1.0),
     ((0.8, 1.0), 3, 1.0),
     ((0.8, 1.0), 3, 0.95),
     ((0.8, 1.0), 4, 0.95),
     ((0.8, 0.9, 1.0), 3, 0.95),
-    (ETAS, 4, 0.95),
+    (ALL_ETAS, 4, 0.95),
 ]
 FIXED = [(0.8, 0.75), (0.9, 0.75), (1.0, 0.75), (1.0, 1.0)]
 
 
-def measure(pipe, reader, before, change: dict[str, str]) -> dict:
-    """One edit. Of each pair (η, λ): the scores of single pictures in few steps, as `suggest` finds them, and what
-    final pictures of other seeds are worth by the ground truth (`edits.worth`)."""
+def score_pairs(pipe, reader, before, change: dict[str, str]) -> dict:
+    """One edit. For each pair (η, λ), the scores of pictures drawn in few steps, as `suggest` sees them, and the values
+    of final pictures with other seeds by the ground truth (`toyworld.edits.edit_score`)."""
     truth = before.edit(**change)
     edit = imagic.run_edit(pipe, imagic.load_image(before.render(), pipe), truth.caption())
     found, seen = {"kind": next(iter(change)), "to": truth.caption(), "tried": {}, "true": {}}, read_by(edit)
-    for scale in SCALES:
-        rough = edit.pictures(ETAS, TRIED, scale=scale, **suggestion.SAMPLING)
-        final = edit.pictures(ETAS, TRUE, scale=scale)
-        for k, eta in enumerate(ETAS):
+    for scale in ALL_SCALES:
+        rough = edit.pictures(ALL_ETAS, TRIED_SEEDS, scale=scale, **suggestion.SAMPLING)
+        final = edit.pictures(ALL_ETAS, TRUE_SEEDS, scale=scale)
+        for k, eta in enumerate(ALL_ETAS):
             pair = f"{eta:g} {scale:g}"
             found["tried"][pair] = [rounded(score, 4) for score in seen([row[k] for row in rough])]
-            found["true"][pair] = [rounded(worth(reader, to_tensor(row[k]), truth, before), 4) for row in final]
+            found["true"][pair] = [rounded(edit_score(reader, to_tensor(row[k]), truth, before), 4) for row in final]
     return found
 
 
-def chosen(edit: dict, etas: Sequence[float], seeds: int, nearly: float) -> str:
-    """The pair that a rule takes for this edit."""
-    scores = {(eta, scale): fmean(edit["tried"][f"{eta:g} {scale:g}"][:seeds]) for eta in etas for scale in SCALES}
+def choose_pair(edit: dict, etas: Sequence[float], seeds: int, nearly: float) -> str:
+    """The pair that a rule chooses for this edit."""
+    scores = {(eta, scale): fmean(edit["tried"][f"{eta:g} {scale:g}"][:seeds]) for eta in etas for scale in ALL_SCALES}
     eta, scale = suggestion.best_pair(scores, nearly)
     return f"{eta:g} {scale:g}"
 
 
-def row_of(name: list[str], edits: list[dict], pairs: list[str]) -> list[str]:
-    """What the pictures of these pairs, one for each edit, are worth."""
+def rule_row(name: list[str], edits: list[dict], pairs: list[str]) -> list[str]:
+    """The line of a rule, from the pairs that it chose, one for each edit."""
     true = [edit["true"][pair] for edit, pair in zip(edits, pairs, strict=True)]
     best = [max(map(fmean, edit["true"].values())) for edit in edits]
     successes = [fmean(value > 0 for value in values) for values in true]
     lost = [high - fmean(values) for high, values in zip(best, true, strict=True)]
-    return [*name, interval(successes), interval([fmean(values) for values in true]), interval(lost)]
+    return [*name, *map(mean_and_interval, (successes, [fmean(values) for values in true], lost))]
 
 
-def table_of(edits: list[dict]) -> str:
+def rules_table(edits: list[dict]) -> str:
     lines = []
     for etas, seeds, nearly in RULES:
         rule = "the best" if nearly == 1 else f"largest λ within {100 * (1 - nearly):.0f} % of the best"
-        name = [", ".join(f"{eta:g}" for eta in etas), str(seeds), str(len(etas) * len(SCALES) * seeds), rule]
+        name = [", ".join(f"{eta:g}" for eta in etas), str(seeds), str(len(etas) * len(ALL_SCALES) * seeds), rule]
         if (etas, seeds, nearly) == (suggestion.ETAS["tiny"], len(suggestion.SEEDS), suggestion.NEARLY):
             name = [f"**{cell}**" for cell in name]
-        lines.append(row_of(name, edits, [chosen(edit, etas, seeds, nearly) for edit in edits]))
+        lines.append(rule_row(name, edits, [choose_pair(edit, etas, seeds, nearly) for edit in edits]))
     for eta, scale in FIXED:
         pair = f"{eta:g} {scale:g}"
-        lines.append(row_of([f"{eta:g}", "–", "0", f"always λ = {scale:g}"], edits, [pair] * len(edits)))
+        lines.append(rule_row([f"{eta:g}", "–", "0", f"always λ = {scale:g}"], edits, [pair] * len(edits)))
     head = ["η tried", "seeds", "pictures", "chosen", "success"]
     head += ["details kept, failures as 0", "regret: lost against the best pair"]
-    note = f"""{len(edits)} edits of ToyEdit dev; λ = 0.5, 0.75 and 1; judged by {len(TRUE)} pictures of other seeds; in
+    judged = f"judged by {len(TRUE_SEEDS)} pictures of other seeds"
+    note = f"""{len(edits)} edits of ToyEdit dev; λ = 0.5, 0.75 and 1; {judged}; in
 brackets 95 % intervals by a bootstrap over the edits. The best pair is that of fifteen by the ground truth.
 """
-    return table(head, lines) + "\n" + note
+    return markdown_table(head, lines) + "\n" + note
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     pipe, reader, results = imagic.load_pipeline("tiny"), load_reader(), Results("suggestion.json", "versions", "edits")
-    versions = versions_of(pipe, reader)
-    if (results.found["versions"] or versions) != versions:
-        raise ValueError(f"{results.path} was measured with other versions: delete it to measure anew")
-    results.found["versions"] = versions
+    results.check_versions(versions_of(pipe, reader))
     for index, (before, change) in enumerate(toyedit("dev")):
         if str(index) not in results.found["edits"]:
-            results.keep("edits", str(index), measure(pipe, reader, before, change))
-            put(CARD, "suggestion", table_of(list(results.found["edits"].values())))
+            results.keep("edits", str(index), score_pairs(pipe, reader, before, change))
+            put(TINY_CARD, "suggestion", rules_table(list(results.found["edits"].values())))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """The studio: from a drawing or an uploaded photo to a finished edit, in one widget, with the mouse.
 
-What it knows and does stands in `studio_state`; here are the panels, and what a click on them calls. Stock widgets, in
-the part that ipywidgets 7 (Colab) and 8 share. Training and drawing run in one thread beside the notebook. Whatever
-goes wrong in a click or in the thread becomes a sentence, because ipywidgets would send it to a log that nobody opens.
+`state` holds what it knows and does; here are the panels, and the functions that their buttons call. All are stock
+widgets that ipywidgets 7 (Colab) and 8 share. Training and drawing run in a thread, so that the notebook stays usable.
+An error in a click or in the thread becomes a sentence on the page, because ipywidgets would hide it in a log.
 """
 
 from __future__ import annotations
 
 import base64
 import html
+import io
 import sys
 import threading
 from collections.abc import Callable
@@ -18,23 +19,26 @@ from types import SimpleNamespace
 
 import ipywidgets as widgets
 from diffusers import StableDiffusionPipeline
+from matplotlib.figure import Figure
 from PIL import Image
 
-from imagic_lab.classroom import plots
-from imagic_lab.classroom.widgets import WIDE, before_after, png, sized
+from imagic_lab.classroom.widgets import WIDE, before_after, png
 from imagic_lab.studio import state as do
 from imagic_lab.studio.state import Kept, Key, Sketch, Studio
+from imagic_lib.figures import PROBE
 from imagic_lib.models import family
 from imagic_lib.pictures import open_image
 from imagic_lib.planning.forecast import spoken
+from imagic_lib.training.loop import History
 
 CHOOSE = "choose a drawing …"
-TILE = 104  # pixels of a picture in the gallery, on the screen
-SMALL_TILE = 80  # of a sketch, on the screen
+TILE = 104  # screen pixels of a picture in the gallery
+SMALL_TILE = 80  # screen pixels of a sketch
 ON_SHELF = 6  # earlier edits that are shown at once
-LARGEST_LINK = 8 * 2**20  # bytes that a page can hold as a link; larger files are named by their path
+LARGEST_LINK = 8 * 2**20  # bytes; of a larger file the page shows only the path, without a link
 PLAIN, MARKED = "3px solid transparent", "3px solid #D55E00"  # a frame; vermilion of Okabe and Ito
-METHODS = {"all weights": "full", "LoRA": "lora"}
+STAGES = {"embedding": "stage 1: the embedding", "unet": "stage 2: the UNet"}
+METHOD_CHOICES = {"all weights": "full", "LoRA": "lora"}
 
 
 def studio(
@@ -48,10 +52,10 @@ def studio(
 ) -> widgets.VBox:
     """The studio as a widget, for the embedded model and for Stable Diffusion alike.
 
-    picture, text: to begin with; both can be changed. place: the folder in which each edit gets a folder of its own
-    (left out: `studio_state.usual_place`). Steps left out are the model's own. The result has the attributes `state` (a
-    `studio_state.Studio`), `view` (its controls by name), `click(name)`, which presses a button, and `wait(timeout)`,
-    which returns the edit as soon as it is made, and raises what went wrong.
+    picture, text: what it shows at first. place: each edit gets a new folder in it (default: `state.usual_place()`).
+    Without step counts, the model's defaults are used. The result has the attributes `state` (a `state.Studio`), `view`
+    (its controls by name), `click(name)`, which presses a button, and `wait(timeout)`, which returns the finished edit
+    or raises the error that stopped it.
     """
     state = do.new_studio(pipe, place, embedding_steps=embedding_steps, unet_steps=unet_steps)
     view = panels(state)
@@ -81,13 +85,13 @@ def panels(state: Studio) -> SimpleNamespace:
     return view
 
 
-def section(title: str, *children: widgets.Widget) -> widgets.VBox:
+def titled(title: str, *children: widgets.Widget) -> widgets.VBox:
     heading = widgets.HTML(f"<b style='font-size:1.15em'>{title}</b>")
     return widgets.VBox([heading, *children], layout={"margin": "0 0 12px 0"})
 
 
 def flowing(*children: widgets.Widget) -> widgets.Box:
-    """Side by side, and on a narrow page one below the other."""
+    """Side by side or, on a narrow page, one below the other."""
     return widgets.Box(list(children), layout={"display": "flex", "flex_flow": "row wrap", "align_items": "flex-start"})
 
 
@@ -97,23 +101,23 @@ def button(words: str, icon: str = "", style: str = "") -> widgets.Button:
 
 def shelf_panel(view: SimpleNamespace) -> widgets.VBox:
     view.shelf, view.older = flowing(), button("show older ones")
-    view.shelf_panel = section("Earlier edits", view.shelf, view.older)
+    view.shelf_panel = titled("Earlier edits", view.shelf, view.older)
     return view.shelf_panel
 
 
 def source_panel(view: SimpleNamespace) -> widgets.VBox:
-    view.drawing = widgets.Dropdown(options=[CHOOSE, *do.drawings()], description="drawing", style=WIDE)
+    view.drawing = widgets.Dropdown(options=[CHOOSE, *do.drawing_names()], description="drawing", style=WIDE)
     view.upload = widgets.FileUpload(description="Upload a photo", multiple=False, layout={"width": "auto"})
     view.source, view.source_note = widgets.Image(format="png"), widgets.HTML()
-    view.size = percent("square's size, %", 100, least=20)
-    view.across = percent("left ↔ right", 50)
-    view.down = percent("up ↕ down", 50)
+    view.size = percent_slider("square's size, %", 100, least=20)
+    view.across = percent_slider("left ↔ right", 50)
+    view.down = percent_slider("up ↕ down", 50)
     view.crop_controls = widgets.VBox([view.size, view.across, view.down])
     choice = flowing(view.drawing, widgets.HTML("&nbsp;or&nbsp;"), view.upload)
-    return section("1 · Picture", choice, view.source_note, flowing(view.source, view.crop_controls))
+    return titled("1 · Picture", choice, view.source_note, flowing(view.source, view.crop_controls))
 
 
-def percent(words: str, value: int, least: int = 0) -> widgets.IntSlider:
+def percent_slider(words: str, value: int, least: int = 0) -> widgets.IntSlider:
     return widgets.IntSlider(value=value, min=least, max=100, description=words, style={"description_width": "116px"})
 
 
@@ -124,12 +128,12 @@ def text_panel(view: SimpleNamespace) -> widgets.VBox:
         layout={"width": "96%", "max_width": "48em"},
     )
     view.reading = widgets.HTML()
-    return section("2 · What should it show?", view.text, view.reading)
+    return titled("2 · What should it show?", view.text, view.reading)
 
 
 def run_panel(view: SimpleNamespace, state: Studio) -> widgets.VBox:
-    view.method = widgets.ToggleButtons(options=METHODS, style={"button_width": "auto"})
-    drawing = do.SAMPLERS if family(state.pipe) != "tiny" else {}
+    view.method = widgets.ToggleButtons(options=METHOD_CHOICES, style={"button_width": "auto"})
+    drawing = do.SAMPLER_CHOICES if family(state.pipe) != "tiny" else {}
     view.sampler = widgets.Dropdown(options=drawing, description="draw with", style=WIDE)
     view.sampler.layout.display = "" if drawing else "none"
     view.forecast_button = button("Forecast: how long, how much memory?", "hourglass")
@@ -142,7 +146,7 @@ def run_panel(view: SimpleNamespace, state: Studio) -> widgets.VBox:
     view.curves.layout = {"flex": "0 1 540px", "width": "auto", "min_width": "280px"}
     view.sketches.layout = {"flex": "0 1 auto", "width": "auto"}
     buttons = flowing(view.run, view.go_on, view.stop, view.forecast_button)
-    return section(
+    return titled(
         "3 · Run",
         flowing(widgets.HTML("train&nbsp;"), view.method, view.sampler),
         buttons,
@@ -162,9 +166,7 @@ def gallery_panel(view: SimpleNamespace) -> widgets.VBox:
     view.suggest = button("suggest η and λ", "lightbulb-o")
     view.suggested = widgets.HTML()
     buttons = flowing(view.draw, view.finer, view.more_seeds, view.less, view.suggest)
-    view.gallery_panel = section(
-        "4 · Gallery: click the picture that you like best", view.suggested, view.grid, buttons
-    )
+    view.gallery_panel = titled("4 · Gallery: click the picture that you like best", view.suggested, view.grid, buttons)
     return view.gallery_panel
 
 
@@ -175,7 +177,7 @@ def keep_panel(view: SimpleNamespace) -> widgets.VBox:
     view.repository = widgets.Text(placeholder="your-name/any-name", layout={"width": "16em"})
     view.push = button("push to the Hugging Face hub, private", "cloud-upload")
     view.kept = widgets.HTML()
-    view.keep_panel = section(
+    view.keep_panel = titled(
         "5 · Compare and keep",
         view.choice,
         view.compare,
@@ -186,7 +188,7 @@ def keep_panel(view: SimpleNamespace) -> widgets.VBox:
     return view.keep_panel
 
 
-# -- what a click calls
+# -- the functions behind the controls
 
 
 def connect(state: Studio, view: SimpleNamespace) -> None:
@@ -204,39 +206,39 @@ def connect(state: Studio, view: SimpleNamespace) -> None:
 
         control.observe(move, "value")
 
-    on_change(view.drawing, lambda: choose_drawing(state, view))
+    on_change(view.drawing, lambda: take_drawing(state, view))
     on_change(view.upload, lambda: take_upload(state, view))
     for slider in (view.across, view.down, view.size):
         on_change(slider, lambda: move_crop(state, view))
     on_change(view.text, lambda: read_text(state, view))
     on_change(view.method, lambda: choose_method(state, view))
     on_change(view.sampler, lambda: choose_sampler(state, view))
-    on_click(view.forecast_button, lambda: in_background(state, view, lambda: foretell(state, view)))
-    on_click(view.run, lambda: begin(state, view))
-    on_click(view.go_on, lambda: in_background(state, view, lambda: work(state, view)))
-    on_click(view.stop, lambda: stop(state, view))
+    on_click(view.forecast_button, lambda: in_background(state, view, lambda: press_forecast(state, view)))
+    on_click(view.run, lambda: press_run(state, view))
+    on_click(view.go_on, lambda: in_background(state, view, lambda: press_go_on(state, view)))
+    on_click(view.stop, lambda: press_stop(state, view))
     on_click(view.draw, lambda: draw_more(state, view, lambda studio: None))
     on_click(view.finer, lambda: draw_more(state, view, do.finer))
     on_click(view.more_seeds, lambda: draw_more(state, view, do.more_seeds))
     on_click(view.less, lambda: draw_more(state, view, do.less_fine_tuning))
-    on_click(view.suggest, lambda: in_background(state, view, lambda: suggest(state, view)))
+    on_click(view.suggest, lambda: in_background(state, view, lambda: press_suggest(state, view)))
     on_click(view.save_png, lambda: offer(view, do.chosen_file(state)))
     on_click(view.save_zip, lambda: offer(view, do.zipped(state)))
     on_click(view.save_lora, lambda: offer(view, *do.lora_files(state)))
-    on_click(view.push, lambda: in_background(state, view, lambda: push(state, view)))
+    on_click(view.push, lambda: in_background(state, view, lambda: press_push(state, view)))
     on_click(view.older, lambda: show_shelf(state, view, count=None))
 
 
 @contextmanager
 def sentences(state: Studio, view: SimpleNamespace):
-    """Inside, what is raised becomes a sentence in the studio, and `view.error`."""
+    """Inside, an exception becomes a sentence in the studio, and `view.error`."""
     view.error = None
     if "✗" in view.note.value:
         view.note.value = ""
     try:
         yield
     except do.Stopped:
-        say(view, "■ stopped: what was learned is kept, and “Go on” goes on")
+        say(view, "■ stopped; nothing is lost, and “Go on” continues")
     except Exception as error:
         view.error = error
         sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -245,11 +247,10 @@ def sentences(state: Studio, view: SimpleNamespace):
         refresh(state, view)
 
 
-def in_background(state: Studio, view: SimpleNamespace, act: Callable[[], object]) -> None:
+def in_background(state: Studio, view: SimpleNamespace, act: Callable[[], object], note: str = "") -> None:
     """Do it in a thread, so that the notebook and the Stop button stay usable. One thing at a time."""
-    if is_busy(view):
-        raise RuntimeError("something is running: wait for it, or stop it")
-    view.note.value = ""
+    check_idle(view)
+    view.note.value = note
 
     def run() -> None:
         with sentences(state, view):
@@ -266,18 +267,23 @@ def is_busy(view: SimpleNamespace) -> bool:
     return view.thread is not None
 
 
+def check_idle(view: SimpleNamespace) -> None:
+    if is_busy(view):
+        raise RuntimeError("something is running: wait for it, or stop it")
+
+
 def wait(state: Studio, view: SimpleNamespace, timeout: float | None = None):
-    """The edit, when nothing runs any more. Raises what went wrong, or TimeoutError after `timeout` seconds."""
+    """The edit, when nothing runs any more. Raises the error of the last action, or TimeoutError after `timeout` s."""
     if (thread := view.thread) is not None:
         thread.join(timeout)
         if thread.is_alive():
-            raise TimeoutError(f"the studio is still at work after {timeout:g} seconds")
+            raise TimeoutError(f"the studio is still working after {timeout:g} seconds")
     if view.error is not None:
         raise view.error
     return state.edit
 
 
-def choose_drawing(state: Studio, view: SimpleNamespace) -> None:
+def take_drawing(state: Studio, view: SimpleNamespace) -> None:
     if view.drawing.value != CHOOSE:
         do.choose_drawing(state, view.drawing.value)
         view.text.value = state.text
@@ -292,7 +298,7 @@ def take_upload(state: Studio, view: SimpleNamespace) -> None:
 
 
 def uploaded(value) -> tuple[str, bytes] | None:
-    """(name, content) of a FileUpload's value: a dict by name in ipywidgets 7, a tuple of files in 8."""
+    """(name, content) of a FileUpload's value, which is a dict by name in ipywidgets 7 and a tuple of files in 8."""
     if not value:
         return None
     if isinstance(value, dict):
@@ -322,56 +328,53 @@ def choose_sampler(state: Studio, view: SimpleNamespace) -> None:
     state.sampling = view.sampler.value | {"half": True}
 
 
-def foretell(state: Studio, view: SimpleNamespace) -> None:
+def press_forecast(state: Studio, view: SimpleNamespace) -> None:
     say(view, "▸ timing a few real steps on this device …")
     do.foretell(state)
     say(view, "")
 
 
-def begin(state: Studio, view: SimpleNamespace) -> None:
-    """A new edit in a folder of its own."""
-    if is_busy(view):
-        raise RuntimeError("something is running: wait for it, or stop it")
-    notes = do.prepare(state)
+def press_run(state: Studio, view: SimpleNamespace) -> None:
+    """A new edit, in a new folder."""
+    check_idle(view)
+    notes = "<br>".join(f"note: {html.escape(note)}" for note in do.prepare(state))
     view.shown.clear()
-    in_background(state, view, lambda: work(state, view))
-    view.note.value = "<br>".join(f"note: {html.escape(note)}" for note in notes)
+    in_background(state, view, lambda: press_go_on(state, view), notes)
 
 
-def work(state: Studio, view: SimpleNamespace) -> None:
+def press_go_on(state: Studio, view: SimpleNamespace) -> None:
     say(view, "▸ getting ready …")
     do.run_all(state, lambda: show_run(state, view))
     say_done(state, view)
     show_shelf(state, view)
 
 
-def stop(state: Studio, view: SimpleNamespace) -> None:
+def press_stop(state: Studio, view: SimpleNamespace) -> None:
     do.stop(state)
     say(view, "stopping after this step …")
 
 
 def draw_more(state: Studio, view: SimpleNamespace, change: Callable[[Studio], None]) -> None:
-    """Add rows or columns to the gallery, and draw what they lack."""
-    if is_busy(view):
-        raise RuntimeError("something is running: wait for it, or stop it")
+    """Add rows or columns to the gallery, and draw their pictures."""
+    check_idle(view)
     change(state)
 
     def drawing() -> None:
         say(view, "▸ drawing …")
-        do.draw(state, lambda: show_run(state, view))
+        do.draw_gallery(state, lambda: show_run(state, view))
         say_done(state, view)
 
     in_background(state, view, drawing)
 
 
-def suggest(state: Studio, view: SimpleNamespace) -> None:
+def press_suggest(state: Studio, view: SimpleNamespace) -> None:
     say(view, "▸ drawing and measuring some pictures …")
-    do.suggest(state)
-    do.draw(state, lambda: show_run(state, view))
+    do.add_suggestion(state)
+    do.draw_gallery(state, lambda: show_run(state, view))
     say_done(state, view)
 
 
-def push(state: Studio, view: SimpleNamespace) -> None:
+def press_push(state: Studio, view: SimpleNamespace) -> None:
     say(view, "▸ uploading …")
     address = do.push(state, view.repository.value.strip())
     view.kept.value = f"pushed: <a href='{html.escape(address)}' target='_blank'>{html.escape(address)}</a>"
@@ -379,20 +382,19 @@ def push(state: Studio, view: SimpleNamespace) -> None:
 
 
 def open_edit(state: Studio, view: SimpleNamespace, folder: Path) -> None:
-    """An earlier edit; an unfinished one waits for “Go on”."""
-    if is_busy(view):
-        raise RuntimeError("something is running: wait for it, or stop it")
+    """Open an earlier edit; an unfinished one waits for “Go on”."""
+    check_idle(view)
     do.reopen(state, folder)
     view.text.value, view.drawing.value = state.text, CHOOSE
     view.method.value = state.method
     view.shown.clear()
     view.note.value = ""
     show_source(state, view)
-    words = {"stopped": "this edit is unfinished: “Go on” goes on where it was", "finished": "opened"}
+    words = {"stopped": "this edit is unfinished: “Go on” continues where it stopped", "finished": "opened"}
     say(view, words[state.phase])
 
 
-# -- what is shown
+# -- the display
 
 
 def say(view: SimpleNamespace, words: str) -> None:
@@ -400,17 +402,17 @@ def say(view: SimpleNamespace, words: str) -> None:
 
 
 def say_done(state: Studio, view: SimpleNamespace) -> None:
-    say(view, "■ stopped; “draw what is missing” goes on" if state.stopping.is_set() else "✓ done")
+    say(view, "■ stopped; “draw what is missing” continues" if state.stopping.is_set() else "✓ done")
 
 
 def refresh(state: Studio, view: SimpleNamespace) -> None:
-    """Everything that follows from the state: what can be pressed, and what there is to see."""
+    """Update everything that depends on the state."""
     enable(state, view)
     show_run(state, view)
 
 
 def enable(state: Studio, view: SimpleNamespace) -> None:
-    """What can be pressed, and what is hidden because there is nothing in it yet."""
+    """Enable the buttons that can be pressed, and hide the panels that are empty."""
     busy, training = is_busy(view), state.phase in ("training", "drawing")
     unfinished = state.phase == "stopped" and state.folder is not None
     for control in (view.drawing, view.upload, view.text, view.across, view.down, view.size, view.sampler):
@@ -418,7 +420,7 @@ def enable(state: Studio, view: SimpleNamespace) -> None:
     view.method.disabled = busy
     view.run.disabled = busy or state.picture is None or not state.text.strip()
     view.forecast_button.disabled = busy or state.picture is None
-    view.run.button_style = "" if unfinished else "primary"  # one button is the next one to press
+    view.run.button_style = "" if unfinished else "primary"  # only the button to press next is highlighted
     view.go_on.layout.display = "" if unfinished and not busy else "none"
     view.stop.disabled = not (busy and training)
     made = state.edit is not None and state.phase == "finished"
@@ -438,7 +440,7 @@ def enable(state: Studio, view: SimpleNamespace) -> None:
 
 
 def show_source(state: Studio, view: SimpleNamespace) -> None:
-    """Another picture: its crop controls at their start."""
+    """Show a new picture, with its crop controls in their initial positions."""
     state.crop, crop = do.Crop(), state.crop
     view.across.value, view.down.value, view.size.value = 50, 50, 100
     state.crop = crop
@@ -458,18 +460,18 @@ def show_crop(state: Studio, view: SimpleNamespace) -> None:
     room = f"{html.escape(state.name[:60])}: {width} x {height} pixels"
     size = do.picture_size(state.pipe)
     used = "" if is_drawing(state) else f"; the bright square, {right - left} pixels wide, becomes {size} x {size}"
-    few = " (fewer than the model draws: it will look soft)" if right - left < size else ""
+    few = " (fewer than the model draws, so it will look soft)" if right - left < size else ""
     view.source_note.value = room + used + few
 
 
 def is_drawing(state: Studio) -> bool:
-    """Is the picture just what the model draws, with nothing to crop?"""
+    """Does the picture already have the size that the model draws, so that there is nothing to crop?"""
     size = do.picture_size(state.pipe)
     return state.picture is not None and state.picture.size == (size, size)
 
 
 def reading(state: Studio) -> str:
-    """The text as the model reads it: its tokens in boxes; what is cut off is struck through, unknown words are red."""
+    """The text as the model reads it, in HTML: tokens in boxes, the cut-off part struck through, unknown words red."""
     if not state.text.strip():
         return ""
     try:
@@ -492,20 +494,20 @@ def forecast_words(state: Studio) -> str:
     if state.plan is not None:
         words.append(html.escape(f"memory: {state.plan.advice} (of {state.plan.gpu_gb:.1f} GiB)"))
     if state.forecast is not None:
-        left = "what remains takes " if state.phase == "stopped" else ""
+        left = "the rest takes " if state.phase == "stopped" else ""
         words.append(html.escape(f"time: {left}{state.forecast.sentence(do.pictures_ahead(state))}"))
     return "<br>".join(words)
 
 
 def show_run(state: Studio, view: SimpleNamespace) -> None:
-    """How far it is: progress, curves, sketches, gallery. Only what has changed is drawn again."""
+    """Progress, curves, sketches and gallery. Draws again only the parts that have changed."""
     if once(view, "phase", (state.phase, bool(state.histories), bool(state.pictures))):
         enable(state, view)
     if state.phase == "training":
         show_progress(state, view)
     histories = {stage: len(history.probe_loss) for stage, history in state.histories.items()}
     if once(view, "curves", histories) and histories:
-        view.curves.value = plots.probe_curves(state.histories)
+        view.curves.value = probe_curves(state.histories)
     if once(view, "sketches", [(s.stage, s.step) for s in state.sketches]):
         view.sketches.value = sketch_sheet(state.sketches) if state.sketches else ""
     if once(view, "gallery", (state.folder, sorted(state.pictures))):
@@ -516,7 +518,7 @@ def show_run(state: Studio, view: SimpleNamespace) -> None:
 
 
 def once(view: SimpleNamespace, name: str, value: object) -> bool:
-    """True if this is another value than the last time."""
+    """True if the value differs from the last one under this name."""
     before, view.shown[name] = view.shown.get(name), value
     return before != value
 
@@ -537,8 +539,33 @@ def show_progress(state: Studio, view: SimpleNamespace) -> None:
         )
 
 
+def probe_curves(histories: dict[str, History]) -> str:
+    """The probe losses of both stages so far, on one logarithmic scale, as an SVG. Only the ends of the axes have
+    labels, because matplotlib is slow at ticks and a training draws this again at every probe."""
+    figure = Figure(figsize=(7.2, 2.3))
+    place = {"left": 0.1, "right": 0.98, "bottom": 0.12, "top": 0.88, "wspace": 0.08}
+    panels = figure.subplots(1, 2, sharey=True, gridspec_kw=place)
+    for axis, (stage, title) in zip(panels, STAGES.items(), strict=True):
+        history = histories.get(stage, History())
+        axis.plot(history.probe_step, history.probe_loss, "o-", color=PROBE, linewidth=2.5, markersize=4)
+        axis.set_title(title, fontsize=10)
+        steps = max(1, history.steps)
+        axis.set(yscale="log", xlim=(-0.02 * steps, 1.02 * steps))
+        axis.set_xticks([0, steps], ["0", f"step {history.steps}" if history.steps else ""], ha="right")
+        axis.minorticks_off()
+    values = [value for history in histories.values() for value in history.probe_loss] or [1.0]
+    low, high = min(values) / 1.05, max(values) * 1.05
+    panels[0].set_ylim(low, high)
+    panels[0].set_yticks([low, high], [f"{low:.3f}", f"{high:.3f}"])
+    panels[0].set_ylabel("probe loss")
+    figure.savefig(buffer := io.StringIO(), format="svg", metadata={"Date": None})
+    drawn = buffer.getvalue().partition("<svg ")[2]
+    look = "width:100%;height:auto;max-width:684px"
+    return f'<svg role="img" aria-label="probe loss of both stages" style="{look}" {drawn}'
+
+
 def sketch_sheet(sketches: list[Sketch]) -> str:
-    """The sketches side by side, η = 0 above the other η, as a table of a page."""
+    """The sketches side by side as an HTML table, η = 0 above the other η."""
     stages = {"embedding": "stage 1", "unet": "stage 2"}
     heads = "".join(
         f"<td><center style='line-height:1.3'>{stages[s.stage]}<br>step {s.step}</center></td>" for s in sketches
@@ -548,17 +575,24 @@ def sketch_sheet(sketches: list[Sketch]) -> str:
         for row, eta in enumerate((0, do.PREVIEW_ETA))
     )
     table = f"<table><tr><td></td>{heads}</tr>{rows}</table>"
-    return f"<div style='overflow:auto'>drawn on the way, in a few steps of the sampler:{table}</div>"
+    return f"<div style='overflow:auto'>sketches drawn during training, in a few sampling steps:{table}</div>"
+
+
+def sized(picture: Image.Image, most: int) -> Image.Image:
+    """The picture, made smaller if a side is longer than `most` pixels."""
+    small = picture.convert("RGB")
+    small.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return small
 
 
 def inline(picture: Image.Image) -> str:
-    """A picture inside a page's text."""
+    """A picture as part of an HTML text."""
     data = base64.b64encode(png(sized(picture, 2 * SMALL_TILE), 0)).decode()
     return f"<img width='{SMALL_TILE}' src='data:image/png;base64,{data}'>"
 
 
 def show_gallery(state: Studio, view: SimpleNamespace) -> None:
-    """The empty tiles are laid out once; then each gets its picture. So a new picture leaves the other tiles alone."""
+    """Lay out the empty tiles once; then fill each with its picture, so that a new one leaves the other tiles alone."""
     if once(view, "tiles", state.folder):
         view.tiles.clear()
     if once(view, "grid", (state.folder, sorted(state.etas), tuple(state.scales), tuple(state.seeds))):
@@ -568,7 +602,7 @@ def show_gallery(state: Studio, view: SimpleNamespace) -> None:
 
 
 def lay_out(state: Studio, view: SimpleNamespace) -> None:
-    """Rows of seeds, one block for each scale; columns of η."""
+    """One block of rows per scale, one row per seed, one column per η."""
     etas, cells = sorted(state.etas), []
     for scale in state.scales:
         named = len(state.scales) > 1 or scale != 1
@@ -581,7 +615,7 @@ def lay_out(state: Studio, view: SimpleNamespace) -> None:
 
 
 def tile(state: Studio, view: SimpleNamespace, key: Key) -> widgets.GridBox:
-    """The place of a picture, with a transparent button over it: stock images can't be clicked."""
+    """The place of a picture, with a transparent button over it, because a stock Image can't be clicked."""
     if key not in view.tiles:
         small = widgets.Image(format="png")
         small.layout = {"width": f"{TILE}px", "height": f"{TILE}px", "grid_area": "1 / 1", "margin": "0"}
@@ -596,7 +630,7 @@ def tile(state: Studio, view: SimpleNamespace, key: Key) -> widgets.GridBox:
 
 
 def fill(found: widgets.GridBox, picture: Image.Image | None) -> None:
-    """Show this picture in a tile, if it isn't there yet."""
+    """Show this picture in a tile, unless it does already."""
     if picture is found.picture:
         return
     found.picture = picture
@@ -610,7 +644,7 @@ def pick(state: Studio, view: SimpleNamespace, key: Key) -> None:
 
 
 def show_choice(state: Studio, view: SimpleNamespace) -> None:
-    """A frame around the chosen picture, and the wipe between it and the input."""
+    """Frame the chosen picture, and offer the wipe between it and the input."""
     if view.marked in view.tiles:
         view.tiles[view.marked].over.layout.border = PLAIN
     view.marked = state.chosen
@@ -620,7 +654,7 @@ def show_choice(state: Studio, view: SimpleNamespace) -> None:
     if state.chosen in view.tiles:
         view.tiles[state.chosen].over.layout.border = MARKED
     [label] = do.labels([state.chosen])
-    view.choice.value = html.escape(f"chosen: {label}. Left of the line the edit, right of it the input:")
+    view.choice.value = html.escape(f"chosen: {label}. The edit is left of the line, the input right of it:")
     view.compare.children = (before_after(state.edit.input_picture, state.pictures[state.chosen], stops=11),)
     view.kept.value = ""
 
@@ -630,12 +664,12 @@ def suggestion_words(state: Studio) -> str:
     if found is None:
         return ""
     if found.scores[found.eta, found.scale] == 0:
-        return "no picture of a first try shows what the text says; other words, or more seeds, may"
+        return "no picture of the first try shows what the text says; try other words or more seeds"
     return f"suggested: η = {found.eta:g} with {100 * found.scale:.0f} % of the fine-tuning (λ = {found.scale:g})"
 
 
 def show_shelf(state: Studio, view: SimpleNamespace, count: int | None = ON_SHELF) -> None:
-    """The newest edits with a picture each, and a button that opens them."""
+    """The newest edits, each with a picture and a button that opens it."""
     kept = do.shelf(state)
     view.shelf.children = [card(state, view, one) for one in kept[:count]]
     view.older.layout.display = "" if count and len(kept) > count else "none"
@@ -643,7 +677,7 @@ def show_shelf(state: Studio, view: SimpleNamespace, count: int | None = ON_SHEL
 
 
 def card(state: Studio, view: SimpleNamespace, kept: Kept) -> widgets.Widget:
-    picture = do.thumbnail(kept)
+    picture = do.cover(kept)
     parts = (
         [widgets.Image(value=png(sized(picture, 160), 0), format="png", layout={"width": "80px"})] if picture else []
     )
@@ -663,7 +697,7 @@ def card(state: Studio, view: SimpleNamespace, kept: Kept) -> widgets.Widget:
 
 
 def offer(view: SimpleNamespace, *paths: Path) -> None:
-    """Where the files are, with a link that downloads a small one; in Colab each file is downloaded."""
+    """Show where the files are, with a link that downloads a small one; Colab downloads each file."""
     if "google.colab" in sys.modules:
         from google.colab import files
 

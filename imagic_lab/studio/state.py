@@ -1,12 +1,13 @@
-"""What the studio knows and can do, without a widget: a picture, its crop, a text, an edit, and a gallery of it.
+"""The studio without its widgets: a picture, its crop, a text, an edit, and a gallery of pictures.
 
-`Studio` holds what is chosen and made. The functions below it are the steps from a picture to a saved edit; each can be
-called from Python alone. `studio.py` puts buttons on them.
+`Studio` holds the choices and the results. The functions below it are the steps from a picture to a saved edit; each
+can be called from Python alone. `app` adds the buttons.
 """
 
 from __future__ import annotations
 
 import html
+import re
 import shutil
 import sys
 import tempfile
@@ -26,63 +27,66 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageEnhance
 from torch import Tensor, nn
 
+from imagic_lab.studio.shelf import Kept, edits_in
 from imagic_lib import suggestion
+from imagic_lib.arguments import check_text
 from imagic_lib.diffusion import decode_latents
-from imagic_lib.edit import ImagicEdit, identity_of, out_of_memory_explained, run_edit, settings_of
+from imagic_lib.edit import ImagicEdit, out_of_memory_explained, run_edit, settings_of
+from imagic_lib.files import load_tensors, save_tensors, write_atomically
 from imagic_lib.folder import (
     INPUT_FILE,
     KOHYA_FILE,
     LORA_FILE,
-    Kept,
     begin,
     claim,
-    edits_in,
     files_of,
     history_so_far,
     new_folder,
-    number_of,
     picture_name,
     read_facts,
     read_ledger,
     write_facts,
 )
-from imagic_lib.models import DATA, check_text, encode_text, family, fingerprint, settings_for, unknown_words
-from imagic_lib.pictures import SMALLEST_SIDE, fit, load_image, open_image, picture_size, rmse, to_picture, to_tensor
+from imagic_lib.models import DATA, encode_text, family, fingerprint, settings_for, unknown_words
+from imagic_lib.pictures import SMALLEST_SIDE, load_image, open_image, picture_size, rmse, square, to_picture, to_tensor
 from imagic_lib.planning.forecast import Forecast, forecast
-from imagic_lib.planning.memory import Plan, plan, usable
+from imagic_lib.planning.memory import Plan, plan
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import (
     DEFAULTS,
     FAST,
-    checked,
     denoise,
     denoiser,
     embedding_of_negative,
     initial_noise,
+    safety_checked,
     sampler,
 )
-from imagic_lib.training.checkpoints import load_tensors, save_tensors, write_atomically
-from imagic_lib.training.loop import History
+from imagic_lib.storage import identity_of_edit
+from imagic_lib.training.loop import History, Run
 from imagic_lib.training.strategies import Strategy
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts a Google Drive
 GALLERY_ETAS = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0)
 GALLERY_SEEDS = (0, 1)
-SCALES = (1.0, 0.75, 0.5)  # of the fine-tuning, offered one after the other
+GALLERY_SCALES = (1.0, 0.75, 0.5)  # tuning strengths λ, offered one after the other
 MOST_SEEDS = 16
 FINEST = 0.02  # two η nearer than this show the same picture
-PREVIEW_ETA = 0.8  # until an edit's own is known: one that is tried for every model (`suggestion.ETAS`)
-PREVIEW_STEPS = 8  # of the sampler: a sketch
-PREVIEW_SHARE = 0.15  # of the training's time
-MOST_SKETCHES = 6  # that are kept to look back at
-SAMPLERS = {"25 steps of DPM-Solver++": FAST, "the model's own sampler": {}}
+PREVIEW_ETA = 0.8  # until an η is suggested for the edit; one of `suggestion.ETAS`
+PREVIEW_STEPS = 8  # of the sampler, for a sketch
+PREVIEW_SHARE = 0.15  # of the training's time, for sketches
+MOST_SKETCHES = 6  # that stay on the page
+SAMPLER_CHOICES = {"25 steps of DPM-Solver++": FAST, "the model's own sampler": {}}
 
-MADE = (  # what a studio has of one edit, and not of the next
+NUMBER = r"-?[\d.]+(?:e-?\d+)?"
+PICTURE_FILE = re.compile(rf"eta-({NUMBER})(?:-scale-({NUMBER}))?-seed-(\d+)\.png")
+
+MADE = (  # the fields that belong to one edit; the next edit resets them
     *("folder", "settings", "phase", "histories", "sketches", "edit", "forecast"),
     *("suggested", "etas", "seeds", "scales", "pictures", "chosen"),
 )
-Key = tuple[float, float, int]  # of a picture in the gallery: η, scale, seed
-Tell = Callable[[], object]  # called whenever something has changed that can be shown
+Key = tuple[float, float, int]  # η, scale and seed of a picture in the gallery
+Tell = Callable[[], object]  # called after every change that can be shown
 
 
 class Stopped(Exception):
@@ -91,8 +95,8 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Crop:
-    """A square in a picture. across, down: where it lies in the room it has, 0 left or top, 1 right or bottom. size:
-    its side, as a share of the picture's shorter one."""
+    """A square in a picture. across, down: position, from 0 (left, top) to 1 (right, bottom). size: length of a side,
+    as a share of the picture's shorter side."""
 
     across: float = 0.5
     down: float = 0.5
@@ -100,7 +104,7 @@ class Crop:
 
 
 class Sketch(NamedTuple):
-    """What the model in training drew by now."""
+    """Pictures that the model drew during its training."""
 
     stage: str
     step: int
@@ -109,25 +113,25 @@ class Sketch(NamedTuple):
 
 @dataclass
 class Studio:
-    """Everything that is chosen and made at one moment. pipe: as loaded; place: where the edits' folders are."""
+    """The current choices and results. pipe: as loaded. place: the folder that holds the edits' folders."""
 
     pipe: StableDiffusionPipeline
     place: Path
     embedding_steps: int | None = None
     unet_steps: int | None = None
-    # what is chosen
+    # the choices
     picture: Image.Image | None = None  # whole and upright
     name: str = ""
     crop: Crop = Crop()
     text: str = ""
     method: str = "full"
     sampling: dict = field(default_factory=dict)
-    # what is known of it
+    # the predictions
     plan: Plan | None = None
     forecast: Forecast | None = None
-    # what is made
+    # the results
     folder: Path | None = None
-    settings: dict = field(default_factory=dict)  # of the edit in the folder
+    settings: dict = field(default_factory=dict)  # of the edit in `folder`
     phase: str = "choosing"  # then "training", perhaps "stopped", "drawing", "finished"
     histories: dict[str, History] = field(default_factory=dict)
     sketches: list[Sketch] = field(default_factory=list)
@@ -135,34 +139,34 @@ class Studio:
     suggested: suggestion.Suggestion | None = None
     etas: list[float] = field(default_factory=lambda: list(GALLERY_ETAS))
     seeds: list[int] = field(default_factory=lambda: list(GALLERY_SEEDS))
-    scales: list[float] = field(default_factory=lambda: [SCALES[0]])
+    scales: list[float] = field(default_factory=lambda: [GALLERY_SCALES[0]])
     pictures: dict[Key, Image.Image] = field(default_factory=dict)
     chosen: Key | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
-    next_sketch: float = 0.0  # on the monotonic clock
+    next_sketch: float = 0.0  # time on the monotonic clock
 
 
 def new_studio(pipe: StableDiffusionPipeline, place: str | Path | None = None, **steps) -> Studio:
-    """A studio with nothing chosen. place: left out, `usual_place()`. steps: embedding_steps, unet_steps."""
-    drawn = {} if family(pipe) == "tiny" else FAST | {"half": True}
-    return Studio(pipe, Path(place) if place else usual_place(), **steps, sampling=drawn)
+    """An empty studio. place: default `usual_place()`. steps: embedding_steps, unet_steps."""
+    sampling = {} if family(pipe) == "tiny" else FAST | {"half": True}
+    return Studio(pipe, Path(place) if place else usual_place(), **steps, sampling=sampling)
 
 
 def usual_place() -> Path:
-    """Where edits are kept: in Google Drive if this is Colab and the Drive is mounted, else in out/studio."""
+    """Where edits are kept: in a mounted Google Drive on Colab, otherwise in out/studio."""
     return DRIVE / "imagic" if "google.colab" in sys.modules and DRIVE.is_dir() else Path("out/studio")
 
 
 # -- a picture and its crop
 
 
-def drawings() -> list[str]:
-    """The drawings that come with the embedded model, for which a caption is known."""
+def drawing_names() -> list[str]:
+    """The drawings that come with the embedded model, each with a known caption."""
     return sorted(path.name for path in (DATA / "images").glob("*.png"))
 
 
 def choose_drawing(studio: Studio, name: str) -> None:
-    """Take a drawing, with its caption for a text: a word or two remain to be changed."""
+    """Take a drawing, and its caption as the text, in which a word or two remain to be changed."""
     from imagic_lab.toyworld import load_scene
 
     take_picture(studio, open_image(DATA / "images" / name), name)
@@ -170,12 +174,12 @@ def choose_drawing(studio: Studio, name: str) -> None:
 
 
 def take_picture(studio: Studio, picture: Image.Image, name: str) -> None:
-    """Begin with another picture: its central square, as long as no other is asked for."""
+    """Begin with a new picture, cropped to its central square."""
     studio.picture, studio.name, studio.crop, studio.forecast = picture, name, Crop(), None
 
 
 def take_file(studio: Studio, name: str, content: bytes) -> None:
-    """Begin with an uploaded file. Raises ValueError in one sentence for what is no usable picture."""
+    """Begin with an uploaded file. Raises ValueError, in one sentence, if it is not a usable picture."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "uploaded"
         path.write_bytes(content)
@@ -187,14 +191,14 @@ def take_file(studio: Studio, name: str, content: bytes) -> None:
 
 
 def box_of(crop: Crop, width: int, height: int) -> tuple[int, int, int, int]:
-    """The square in pixels: left, top, right, bottom. Never smaller than a picture may be."""
+    """The square in pixels (left, top, right, bottom), at least as large as the smallest valid picture."""
     side = min(width, height, max(SMALLEST_SIDE, round(crop.size * min(width, height))))
     left, top = round(crop.across * (width - side)), round(crop.down * (height - side))
     return left, top, left + side, top + side
 
 
 def framed(picture: Image.Image, crop: Crop, side: int) -> Image.Image:
-    """The whole picture, `side` pixels at its longer side, with what the crop leaves out in the dark."""
+    """The whole picture, its longer side `side` pixels long, with the parts outside the crop darkened."""
     factor = side / max(picture.size)
     small = picture.resize([max(1, round(factor * length)) for length in picture.size], Image.Resampling.LANCZOS)
     box = box_of(crop, *small.size)
@@ -207,7 +211,7 @@ def framed(picture: Image.Image, crop: Crop, side: int) -> Image.Image:
 def cropped(studio: Studio) -> Image.Image:
     """The square that will be edited. Raises ValueError if no picture is chosen."""
     if studio.picture is None:
-        raise ValueError("there is no picture yet: choose a drawing, or upload a photo")
+        raise ValueError("choose a drawing or upload a photo first")
     return studio.picture.crop(box_of(studio.crop, *studio.picture.size))
 
 
@@ -215,7 +219,7 @@ def cropped(studio: Studio) -> Image.Image:
 
 
 class Reading(NamedTuple):
-    """What the model makes of a text: pieces that it reads, pieces that are cut off, words that it never saw."""
+    """How the model reads a text: as tokens (some cut off), and with words that it never saw."""
 
     tokens: list[str]
     cut: list[str]
@@ -223,48 +227,46 @@ class Reading(NamedTuple):
 
 
 def reading_of(pipe: StableDiffusionPipeline, text: str) -> Reading:
-    """Raises ValueError for a text that is empty or endless."""
+    """Raises ValueError for a text that is empty or far too long."""
     check_text(text)
     ids = pipe.tokenizer(text, truncation=False).input_ids[1:-1]
     pieces = [piece.removesuffix("</w>") for piece in pipe.tokenizer.convert_ids_to_tokens(ids)]
-    room = pipe.tokenizer.model_max_length - 2  # beside the marks of the start and the end
+    room = pipe.tokenizer.model_max_length - 2  # next to the start and end tokens
     return Reading(pieces[:room], pieces[room:], unknown_words(text) if family(pipe) == "tiny" else [])
 
 
 @contextmanager
 def notes_kept(notes: list[str]):
-    """Inside, what the library warns of is written down and not printed. In the main thread alone: the filters of
-    warnings hold for the whole process."""
+    """Inside, warnings of the library are added to `notes` rather than printed. Only for the main thread, because the
+    filters of warnings hold for the whole process."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     notes += [str(w.message) for w in caught if w.category is UserWarning]
 
 
-# -- before the run: what it takes
+# -- before the run: memory and time
 
 
 def strategy_of(studio: Studio) -> Strategy | None:
-    """How to train on this GPU, by the plan; None where nothing needs to be saved, on a processor. Raises ValueError
-    if what was chosen does not fit."""
+    """How to train on this GPU according to the memory plan; None on a CPU. Raises ValueError if the chosen method does
+    not fit."""
     if studio.pipe.device.type != "cuda":
         return None
     studio.plan = studio.plan or plan(studio.pipe)
-    fitting = [row.strategy for row in studio.plan.rows if usable(row.strategy) and studio.plan.fits(row)]
-    if not fitting:
+    if not studio.plan.fitting():
         raise ValueError(studio.plan.advice)
-    found = next((strategy for strategy in fitting if strategy.method == studio.method), None)
-    if found is None:
-        raise ValueError("this GPU has no memory for training all weights: choose LoRA")
-    return found
+    if not (ways := studio.plan.fitting(studio.method)):
+        raise ValueError("this GPU has too little memory for training all weights: choose LoRA")
+    return ways[0].strategy
 
 
 def foretell(studio: Studio) -> Forecast:
-    """Time some real steps on this device, for what is chosen or for what remains. Half a minute on a GPU."""
+    """Time some real steps on this device, to predict the edit or the rest of a stopped one. Half a minute on a GPU."""
     folder = studio.folder if studio.phase == "stopped" else None
     image = as_input(studio, open_image(folder / INPUT_FILE) if folder else cropped(studio))
     strategy, settings = strategy_of(studio), settings_now(studio)
-    with out_of_memory_explained(strategy, studio.method, studio.pipe.unet.device, folder):
+    with out_of_memory_explained(studio.method, Run(strategy=strategy), studio.pipe.unet.device, folder):
         studio.forecast = forecast(
             studio.pipe, image, settings, strategy=strategy, folder=folder, sampling=studio.sampling
         )
@@ -272,63 +274,64 @@ def foretell(studio: Studio) -> Forecast:
 
 
 def pictures_ahead(studio: Studio) -> int:
-    """How many pictures are drawn after the training, those of the suggestion included."""
+    """How many pictures are drawn after the training, including those for the suggestion."""
     return len(GALLERY_ETAS) * len(GALLERY_SEEDS) + (suggestion.TRIED if suggests_by_itself(studio) else 0)
 
 
 def suggests_by_itself(studio: Studio) -> bool:
-    """The reader of drawings is here; for photos CLIP would have to be downloaded, which nobody asked for."""
+    """Only for drawings, whose reader is included; for photos, CLIP would be downloaded unasked."""
     return family(studio.pipe) == "tiny"
 
 
 def settings_now(studio: Studio) -> dict:
-    """Of the edit in the studio's folder, or of the one that would be begun now."""
+    """The settings of the edit in the studio's folder, or of the one that would begin now."""
     if studio.folder is not None:
         return studio.settings
     return settings_of(studio.pipe, studio.method, studio.embedding_steps, studio.unet_steps, 0)
 
 
 def as_input(studio: Studio, picture: Image.Image) -> Tensor:
-    """A square picture as the model wants it, without a word about what the model thinks of it (`prepare` says it)."""
+    """A square picture as a tensor for the model, without the warnings, which `prepare` returns."""
     pipe = studio.pipe
-    return to_tensor(fit(picture, picture_size(pipe))).to(pipe.unet.device, pipe.unet.dtype)
+    return to_tensor(square(picture, picture_size(pipe))).to(pipe.unet.device, pipe.unet.dtype)
 
 
 # -- the run
 
 
 def prepare(studio: Studio) -> list[str]:
-    """Take a new folder for what is chosen, with everything in it that is needed to go on after a kill. Returns notes
-    on picture and text. Raises ValueError for what can't be edited; then nothing was made."""
+    """Make a new folder for the chosen edit, with everything that a later process needs to go on. Returns notes on
+    picture and text. Raises ValueError for an invalid picture or text, and then makes no folder."""
     notes: list[str] = []
     with notes_kept(notes):
         image = load_image(cropped(studio), studio.pipe)
         settings = settings_of(studio.pipe, studio.method, studio.embedding_steps, studio.unet_steps, 0)
         e_tgt = encode_text(studio.pipe, studio.text)
-        identity = identity_of(studio.pipe, image, studio.text, settings)
+        identity = identity_of_edit(studio.pipe, image, studio.text, settings)
     folder = new_folder(studio.place, studio.text)
     begin(folder, identity, e_tgt)
     claim(folder, [INPUT_FILE])
     write_atomically(folder / INPUT_FILE, lambda tmp: to_picture(image).save(tmp, format="PNG"))
     forget(studio)
-    studio.folder, studio.settings, studio.phase = folder, settings, "stopped"  # it can go on, from nothing
+    studio.folder, studio.settings, studio.phase = folder, settings, "stopped"  # “Go on” starts it
     return notes
 
 
 def forget(studio: Studio) -> None:
-    """Leave the edit that was made; its folder keeps it."""
+    """Leave the current edit; its folder keeps it."""
     fresh = Studio(studio.pipe, studio.place)
     for name in MADE:
         setattr(studio, name, getattr(fresh, name))
 
 
 def train(studio: Studio, tell: Tell) -> None:
-    """Stages 1 and 2 of the edit in the studio's folder, from where it was. Raises Stopped if `studio.stopping` is set
-    meanwhile, and whatever goes wrong; in both cases it can go on."""
+    """Stages 1 and 2 of the edit in the studio's folder, from where they stopped. Raises Stopped if `studio.stopping`
+    is set meanwhile; after this or any other error they can go on."""
     studio.stopping.clear()
     strategy = strategy_of(studio)
     image, settings = as_input(studio, open_image(studio.folder / INPUT_FILE)), studio.settings
-    ends = read_ledger(studio.folder)[0], embedding_of_negative(studio.pipe)  # now: later the text encoder has to wait
+    # encoded now, because the text encoder may be offloaded during the training
+    ends = read_ledger(studio.folder)[0], embedding_of_negative(studio.pipe)
     studio.phase, studio.next_sketch = "training", 0.0
     tell()
 
@@ -350,10 +353,8 @@ def train(studio: Studio, tell: Tell) -> None:
             unet_steps=settings["unet_steps"],
             method=settings["method"],
             seed=settings["seed"],
-            strategy=strategy,
             folder=studio.folder,
-            watch=watch,
-            preview=preview,
+            run=Run(strategy=strategy, watch=watch, preview=preview),
         )
     except KeyboardInterrupt:
         raise Stopped from None
@@ -365,12 +366,12 @@ def train(studio: Studio, tell: Tell) -> None:
 
 
 def stop(studio: Studio) -> None:
-    """Ask the training, or the drawing of the gallery, to end after its present step or row."""
+    """Ask the training, or the drawing of the gallery, to end after the current step or row."""
     studio.stopping.set()
 
 
 def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor, empty: Tensor) -> bool:
-    """Draw what the UNet in training would draw now, unless the last time is too near. True if it was drawn."""
+    """Draw with the UNet in training, unless the last sketch is too recent. True if a sketch was drawn."""
     began = time.monotonic()
     if began < studio.next_sketch:
         return False
@@ -380,7 +381,7 @@ def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor, em
     try:
         pictures = quick_pictures(studio.pipe, unet, e, empty)
     except torch.OutOfMemoryError:
-        studio.next_sketch = float("inf")  # the training has all the memory: it goes on unseen
+        studio.next_sketch = float("inf")  # the training needs all the memory: no more sketches
         return False
     studio.sketches.append(Sketch(stage, len(history.loss), pictures))
     thin(studio.sketches)
@@ -389,7 +390,7 @@ def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor, em
 
 
 def thin(sketches: list[Sketch]) -> None:
-    """Of more than `MOST_SKETCHES` leave out the one whose neighbours are nearest in time; first and last stay."""
+    """Keep `MOST_SKETCHES`: drop those whose neighbours are nearest in time, but never the first or the last."""
     while len(sketches) > MOST_SKETCHES:
         order = [s.step + (10**6 if s.stage == "unet" else 0) for s in sketches]
         gaps = [after - before for before, after in zip(order[:-2], order[2:], strict=True)]
@@ -400,8 +401,8 @@ def thin(sketches: list[Sketch]) -> None:
 def quick_pictures(
     pipe: StableDiffusionPipeline, unet: nn.Module, embeddings: Tensor, empty: Tensor, steps: int = PREVIEW_STEPS
 ) -> list[Image.Image]:
-    """One rough picture for each embedding, from the noise of seed 0, while the pipeline's other networks may wait in
-    the computer's memory: the VAE comes to the GPU for them and goes back."""
+    """One rough picture for each embedding, from the noise of seed 0. If the pipeline's other networks are offloaded to
+    the CPU, the VAE moves to the GPU for these pictures and back."""
     guidance = settings_for(pipe, DEFAULTS, guidance_scale=None)["guidance_scale"]
     e, scheduler = embeddings.to(unet.device, unet.dtype), sampler(pipe, "dpm++")
     scheduler.set_timesteps(steps, device=unet.device)
@@ -410,14 +411,14 @@ def quick_pictures(
     home = pipe.vae.device
     try:
         nn.Module.to(pipe.vae, unet.device)
-        return checked(pipe, [to_picture(decode_latents(pipe, one[None])) for one in z])
+        return safety_checked(pipe, [to_picture(decode_latents(pipe, one[None])) for one in z])
     finally:
         nn.Module.to(pipe.vae, home)
 
 
 def seconds_left(studio: Studio) -> float | None:
-    """Of the training, by its own pace so far, or by the forecast; None if there is neither. The first step of a stage
-    warms up, and three are too few to tell."""
+    """Seconds left of the training, from its pace so far or from the forecast; None without either. The pace counts
+    from the fourth step of a stage, because the first one is slow."""
     left = 0.0
     for stage, wanted in (("embedding", "embedding_steps"), ("unet", "unet_steps")):
         steps, history = settings_now(studio)[wanted], studio.histories.get(stage)
@@ -434,15 +435,20 @@ def seconds_left(studio: Studio) -> float | None:
 
 
 def missing(studio: Studio) -> list[Key]:
-    """The pictures of seeds x η x scales that are not drawn yet."""
+    """The keys of the pictures that are not drawn yet, among all seeds, η and scales."""
     keys = [(eta, scale, seed) for scale in studio.scales for seed in studio.seeds for eta in studio.etas]
     return [key for key in keys if key not in studio.pictures]
 
 
-def draw(studio: Studio, tell: Tell) -> None:
-    """Draw what is missing, row by row, and keep each picture in the edit's folder at once. The first time, the
-    picture at the suggestion becomes the choice."""
+def draw_gallery(studio: Studio, tell: Tell) -> None:
+    """Draw the missing pictures."""
     studio.stopping.clear()
+    draw_until_stopped(studio, tell)
+
+
+def draw_until_stopped(studio: Studio, tell: Tell) -> None:
+    """Draw the missing pictures row by row until `studio.stopping` is set, and save each picture at once. The first
+    time, the picture at the suggestion becomes the choice."""
     studio.phase = "drawing"
     tell()
     try:
@@ -468,9 +474,9 @@ def keep_picture(studio: Studio, key: Key, picture: Image.Image) -> None:
     studio.pictures[key] = picture
 
 
-def suggest(studio: Studio) -> None:
-    """Let the edit suggest η and scale, and put both into the gallery. Other models than the embedded one download
-    CLIP for it, 1.7 GB."""
+def add_suggestion(studio: Studio) -> None:
+    """Let the edit suggest η and scale, and add both to the gallery. Other models than the embedded one download CLIP
+    for it, 1.7 GB."""
     studio.suggested = found = studio.edit.suggest()
     if found.scores[found.eta, found.scale] > 0:
         others = studio.scales if studio.pictures else []
@@ -479,16 +485,16 @@ def suggest(studio: Studio) -> None:
 
 
 def best_key(studio: Studio) -> Key | None:
-    """The picture to show first: at the suggestion if there is one."""
+    """Which picture to show first (at the suggestion, if there is one)."""
     eta, scale = (studio.suggested.eta, studio.suggested.scale) if studio.suggested else (PREVIEW_ETA, 1.0)
     keys = sorted(studio.pictures, key=lambda key: (abs(key[0] - eta), abs(key[1] - scale), key[2]))
     return keys[0] if keys else None
 
 
 def turn_of(studio: Studio) -> tuple[float, float]:
-    """The two neighbouring η between which the pictures change most, over all that is drawn.
+    """The two neighbouring η between which the pictures change most, averaged over all rows.
 
-    Raises ValueError if less than two are drawn."""
+    Raises ValueError if fewer than two pictures are drawn."""
     steps: dict[tuple[float, float], list[float]] = {}
     etas = sorted(studio.etas)
     for low, high in zip(etas[:-1], etas[1:], strict=True):
@@ -498,21 +504,21 @@ def turn_of(studio: Studio) -> tuple[float, float]:
                 if None not in pair:
                     steps.setdefault((low, high), []).append(rmse(*pair))
     if not steps:
-        raise ValueError("there are no two pictures to compare yet: draw the gallery first")
+        raise ValueError("fewer than two pictures to compare: draw the gallery first")
     return max(steps, key=lambda pair: fmean(steps[pair]))
 
 
 def finer(studio: Studio) -> None:
-    """Two more η between the two where the pictures turn. Raises ValueError where they lie too near already."""
+    """Add two η between those where the pictures change most. Raises ValueError if these are too close already."""
     low, high = turn_of(studio)
     new = {round(low + share * (high - low), 2) for share in (1 / 3, 2 / 3)} - set(studio.etas)
     if high - low < 2 * FINEST or not new:
-        raise ValueError(f"η = {low:g} and {high:g} lie side by side: finer steps would show the same pictures")
+        raise ValueError(f"η = {low:g} and {high:g} are too close: finer steps would show the same pictures")
     studio.etas = sorted({*studio.etas, *new})
 
 
 def more_seeds(studio: Studio, count: int = 2) -> None:
-    """The next seeds. Raises ValueError when there are `MOST_SEEDS`."""
+    """Add the next seeds. Raises ValueError if there would be more than `MOST_SEEDS`."""
     if len(studio.seeds) + count > MOST_SEEDS:
         raise ValueError(f"the gallery has {len(studio.seeds)} seeds: choose among these")
     first = max(studio.seeds, default=-1) + 1
@@ -520,17 +526,17 @@ def more_seeds(studio: Studio, count: int = 2) -> None:
 
 
 def less_fine_tuning(studio: Studio) -> None:
-    """The next scale of the fine-tuning, λ in formulas. Raises ValueError after the last."""
-    rest = [scale for scale in SCALES if scale not in studio.scales]
+    """Add the next smaller tuning strength λ. Raises ValueError after the last one."""
+    rest = [scale for scale in GALLERY_SCALES if scale not in studio.scales]
     if not rest:
-        raise ValueError("the gallery shows all three strengths of the fine-tuning already")
+        raise ValueError("the gallery shows all three tuning strengths already")
     studio.scales = [*studio.scales, rest[0]]
 
 
 def choose(studio: Studio, key: Key) -> None:
-    """Make a picture the choice, and note it in edit.json."""
+    """Choose a picture, and record the choice in edit.json."""
     if key not in studio.pictures:
-        raise ValueError(f"there is no picture at η = {key[0]:g}, scale {key[1]:g}, seed {key[2]}: draw it first")
+        raise ValueError(f"the picture at η = {key[0]:g}, scale {key[1]:g}, seed {key[2]} is missing: draw it first")
     studio.chosen = key
     facts = read_facts(studio.folder)
     write_facts(studio.folder, facts | {"chosen": dict(zip(("eta", "scale", "seed"), key, strict=True))})
@@ -544,10 +550,9 @@ def shelf(studio: Studio) -> list[Kept]:
     return edits_in(studio.place)
 
 
-def thumbnail(kept: Kept) -> Image.Image | None:
-    """The chosen picture of an edit, else its input; None if neither can be read."""
-    chosen = kept.facts.get("chosen")
-    names = [picture_name(chosen["eta"], chosen["seed"], chosen["scale"])] if chosen else []
+def cover(kept: Kept) -> Image.Image | None:
+    """The chosen picture of an edit, or else its input; None if neither can be read."""
+    names = [picture_name(eta, seed, scale) for eta, scale, seed in chosen_keys(kept.facts)]
     for name in [*names, INPUT_FILE]:
         try:
             return open_image(kept.folder / name)
@@ -558,7 +563,7 @@ def thumbnail(kept: Kept) -> Image.Image | None:
 
 def reopen(studio: Studio, folder: str | Path) -> None:
     """Bring back an edit from its folder: a finished one with its gallery, an unfinished one ready to go on. Raises
-    ValueError or FileNotFoundError in one sentence; then the studio is as it was."""
+    ValueError or FileNotFoundError in one sentence, and then leaves the studio unchanged."""
     folder = Path(folder)
     finished = (folder / "edit.json").is_file()
     facts = read_facts(folder) if finished else read_ledger(folder)[1]
@@ -566,7 +571,7 @@ def reopen(studio: Studio, folder: str | Path) -> None:
     edit = ImagicEdit.load(folder, studio.pipe) if finished else None
     if not finished and fingerprint(studio.pipe) != facts["base_model"]["fingerprint"]:
         name = facts["base_model"]["name"][:60]
-        raise ValueError(f"the edit in {folder} was begun with another model ({name}): load that one")
+        raise ValueError(f"the edit in {folder} was begun with another model ({name}): load that model")
     take_picture(studio, picture, folder.name)
     forget(studio)
     studio.text, studio.method, studio.folder, studio.edit = facts["text"], facts["settings"]["method"], folder, edit
@@ -582,10 +587,25 @@ def reopen(studio: Studio, folder: str | Path) -> None:
                 studio.histories[stage] = History(**found)
 
 
+def chosen_keys(facts: dict) -> list[Key]:
+    """The picture that the edit's maker chose, or none: anyone can have written the entry."""
+    try:
+        chosen = facts["chosen"]
+        return [(float(chosen["eta"]), float(chosen["scale"]), int(chosen["seed"]))]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return []
+
+
+def key_of(name: str) -> Key | None:
+    """The key of a picture, from a file name by `picture_name`; None for any other file."""
+    found = PICTURE_FILE.fullmatch(name)
+    return (float(found[1]), float(found[2] or 1), int(found[3])) if found else None
+
+
 def read_gallery(studio: Studio, facts: dict) -> None:
-    """The pictures that lie in the folder, and the choice."""
+    """Read the pictures in the folder, and the choice."""
     for name in sorted(files_of(studio.folder)):
-        if (key := number_of(name)) is None or not (studio.folder / name).is_file():
+        if (key := key_of(name)) is None or not (studio.folder / name).is_file():
             continue
         try:
             studio.pictures[key] = open_image(studio.folder / name)
@@ -594,29 +614,27 @@ def read_gallery(studio: Studio, facts: dict) -> None:
     if studio.pictures:
         etas, scales, seeds = (sorted({key[at] for key in studio.pictures}) for at in range(3))
         studio.etas, studio.scales, studio.seeds = etas, scales[::-1], seeds
-    if chosen := facts.get("chosen"):
-        key = chosen["eta"], chosen["scale"], chosen["seed"]
-        studio.chosen = key if key in studio.pictures else None
+    studio.chosen = next((key for key in chosen_keys(facts) if key in studio.pictures), None)
 
 
-# -- what is taken home
+# -- files to keep
 
 
 def chosen_file(studio: Studio) -> Path:
     """The PNG of the chosen picture. Raises ValueError if none is chosen."""
     if studio.chosen is None:
-        raise ValueError("no picture is chosen: click one in the gallery")
+        raise ValueError("choose a picture first: click one in the gallery")
     eta, scale, seed = studio.chosen
     return studio.folder / picture_name(eta, seed, scale)
 
 
 def zipped(studio: Studio) -> Path:
-    """The folder of the edit as one zip file beside it, under a name that is free."""
+    """Write the folder of the edit as a zip file next to it, under an unused name."""
     folder = folder_of_edit(studio)
     path = free_name(folder.with_name(folder.name + ".zip"))
 
     def write(temporary: Path) -> None:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:  # weights and PNG don't get smaller
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:  # weights and PNG don't compress
             for name in ["edit.json", *sorted(files_of(folder))]:
                 if (folder / name).is_file():
                     file.write(folder / name, f"{folder.name}/{name}")
@@ -639,16 +657,16 @@ def free_name(path: Path) -> Path:
 
 def folder_of_edit(studio: Studio) -> Path:
     if studio.edit is None:
-        raise ValueError("there is no finished edit yet: run one, or open an earlier one")
+        raise ValueError("run an edit first, or open a finished one")
     return studio.folder
 
 
 def lora_files(studio: Studio) -> list[Path]:
-    """The LoRA of the edit in diffusers' form, and in that of kohya-ss, which ComfyUI and the web UIs read. Raises
-    ValueError if the edit is no LoRA."""
+    """The LoRA of the edit in the format of diffusers and in that of kohya-ss, which ComfyUI and the web UIs read.
+    Raises ValueError if the edit trained all weights."""
     folder = folder_of_edit(studio)
     if studio.edit.settings["method"] != "lora":
-        raise ValueError("this edit trained all weights: run it with LoRA to have a LoRA file")
+        raise ValueError("this edit trained all weights: run it with LoRA to get a LoRA file")
     if not (folder / KOHYA_FILE).is_file():
         layers, _ = load_tensors(folder / LORA_FILE)
         claim(folder, [KOHYA_FILE])
@@ -657,7 +675,7 @@ def lora_files(studio: Studio) -> list[Path]:
 
 
 def kohya(layers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """peft's names as kohya-ss has them: unet.a.b.lora_A.weight -> lora_unet_a_b.lora_down.weight, and B is up. Its α
+    """The tensors under kohya-ss' names: unet.a.b.lora_A.weight becomes lora_unet_a_b.lora_down.weight, B becomes up. α
     is the rank, as in `add_lora`."""
     found = {}
     for name, value in layers.items():
@@ -669,28 +687,28 @@ def kohya(layers: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-CARD = """---
+MODEL_CARD = """---
 base_model: {model}
 tags: [imagic, text-to-image]
 ---
 # {text}
 
 An edit of a picture by its text with Imagic (arXiv 2210.09276), made with `imagic-taught`. Every picture here but
-`input.png` is **edited by a machine**. `edit.json` tells what was done, and with which model.
+`input.png` is **edited by a machine**. `edit.json` records the settings and the model.
 """
 
 
 def push(studio: Studio, repository: str, api=None, *, private: bool = True) -> str:
     """Upload the edit's folder to the Hugging Face hub, and return its address. The login is the hub's own.
 
-    repository: "your-name/any-name"; it is made if need be. api: a `huggingface_hub.HfApi`, or a stand-in for it.
-    Raises ValueError in one sentence if nobody is logged in, or if the hub refuses.
+    repository: "your-name/any-name", created if it does not exist. api: a `huggingface_hub.HfApi`, or a stand-in for
+    it. Raises ValueError, in one sentence, without a login or if the hub refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     folder, api, facts = folder_of_edit(studio), api or HfApi(), read_facts(studio.folder)
-    card = CARD.format(model=facts["base_model"]["name"], text=html.escape(facts["text"]))
+    card = MODEL_CARD.format(model=facts["base_model"]["name"], text=html.escape(facts["text"]))
     files = ["edit.json", *sorted(files_of(folder))]
     try:
         api.whoami()
@@ -698,18 +716,18 @@ def push(studio: Studio, repository: str, api=None, *, private: bool = True) -> 
         api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=files, commit_message="an Imagic edit")
         api.upload_file(repo_id=repository, path_or_fileobj=card.encode(), path_in_repo="README.md")
     except LocalTokenNotFoundError:
-        raise ValueError("nobody is logged in to the hub: run `hf auth login` in a terminal, then push again") from None
+        raise ValueError("not logged in to the hub: run `hf auth login` in a terminal, then push again") from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise ValueError(f"the hub refused: {str(error).strip().splitlines()[0]}") from error
     return f"https://huggingface.co/{repository}"
 
 
 def run_all(studio: Studio, tell: Tell) -> None:
-    """Training, suggestion where it costs nothing, and gallery."""
+    """Training, the suggestion if it needs no download, and the gallery."""
     train(studio, tell)
     if suggests_by_itself(studio):
-        suggest(studio)
-    draw(studio, tell)
+        add_suggestion(studio)
+    draw_until_stopped(studio, tell)  # a Stop during the suggestion counts
 
 
 def labels(keys: Iterable[Key] | Sequence[Key]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Many edits: on this machine, on Slurm, on a Ray cluster. How to start it: docs/cluster.md.
+"""Many edits: on this machine, on Slurm, on a Ray cluster. How to start them: docs/cluster.md.
 
-`table` checks the table, `work` does one job, `engines` let many workers do so, `report` shows what came of it.
+`table` checks the table, `work` does one job, `engines` start the workers, `report` shows the results.
 """
 
 from imagic_lab.sweep.run import Summary, sweep

@@ -1,286 +1,161 @@
 """Three ways to run the same workers: on this machine, as an array of Slurm, on a Ray cluster.
 
-Each is a function (jobs, setup, note, ...) that returns when nothing is left to do. note(job, state) is called for
-every job that was done or that failed. The bookkeeping is in the folder of the sweep, so a worker may be lost at any
-moment: its job is free again as soon as its process is gone.
+Each engine is a function (jobs, setup, look, ...) that returns when no job is open. look() reads in the sweep's folder
+how many are open; all state is there, so a worker can be lost at any moment.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import logging
 import multiprocessing
 import os
+import pickle
+import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
+from types import ModuleType
 
 import torch
 
 from imagic_lab.sweep.table import Job
-from imagic_lab.sweep.work import (
-    CLAIMED,
-    DONE,
-    FAILED,
-    TRIES,
-    Setup,
-    attempt,
-    begin_worker,
-    failed_before,
-    job_from,
-    plain,
-    work_through,
-)
+from imagic_lab.sweep.work import LOOK, TRIES, Setup, work_through
 
-LOSSES = 100  # so many workers of Ray may be lost without a single job done: machines come and go
-LOOK = 0.5  # seconds between two looks at what other processes have done
-Note = Callable[[Job, str], None]
+SPARE = 32  # tasks that wait in Ray for machines that join later
+Look = Callable[[], int]
 
 
-# -- this machine
+def supervise(start: Callable[[object], object], places: Iterable[object], look: Look) -> None:
+    """Keep a worker running in each place (a device, say) until no job is open.
+
+    start(place) gives a future of a worker (done, exception), which ends when it finds nothing to do. A worker that is
+    lost is started again. Raises ValueError if many are lost while no job is settled.
+    """
+    workers, left, lost = {place: start(place) for place in places}, look(), 0
+    while left:
+        time.sleep(LOOK)
+        ended = [place for place, worker in workers.items() if worker.done()]
+        before, left = left, look()
+        lost = 0 if left < before else lost + len(ended)
+        if lost > TRIES * len(workers):
+            error = workers[ended[-1]].exception()
+            raise ValueError(f"the workers are lost one after the other, the last one by this: {error}") from error
+        workers |= {place: start(place) for place in ended if left}
 
 
-def run_local(jobs: Sequence[Job], setup: Setup, note: Note, devices: Sequence[str] | None = None) -> None:
-    """In this process, or, where there are several GPUs, in one process for each. devices: default all GPUs, or the
-    CPU. The embedded model stays on the CPU everywhere."""
-    if devices is None:
-        devices = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-        devices = devices if len(devices) > 1 else [None]
-    if len(devices) == 1:
+def run_local(jobs: Sequence[Job], setup: Setup, look: Look, devices: Sequence[str] = ()) -> None:
+    """In this process, or in one process for each of several GPUs. devices: left out, all GPUs, or the CPU."""
+    devices = devices or [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    if len(devices) < 2:
         threads = torch.get_num_threads()
         try:
-            begin_worker(setup)
-            work_through(jobs, dataclasses.replace(setup, device=devices[0]), note)
+            return work_through(jobs, replace(setup, device=next(iter(devices), None)), look)
         finally:
             torch.set_num_threads(threads)
-        return
-    context = multiprocessing.get_context("spawn")  # CUDA allows no other
+    pools, others = [], multiprocessing.active_children()
 
-    def start(device: str) -> multiprocessing.Process:
-        own = dataclasses.replace(setup, device=device)
-        process = context.Process(target=local_worker, args=(plain(jobs), own, list(sys.path), os.getpid()))
-        process.start()
-        return process
-
-    watch_processes({device: start(device) for device in devices}, start, Watcher(jobs, setup, note))
-
-
-def local_worker(jobs: list[dict], setup: Setup, path: list[str], parent: int) -> None:
-    """The process of one device."""
-    sys.path[:] = path
-    begin_worker(setup)
-
-    def alone(job: Job, state: str) -> None:
-        if os.getppid() != parent:
-            sys.exit("the sweep is gone")
+    def start(device: str):
+        pools.append(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_process))  # CUDA needs spawn
+        return pools[-1].submit(work_through, jobs, replace(setup, device=device))
 
     try:
-        work_through(map(job_from, jobs), setup, alone)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def watch_processes(processes: dict, start: Callable, watcher: Watcher) -> None:
-    """Until all are at their end. One that was lost is started again, as long as there is progress: `attempt` gives
-    up a job that kills its workers."""
-    lost = 0
-    try:
-        while processes:
-            lost = 0 if watcher.look() else lost
-            for device, process in list(processes.items()):
-                process.join(LOOK)
-                if process.exitcode is None:
-                    continue
-                del processes[device]
-                if process.exitcode != 0 and (lost := lost + 1) <= TRIES * (len(processes) + 1):
-                    processes[device] = start(device)
-        watcher.look()
-    finally:
-        for process in processes.values():
+        supervise(start, devices, look)
+    except BaseException:
+        for process in set(multiprocessing.active_children()).difference(others):
             process.terminate()
-            process.join()
+        raise
+    finally:
+        for pool in pools:
+            pool.shutdown()
 
 
-class Watcher:
-    """Looks into the folder of a sweep and notes each job once that other processes have done, or that failed."""
-
-    def __init__(self, jobs: Sequence[Job], setup: Setup, note: Note):
-        self.left = {job.name: job for job in jobs}
-        self.setup, self.note = setup, note
-
-    def look(self) -> int:
-        """Notes what is new, and says how much it was."""
-        out, before = Path(self.setup.out), len(self.left)
-        for entry in os.scandir(out / "edits"):
-            if entry.name in self.left:
-                self.note(self.left.pop(entry.name), DONE)
-        for entry in os.scandir(out / "errors"):
-            job = self.left.get(entry.name.removesuffix(".json"))
-            if job and failed_before(job, self.setup):
-                self.note(self.left.pop(job.name), FAILED)
-        return before - len(self.left)
+def begin_process() -> None:
+    """In a new process: SIGTERM ends its work in good order, and the end of the sweep's process ends it at once."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parent = multiprocessing.parent_process()
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-# -- Slurm
-
-
-class ArrayWorker:
-    """One task of the array. submitit sends it again, by `checkpoint`, if Slurm takes its machine away."""
-
-    def __call__(self, jobs: list[dict], setup: Setup, path: list[str]) -> None:
-        sys.path[:] = path + [entry for entry in sys.path if entry not in path]
-        begin_worker(setup)
-        work_through(map(job_from, jobs), setup)
-
-    def checkpoint(self, *arguments):
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, *arguments)
-
-
-def run_slurm(
-    jobs: Sequence[Job], setup: Setup, note: Note, workers: int = 8, cluster: str = "slurm", options: dict | None = None
-) -> None:
-    """An array of `workers` tasks over the same table, by submitit. options: of its `update_parameters`, such as
+def run_slurm(jobs: Sequence[Job], setup: Setup, look: Look, workers: int = 8, cluster: str = "slurm",
+              options: dict | None = None) -> None:  # fmt: skip
+    """An array of `workers` tasks over the same table, by submitit. options: for its `update_parameters`, such as
     slurm_partition, timeout_min, gpus_per_node. cluster: "local" runs the tasks as processes of this machine. This
-    process only watches: if it is stopped, the tasks go on. Raises ValueError where there is no submitit or no Slurm.
-    """
+    process only watches: if it is stopped, the tasks continue. Raises ValueError without submitit or Slurm."""
     if workers < 1:
         raise ValueError(f"workers is {workers}: it must be 1 or more")
     try:
         import submitit
     except ImportError:
-        raise ValueError('the engine slurm needs submitit: pip install "imagic-taught[cluster]"') from None
+        raise ValueError("the engine slurm needs submitit: pip install submitit") from None
     logging.getLogger("submitit").setLevel(logging.ERROR)  # at every look it warns of a Slurm without accounting
-    watcher, idle = Watcher(jobs, setup, note), 0
-    while watcher.left and idle <= TRIES:  # the tasks end when nothing is left; those that were lost are sent again
-        before, left = len(watcher.left), plain(watcher.left.values())
-        count = min(workers, before)
+
+    class Task(submitit.helpers.Checkpointable):  # sent again if Slurm takes its machine away
+        __call__ = staticmethod(work_through)
+
+    def send(count: int) -> list[submitit.Job]:
+        how = {"name": "imagic-sweep", "cpus_per_task": setup.cores, "slurm_array_parallelism": workers}
         try:
-            executor = submitit.AutoExecutor(folder=Path(setup.out) / "slurm" / "%j", cluster=cluster)
-            executor.update_parameters(name="imagic-sweep", cpus_per_task=setup.cores, **options or {})
-            tasks = executor.map_array(ArrayWorker(), [left] * count, [setup] * count, [list(sys.path)] * count)
+            executor = submitit.AutoExecutor(Path(setup.out) / "slurm" / "%j", cluster)
+            executor.update_parameters(**how | (options or {}))
+            return executor.map_array(Task(), [jobs] * count, [setup] * count)
         except (RuntimeError, NameError, TypeError, OSError) as error:  # no sbatch, an unknown option, Slurm's refusal
             raise ValueError(f"submitit can't send the array: {error}") from error
-        while not all(task.done() for task in tasks):
-            time.sleep(LOOK)
-            watcher.look()
-        watcher.look()
-        idle = 0 if len(watcher.left) < before else idle + 1
+
+    count = min(workers, len(jobs))
+    sent = send(count)
+    supervise(lambda place: sent.pop() if sent else send(1)[0], range(count), look)
 
 
-# -- Ray
+def run_ray(jobs: Sequence[Job], setup: Setup, look: Look, address: str | None = None) -> None:
+    """Tasks that each load the model once, on a GPU, or on `setup.cores` cores of a cluster without GPUs. Machines can
+    come and go. address: of a cluster, "auto" for the one of this machine; left out, Ray is started here. Raises
+    ValueError without Ray, without that cluster, or if none of its machines is large enough."""
 
+    def worker(
+        path: list[str], packed: bytes
+    ) -> None:  # nested, so it travels as a whole: only `path` finds this module
+        sys.path.extend(entry for entry in path if entry not in sys.path)
+        function, *arguments = pickle.loads(packed)
+        function(*arguments)
 
-def run_ray(jobs: Sequence[Job], setup: Setup, note: Note, address: str | None = None) -> None:
-    """Actors that load the model once: one for each GPU of the cluster, or for each `setup.cores` cores where it has
-    no GPU. Machines may come and go. address: of a cluster, "auto" for the one of this machine; left out, Ray is
-    started here. Raises ValueError where there is no Ray or no cluster."""
+    def start(place: int):
+        tasks.append(task.remote(path, packed))
+        return tasks[-1].future()
+
+    ray, started = connected_ray(address)
+    tasks, path = [], [entry or os.getcwd() for entry in sys.path]
     try:
-        import ray
-    except ImportError:
-        raise ValueError('the engine ray needs Ray: pip install "imagic-taught[cluster]"') from None
-    started = not ray.is_initialized()
-    if started:
-        try:
-            ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
-        except ConnectionError as error:
-            raise ValueError(f"there is no Ray cluster at {address!r} ({error}): start it with `ray start`") from error
-    try:
-        Hands(ray, jobs, setup, note).run()
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
+        room = gpus or sum(int(machine.get("CPU", 0)) // setup.cores for machine in machines)
+        if not room:
+            raise ValueError(f"no machine of the Ray cluster has {setup.cores} cores: choose fewer with --cores")
+        needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": setup.cores}
+        task, packed = (
+            ray.remote(**needs, max_retries=TRIES)(worker),
+            ray.put(pickle.dumps((work_through, jobs, setup))),
+        )
+        supervise(start, range(min(len(jobs), room + SPARE)), look)
     finally:
+        for reference in tasks:
+            ray.cancel(reference)  # those that still wait for a machine; after a stop, those at work as well
+        ray.wait(tasks, num_returns=len(tasks), timeout=30)
         if started:
             ray.shutdown()
 
 
-class Hands:
-    """The actors of a sweep, and which job each has in hand: one at a time, so that no more is ever in memory."""
-
-    def __init__(self, ray, jobs: Sequence[Job], setup: Setup, note: Note):
-        self.ray, self.setup, self.note = ray, setup, note
-        self.queue, self.losses = deque(jobs), 0  # losses: since the last job was done
-        self.busy = {}  # reference to a result -> (actor, job), or (actor, None) while it starts
-
-    def run(self) -> None:
-        try:
-            while self.queue or any(job for _, job in self.busy.values()):
-                self.hire()
-                ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=LOOK)
-                for reference in ready:
-                    self.take(reference)
-        finally:
-            for actor, _ in self.busy.values():
-                self.ray.kill(actor)
-
-    def hire(self) -> None:
-        """As many actors as the cluster holds now, and no more than there are jobs."""
-        total = self.ray.cluster_resources()
-        gpus = int(total.get("GPU", 0))
-        room = gpus or sum(
-            int(node["Resources"].get("CPU", 0)) // self.setup.cores for node in self.ray.nodes() if node["Alive"]
-        )
-        if not room and not self.busy:
-            raise ValueError(f"no machine of the Ray cluster has {self.setup.cores} cores: choose fewer with --cores")
-        for _ in range(min(room, len(self.queue) + len(self.busy)) - len(self.busy)):
-            kind = actor_class(self.ray).options(num_cpus=0 if gpus else self.setup.cores, num_gpus=1 if gpus else 0)
-            actor = kind.remote(asdict(self.setup), [entry or os.getcwd() for entry in sys.path])
-            self.busy[actor.ready.remote()] = actor, None
-
-    def take(self, reference) -> None:
-        """What one actor gives back; then its next job."""
-        actor, job = self.busy.pop(reference)
-        try:
-            state = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError as error:  # none of the job's own: those are files in errors/
-            raise ValueError(f"a worker can't go on: {error.cause}") from error
-        except self.ray.exceptions.RayError as error:
-            self.ray.kill(actor)
-            self.lost(job, error)
-            return
-        if job and state == CLAIMED:
-            self.queue.append(job)
-        elif job:
-            self.losses = 0
-            self.note(job, state)
-        if self.queue:
-            job = self.queue.popleft()
-            self.busy[actor.attempt.remote(asdict(job))] = actor, job
-        else:
-            self.ray.kill(actor)
-
-    def lost(self, job: Job | None, error: Exception) -> None:
-        """A worker is gone: its job goes to another one, at once. `attempt` gives it up if it kills its workers."""
-        self.losses += 1
-        if job:
-            self.queue.appendleft(job)
-        if self.losses > LOSSES:
-            raise ValueError(f"the workers are lost one after the other, the last one so: {error}")
-
-
-def actor_class(ray):
-    """The actor, made here so that it travels as a whole: on its machine the library is found by `path` only."""
-
-    class Worker:
-        def __init__(self, setup: dict, path: list[str]):
-            sys.path.extend(entry for entry in path if entry not in sys.path)
-            os.environ["TQDM_DISABLE"] = "1"
-            self.values = setup
-
-        def ready(self) -> None:
-            from imagic_lab.sweep.work import Setup, begin_worker
-
-            self.setup = Setup(**self.values)
-            begin_worker(self.setup)
-
-        def attempt(self, job: dict) -> str:
-            from imagic_lab.sweep.work import CLAIMED, job_from
-
-            state = attempt(job_from(job), self.setup)
-            if state == CLAIMED:
-                time.sleep(LOOK)
-            return state
-
-    return ray.remote(Worker)
+def connected_ray(address: str | None) -> tuple[ModuleType, bool]:
+    """The module ray, and whether it was connected here."""
+    try:
+        import ray
+    except ImportError:
+        raise ValueError('the engine ray needs Ray: pip install "ray[default]"') from None
+    started = not ray.is_initialized()
+    try:
+        if started:
+            ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+    except ConnectionError as error:
+        raise ValueError(f"no Ray cluster answers at {address!r} ({error}): start it with `ray start`") from error
+    return ray, started

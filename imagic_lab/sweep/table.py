@@ -1,43 +1,49 @@
-"""The table of a sweep: one edit a row, checked as a whole before anything is started."""
-
-from __future__ import annotations
+"""The table of a sweep: one edit a row, checked as a whole before anything starts."""
 
 import csv
 import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import asdict, replace
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
 
 from imagic_lib import stage1_embedding, stage2_finetuning
-from imagic_lib.edit import ETAS, etas_of
-from imagic_lib.models import TINY, check_text, family
+from imagic_lib.arguments import FARTHEST_ETA, check_text
+from imagic_lib.edit import ETAS
+from imagic_lib.models import TINY, family
 from imagic_lib.pictures import open_image
-from imagic_lib.stage2_finetuning import MOST_SCALE
-from imagic_lib.stage4_inference import seeds_of
+from imagic_lib.planning.memory import on_meta
+from imagic_lib.unets import MOST_SCALE
 
 NEEDED = ("image", "text")
-LARGEST_TABLE = 64 * 2**20  # bytes; ten thousand rows take one or two
-SLICE = 2**20  # bytes of a weights file, at its start and at its end, that tell two models apart
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+COLUMNS = (*NEEDED, "model", "method", "embedding_steps", "unet_steps", "seed", "seeds", "etas", "scale")
+MUST_BE = dict.fromkeys(COLUMNS, "a whole number of 0 or more") | {
+    "etas": f"a number within ±{FARTHEST_ETA:g}",
+    "scale": f"a number from 0 to {MOST_SCALE:g}",
+}
+SLICE = 2**20  # bytes at the start and at the end of a file, enough to tell two models apart
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Eta = Annotated[float, Field(ge=-FARTHEST_ETA, le=FARTHEST_ETA)]
+SPLIT = BeforeValidator(lambda cell: cell.split() if isinstance(cell, str) else cell)
+EACH_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 
 
 class Faults(ValueError):
-    """Everything that is wrong with a table. str: one sentence; faults: each with its row."""
+    """All faults of a table, as one sentence. `faults` lists them with their rows, `verdict` is the rest."""
 
     def __init__(self, path: Path, faults: list[str]):
-        self.faults = faults
         count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-        super().__init__(f"{path} has {count}, nothing was started: {'; '.join(faults)}")
-
-    @property
-    def verdict(self) -> str:
-        """The sentence without the list."""
-        return str(self).partition(": ")[0]
+        self.faults, self.verdict = faults, f"{path} has {count}, nothing was started"
+        super().__init__(f"{self.verdict}: {'; '.join(faults)}")
 
 
 @dataclass(frozen=True)
@@ -48,51 +54,62 @@ class Job:
     text: str
     model: str = "tiny"  # as for `load_pipeline`
     method: str = "full"
-    embedding_steps: int | None = None
-    unet_steps: int | None = None
-    seed: int = 0  # of the training
-    seeds: tuple[int, ...] = (0,)  # noises to start from
-    etas: tuple[float, ...] = ETAS
-    scale: float = 1.0
+    embedding_steps: Count | None = None
+    unet_steps: Count | None = None
+    seed: Count = 0  # of the training
+    seeds: Annotated[tuple[Count, ...], SPLIT, EACH_ONCE] = (0,)  # of the noise that each picture starts from
+    etas: Annotated[tuple[Eta, ...], SPLIT, EACH_ONCE] = ETAS
+    scale: Annotated[float, Field(ge=0, le=MOST_SCALE)] = 1.0
     row: int = 0  # as a spreadsheet counts: the header is row 1
     picture: str = ""  # hash of the file's bytes
-    weights: str = ""  # what tells the model from others, whatever its folder is called
+    weights: str = ""  # tells the model from others, whatever its folder is called
 
-    @property
-    def settings(self) -> dict:
-        """What the edit depends on: neither the row nor where the files lie."""
-        return {name: value for name, value in asdict(self).items() if name not in ("row", "image", "model")}
+    @pydantic.field_validator("image", "text", "model", "method")
+    @classmethod
+    def check_cell(cls, cell: str, info: pydantic.ValidationInfo) -> str:
+        """Only in a table, whose folder is the context. Paths start there, and what they name must exist."""
+        if (folder := info.context) is None:
+            return cell
+        if info.field_name == "image" or (info.field_name == "model" and cell != "tiny" and (folder / cell).exists()):
+            cell = str((folder / cell).resolve())
+        try:
+            CHECKS[info.field_name](cell)
+        except OSError as error:  # pydantic collects ValueErrors
+            raise ValueError(str(error)) from error
+        return cell
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """Sixteen hexadecimal digits that stand for the settings, the picture's bytes and the model: the folder of
-        the finished edit."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+        """The folder of the finished edit: a hash of everything that the edit depends on."""
+        settings = {name: value for name, value in asdict(self).items() if name not in ("row", "image", "model")}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+ROW = pydantic.TypeAdapter(Job)
 
 
 def read_table(path: str | Path) -> list[Job]:
-    """The jobs of a CSV file, in its order. Pictures and folders of models are relative to the file's own folder.
+    """The jobs of a CSV file, in its order. Pictures and model folders are relative to the folder of the file.
 
-    Columns: image and text; and, with the library's defaults, model, method, embedding_steps, unet_steps, seed, seeds,
-    etas, scale. Lists in a cell are separated by spaces. Raises `Faults` with all that is wrong in all rows,
-    FileNotFoundError, or ValueError for what is no table.
+    Columns: `COLUMNS`; all but image and text can be left out. A cell lists its seeds or etas with spaces between them.
+    Raises `Faults` with the faults of all rows, FileNotFoundError, or ValueError for a file that is not a table.
     """
     path = Path(path)
-    header, rows = cells(path)
-    for known in (known_picture, known_model):  # a file may be another one since the last table
-        known.cache_clear()
-    faults = header_faults(header)
-    if faults:
+    header, *rows = cells_of(path)
+    for remembered in (hash_of_file, kind_and_stamp):  # a file can have changed since the last table
+        remembered.cache_clear()
+    if faults := header_faults(header):
         raise Faults(path, faults)
     jobs, first = [], {}
-    for number, row in rows:
-        job, wrong = job_of(dict(zip(header, row, strict=False)), path.parent, number)
-        if len(row) > len(header):
-            wrong.append(f"it has {len(row)} cells, the header has {len(header)}")
-        if not wrong and (same := first.setdefault(job.name, number)) != number:
-            wrong.append(f"it is the same edit as row {same}")
-        faults += [f"row {number}: {fault}" for fault in wrong]
-        jobs.append(job)
+    for number, row in enumerate(rows, 2):
+        if any(row):
+            job, wrong = job_in(dict(zip(header, row, strict=False)), path.parent, number)
+            if len(row) > len(header):
+                wrong.append(f"it has {len(row)} cells, the header has {len(header)}")
+            if not wrong and (same := first.setdefault(job.name, number)) != number:
+                wrong.append(f"it is the same edit as row {same}")
+            faults += [f"row {number}: {fault}" for fault in wrong]
+            jobs.append(job)
     if faults:
         raise Faults(path, faults)
     if not jobs:
@@ -100,157 +117,77 @@ def read_table(path: str | Path) -> list[Job]:
     return jobs
 
 
-def cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the rows that are not empty with their numbers. Commas, semicolons and tabs separate cells:
-    what the header has most of."""
+def cells_of(path: Path) -> list[list[str]]:
+    """The cells of all rows, header first. Commas, semicolons or tabs separate them: what the header has most of."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}: a sweep needs a table, in CSV")
-    if path.stat().st_size > LARGEST_TABLE:
-        raise ValueError(f"{path} has more than {LARGEST_TABLE // 2**20} MiB: it is no table of edits")
+        raise FileNotFoundError(f"{path} does not exist: a sweep needs a table, in CSV")
     try:
         text = path.read_bytes().decode("utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV file in UTF-8 ({error}): save it as one") from error
-    stripped = [[cell.strip() for cell in row] for row in rows]
-    return (stripped[0] if stripped else []), [(n, row) for n, row in enumerate(stripped[1:], 2) if any(row)]
+        raise ValueError(f"{path} is not a CSV file in UTF-8 ({error}): save it as one") from error
+    return [[cell.strip() for cell in row] for row in rows] or [[]]
 
 
 def header_faults(header: list[str]) -> list[str]:
-    """What is wrong with the names of the columns."""
-    faults = [f"there is no column {name!r}" for name in NEEDED if name not in header]
-    faults += [f"the column {name!r} is there twice" for name in dict.fromkeys(header) if header.count(name) > 1]
-    for name in header:
-        if name not in COLUMNS:
-            faults.append(f"the column {name!r} is unknown: there are {', '.join(COLUMNS)}")
-    return faults
+    missing = [f"the column {name!r} is missing" for name in NEEDED if name not in header]
+    twice = [f"the column {name!r} is there twice" for name in dict.fromkeys(header) if header.count(name) > 1]
+    unknown = [name for name in header if name not in COLUMNS]
+    return missing + twice + [f"the column {name!r} is unknown: use {', '.join(COLUMNS)}" for name in unknown]
 
 
-def job_of(row: dict[str, str], folder: Path, number: int) -> tuple[Job, list[str]]:
-    """The job of one row, and what is wrong with it."""
-    values, faults = {}, []
-    for name, cell in row.items():
-        if cell or name in NEEDED:
-            try:
-                values[name] = COLUMNS[name](cell, folder)
-            except (ValueError, OSError) as error:
-                faults.append(f"{name}: {error}")
-    job = Job(**dict.fromkeys(NEEDED, "") | values, row=number)
-    if not faults:
-        kind, weights = known_model(job.model)
-        first, second = stage1_embedding.DEFAULTS[kind], stage2_finetuning.DEFAULTS[job.method][kind]
-        steps = {"embedding_steps": first["steps"], "unet_steps": second["steps"]}
-        steps |= {name: values[name] for name in steps if name in values}
-        job = replace(job, **steps, picture=known_picture(job.image), weights=weights)
-    return job, faults
-
-
-# -- one cell
-
-
-def picture_cell(cell: str, folder: Path) -> str:
-    if not cell:
-        raise ValueError("the cell is empty: give the path of a picture")
-    path = str((folder / cell).resolve())
-    known_picture(path)
-    return path
-
-
-def text_cell(cell: str, folder: Path) -> str:
-    check_text(cell)
-    return cell
-
-
-def model_cell(cell: str, folder: Path) -> str:
-    if cell != "tiny" and (folder / cell).exists():
-        cell = str((folder / cell).resolve())
-    known_model(cell)
-    return cell
-
-
-def method_cell(cell: str, folder: Path) -> str:
-    if cell not in stage2_finetuning.DEFAULTS:
-        raise ValueError(f"{cell!r} is unknown: choose {' or '.join(stage2_finetuning.DEFAULTS)}")
-    return cell
-
-
-def whole_cell(cell: str, folder: Path | None = None) -> int:
-    if not re.fullmatch(r"\d{1,18}", cell, re.ASCII):
-        raise ValueError(f"{cell!r} is not a whole number of 0 or more")
-    return int(cell)
-
-
-def seeds_cell(cell: str, folder: Path) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(seeds_of([whole_cell(part) for part in cell.split()])))
-
-
-def number_of(cell: str) -> float:
+def job_in(row: dict[str, str], folder: Path, number: int) -> tuple[Job | None, list[str]]:
+    """The job of one row, and all its faults. Without a fault its steps, picture and weights are filled in."""
+    given = {name: cell for name, cell in row.items() if cell or name in NEEDED}
     try:
-        return float(cell)
-    except ValueError:
-        raise ValueError(f"{cell!r} is not a number") from None
+        job = ROW.validate_python(given | {"row": number}, context=folder)
+    except pydantic.ValidationError as error:
+        return None, [sentence_for(fault) for fault in error.errors()]
+    kind, weights = kind_and_stamp(job.model)
+    first, second = stage1_embedding.DEFAULTS[kind], stage2_finetuning.DEFAULTS[job.method][kind]
+    steps = {"embedding_steps": first["steps"], "unet_steps": second["steps"]}
+    steps = {name: default for name, default in steps.items() if name not in given}
+    return replace(job, **steps, picture=hash_of_file(job.image), weights=weights), []
 
 
-def etas_cell(cell: str, folder: Path) -> tuple[float, ...]:
-    return tuple(dict.fromkeys(etas_of([number_of(part) for part in cell.split()])))
+def sentence_for(fault: dict) -> str:
+    """What pydantic found in a cell, in our words."""
+    column = fault["loc"][0]
+    wrong = fault["ctx"]["error"] if fault["type"] == "value_error" else f"{fault['input']!r} is not {MUST_BE[column]}"
+    return f"{column}: {wrong}"
 
 
-def scale_cell(cell: str, folder: Path) -> float:
-    if not 0 <= (value := number_of(cell)) <= MOST_SCALE:
-        raise ValueError(f"{cell!r} is not from 0 to {MOST_SCALE:g}")
-    return value
-
-
-COLUMNS: dict[str, Callable[[str, Path], object]] = {
-    "image": picture_cell,
-    "text": text_cell,
-    "model": model_cell,
-    "method": method_cell,
-    "embedding_steps": whole_cell,
-    "unet_steps": whole_cell,
-    "seed": whole_cell,
-    "seeds": seeds_cell,
-    "etas": etas_cell,
-    "scale": scale_cell,
-}
-
-
-# -- what many rows share is looked at once
+def check_method(method: str) -> None:
+    if method not in stage2_finetuning.DEFAULTS:
+        raise ValueError(f"{method!r} is unknown: choose {' or '.join(stage2_finetuning.DEFAULTS)}")
 
 
 @cache
-def known_picture(path: str) -> str:
-    """A hash of the bytes of a picture that can be opened. Raises as `open_image`."""
+def hash_of_file(path: str) -> str:
+    """A hash of a picture's file. Raises as `open_image` if it can't be opened."""
     open_image(path)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 @cache
-def known_model(model: str) -> tuple[str, str]:
-    """A model's kind (`models.family`), and what tells it from others: of a folder some bytes of each file, of the hub
-    its id. Nothing is loaded. Raises ValueError for what is neither."""
+def kind_and_stamp(model: str) -> tuple[str, str]:
+    """A model's kind (`models.family`), and a text that tells it from others, which is its hub id, or a hash of its
+    folder's files by their names, sizes and first and last bytes. Nothing is loaded. Raises ValueError for other names.
+    """
     folder = TINY if model == "tiny" else Path(model)
     if not folder.is_dir():
-        if not HUB_ID.fullmatch(model):
-            raise ValueError(f"{model!r} is neither tiny, nor a folder, nor the id of a model on the hub")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", model, re.ASCII):
+            raise ValueError(f"{model!r} is not tiny, a folder, or the id of a model on the hub")
         return "stable-diffusion", model
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is no diffusers model: it has no model_index.json")
-    from imagic_lib.planning.memory import on_meta
+    kind, digest = family(SimpleNamespace(unet=on_meta(folder)["unet"])), hashlib.sha256()
+    for path in sorted(path for path in folder.glob("*/[!.]*") if path.is_file()):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder).as_posix()} {size}".encode() + file.read(SLICE))
+            file.seek(max(size - SLICE, 0))
+            digest.update(file.read())
+    return kind, digest.hexdigest()[:16]
 
-    return family(SimpleNamespace(unet=on_meta(folder)["unet"])), stamp(folder)
 
-
-def stamp(folder: Path) -> str:
-    """A hash of a model's files: names, sizes, and the first and last bytes of each."""
-    digest = hashlib.sha256()
-    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
-        for path in sorted(p for p in (folder / part).rglob("*") if p.is_file() and not p.name.startswith(".")):
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(SLICE))
-                file.seek(max(size - SLICE, 0))
-                digest.update(file.read(SLICE))
-    return digest.hexdigest()[:16]
+CHECKS = {"image": hash_of_file, "text": check_text, "model": kind_and_stamp, "method": check_method}

@@ -1,331 +1,256 @@
-"""One job: claimed, done in a folder of its own, renamed when it is whole. All engines call `attempt`, nothing else.
+"""One job: locked, done in a hidden folder, renamed when it is whole. Workers of every engine call `work_through`.
 
-In the folder of a sweep, `edits/NAME` is a finished edit, `edits/.NAME.part` one that is being made, and
-`edits/.NAME.lock` is locked by the process that makes it. The lock is the kernel's: it falls with the process. The
-finished folder appears by one rename, so there is either a whole edit or none.
+In the folder of a sweep, `edits/NAME` is a finished edit, `edits/.NAME.part` an unfinished one, and `edits/.NAME.lock`
+is locked by the process that works on it; the kernel unlocks it when that process ends, even by a kill. The finished
+folder appears by one rename, so either the whole edit is there or none. `.NAME.part/.tries` has one byte for each try.
 """
 
-from __future__ import annotations
-
-import importlib
 import json
 import os
 import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain, product
 from pathlib import Path
+from pkgutil import resolve_name
 
+import filelock
 import torch
 from diffusers import StableDiffusionPipeline
+from tqdm import tqdm
 
 from imagic_lab.sweep.table import Job
-from imagic_lib.edit import ImagicEdit, run_edit, versions
+from imagic_lib.edit import run_edit
+from imagic_lib.files import load_facts, write_atomically
 from imagic_lib.folder import DIFFERENCE_FILE, LORA_FILE, claim, picture_name
 from imagic_lib.models import load_pipeline
-from imagic_lib.pictures import load_image, psnr, rmse
-from imagic_lib.training import loop
-from imagic_lib.training.checkpoints import write_atomically
-from imagic_lib.training.strategies import Strategy
+from imagic_lib.pictures import load_image, open_image, psnr, rmse
+from imagic_lib.planning.memory import Plan, plan
+from imagic_lib.storage import versions
+from imagic_lib.training.loop import Run
 
-FACTS = "job.json"  # in a finished edit: what was asked for, and a row for each picture
-DONE, FAILED, CLAIMED = "done", "failed", "claimed"  # what comes of an attempt; CLAIMED: another process is at it
-EDIT = "imagic_lab.sweep.work:edit"
-TRIES = 3  # so often a job may lose its worker in one run before it counts as one that kills workers
+FACTS = "job.json"  # in a finished edit: its settings, and a row for each picture
+DONE, FAILED, CLAIMED = "done", "failed", "claimed"  # results of an attempt; CLAIMED: another process has the job
+EDIT_WORK = "imagic_lab.sweep.work:edit_and_draw"
+LOOK = 0.5  # seconds between two looks at what other processes have done
+TRIES = 3  # a job that has lost so many workers counts as one that kills them
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What every worker is told, wherever it runs. out: the folder of the sweep, on a disk that all workers see."""
+    """What every worker is told on any machine. out is the folder of the sweep, on a disk that all workers see."""
 
     out: str
-    run: str  # of this start: a job that failed in it is not tried again
+    run: str  # this start: a job that failed in it is not tried again
     cores: int = 2  # threads of one worker; the last digits on a CPU depend on it
     keep: bool = False  # the trained weights too, so that `show` can draw from the edit
-    work: str = EDIT  # "module:function" that does a job in a folder: function(job, folder, setup) -> facts
+    work: str = EDIT_WORK  # "module:function" that does a job: function(job, folder, setup) -> facts
     device: str | None = None  # as for `load_pipeline`
 
     def folder(self, job: Job) -> Path:
         return Path(self.out) / "edits" / job.name
 
+    def hidden(self, job: Job, kind: str) -> Path:
+        return Path(self.out) / "edits" / f".{job.name}.{kind}"
+
     def error_file(self, job: Job) -> Path:
         return Path(self.out) / "errors" / f"{job.name}.json"
 
 
-def attempt(job: Job, setup: Setup) -> str:
-    """Do a job, unless it is done, or another process is at it, or it failed in this run. Returns DONE, FAILED or
-    CLAIMED. An exception of the job becomes a file in errors/, and so does a job whose workers were lost `TRIES` times
-    in this run; what is none of the job's, a full disk say, is raised.
+def error_of(job: Job, setup: Setup) -> str | None:
+    """Why a job failed in this start; None if it did not. The next start tries it again."""
+    with suppress(OSError, ValueError):
+        found = read_json(setup.error_file(job))
+        return found["error"] if found["run"] == setup.run else None
+
+
+def settled_jobs(jobs: Sequence[Job], setup: Setup) -> tuple[list[Job], list[tuple[Job, str]]]:
+    """The jobs that are done, and those that failed in this start with their errors, read from the sweep's folder."""
+    edits, errors = (set(os.listdir(Path(setup.out) / name)) for name in ("edits", "errors"))
+    maybe = [job for job in jobs if f"{job.name}.json" in errors and job.name not in edits]
+    return [job for job in jobs if job.name in edits], [(job, e) for job in maybe if (e := error_of(job, setup))]
+
+
+def work_through(jobs: Sequence[Job], setup: Setup, look: Callable[[], object] = lambda: None) -> None:
+    """Do every job that is not done yet, in their order, next to any number of other workers.
+
+    look: called now and then. It waits for jobs that other workers hold, because workers can die. Raises ValueError for
+    a folder that this worker does not see, or that has no locks.
     """
-    folder = setup.folder(job)
-    if folder.exists():
-        lock_of(folder).unlink(missing_ok=True)  # left by a worker that was killed just after the rename
+    check_folder(Path(setup.out))
+    torch.set_num_threads(setup.cores)
+    looked = time.monotonic()
+    while jobs:
+        held = []
+        for job in jobs:
+            if attempt(job, setup) == CLAIMED:
+                held.append(job)
+            if time.monotonic() > looked + LOOK:
+                look()
+                looked = time.monotonic()
+        if jobs := held:
+            time.sleep(LOOK)
+
+
+def check_folder(out: Path) -> None:
+    if not (out / "edits").is_dir():
+        raise ValueError(f"a worker does not see the folder {out}: it must be on a disk that all machines share")
+    try:
+        with filelock.FileLock(out / ".lock") as lock:
+            if isinstance(lock, filelock.SoftFileLock):  # filelock's substitute would outlive a killed process
+                raise NotImplementedError("no flock")
+    except (OSError, NotImplementedError) as error:
+        raise ValueError(f"the disk of {out} has no file locks ({error}): choose a folder on another one") from error
+
+
+def attempt(job: Job, setup: Setup) -> str:
+    """Do a job, unless it is done, or another process has it, or it failed in this start. Returns DONE, FAILED or
+    CLAIMED. An exception of the job becomes a file in errors/."""
+    if setup.folder(job).exists():
         return DONE
-    with claimed(folder) as lock:
-        if folder.exists():
-            return DONE
-        if lock is None:
-            return CLAIMED
-        if failed_before(job, setup):
-            return FAILED
-        if one_more_try(lock, setup.run) > TRIES:
-            note_failure(job, setup, f"its worker was lost {TRIES} times: killed, or out of the computer's memory")
-            return FAILED
-        try:
-            finish_in(folder.with_name(f".{job.name}.part"), job, setup)
-        except Exception as error:
-            note_failure(job, setup, error)
-            return FAILED
-        setup.error_file(job).unlink(missing_ok=True)
+    try:
+        with filelock.FileLock(setup.hidden(job, "lock"), timeout=0):
+            return attempt_alone(job, setup)
+    except filelock.Timeout:
+        return CLAIMED
+
+
+def attempt_alone(job: Job, setup: Setup) -> str:
+    """`attempt` for the process that has the lock. A job that has lost `TRIES` workers fails."""
+    part = setup.hidden(job, "part")
+    if setup.folder(job).exists():
+        return DONE
+    if error_of(job, setup):
+        return FAILED
+    part.mkdir(exist_ok=True)
+    tries = part / ".tries"
+    try:
+        if tries.exists() and tries.stat().st_size >= TRIES:
+            raise ChildProcessError(f"its worker was lost {TRIES} times: killed, or out of the computer's memory")
+        with tries.open("ab") as file:
+            file.write(b"x")
+        finish_in(part, job, setup)
+    except Exception as error:
+        said, trace = str(error).strip() or type(error).__name__, "".join(traceback.format_exception(error)[-6:])
+        write_json(setup.error_file(job), {"run": setup.run, "error": said[:2000], "trace": trace[-6000:]})
+        return FAILED
+    finally:
+        tries.unlink(missing_ok=True)  # only a kill leaves it
+    for path in (setup.error_file(job), setup.hidden(job, "lock")):
+        path.unlink(missing_ok=True)
     return DONE
 
 
-def lock_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.lock")
-
-
-@contextmanager
-def claimed(folder: Path):
-    """Holds the lock of a job; inside, the descriptor of its file, or None if another process holds it. Raises
-    ValueError where the disk knows no locks."""
-    import fcntl  # not on Windows
-
-    path = lock_of(folder)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    mine = False
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the one before may have deleted the file between our two calls: then the lock is of nothing
-            mine = path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            raise ValueError(
-                f"{folder.parent} is on a disk without locks ({error.strerror}): choose another"
-            ) from error
-        yield descriptor if mine else None
-        if mine:
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def one_more_try(lock: int, run: str) -> int:
-    """How often the job was begun in this run, now included: the file of a lock outlives a worker that is lost."""
-    before = os.pread(lock, 100, 0).decode("ascii", "replace").split()
-    count = int(before[1]) + 1 if len(before) == 2 and before[0] == run and before[1].isdigit() else 1
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{run} {count}\n".encode(), 0)
-    return count
-
-
 def finish_in(part: Path, job: Job, setup: Setup) -> None:
-    """Do the job in the folder `part`, or go on in it, and rename it. If what a kill left there can't be used, it is
-    made once more from nothing."""
-    function = named(setup.work)
-    begun = part.is_dir()
-    if not (part / FACTS).is_file():
-        try:
-            facts = done_in(part, function, job, setup)
-        except ValueError:
-            if not begun:
-                raise
-            shutil.rmtree(part)
-            facts = done_in(part, function, job, setup)
-        facts = {"settings": job.settings | {"image": job.image, "model": job.model}, **facts}
-        write_json(part / FACTS, facts)
-    if not setup.keep:
-        # edit.json stands for a whole edit, so it goes first
-        for name in ("edit.json", DIFFERENCE_FILE, LORA_FILE):
-            for path in part.glob(f"{name}*"):
-                path.unlink()
-    settle(part)
+    """Do the job in the folder `part`, or continue it, and rename the folder once it is whole and on the disk."""
     try:
-        os.rename(part, part.with_name(job.name))
+        read_json(part / FACTS)  # a kill can come between this file and the rename
+    except (OSError, ValueError):
+        write_json(part / FACTS, {"settings": asdict(job), **facts_of(job, part, setup)})
+    unneeded = () if setup.keep else ("edit.json", DIFFERENCE_FILE, LORA_FILE)  # edit.json marks a whole edit: first
+    for name in (*unneeded, ".tries"):
+        (part / name).unlink(missing_ok=True)
+    for path in (*part.iterdir(), part):
+        wait_for_disk(path)
+    try:
+        part.rename(setup.folder(job))
     except OSError:
-        if not part.with_name(job.name).exists():
+        if not setup.folder(job).exists():
             raise
         shutil.rmtree(part)  # a network disk showed late that another worker had finished it
-    sync(part.parent)
+    wait_for_disk(part.parent)
 
 
-def done_in(part: Path, function: Callable, job: Job, setup: Setup) -> dict:
-    """What the work function returns, with the time it took and the notes it gave, each once."""
-    part.mkdir(exist_ok=True)
-    began = time.monotonic()
-    with warnings.catch_warnings(record=True) as notes, quiet():
+def wait_for_disk(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk. A rename must not come before it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    with suppress(OSError):  # some network disks can't, for a folder
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def facts_of(job: Job, part: Path, setup: Setup) -> dict:
+    """What the work function returns, its seconds and its notes. Damaged files of an earlier start are set aside."""
+    work, began = resolve_name(setup.work), time.monotonic()
+    with warnings.catch_warnings(record=True) as notes, no_bars():
         warnings.simplefilter("always", UserWarning)
-        facts = function(job, part, setup)
+        try:
+            facts = work(job, part, setup)
+        except ValueError:
+            if not is_damaged(part):
+                raise
+            aside = part.rename(setup.hidden(job, f"damaged-{time.time_ns()}"))
+            warnings.warn(
+                f"started anew, because files of an earlier start are unreadable ({aside.name})", stacklevel=1
+            )
+            part.mkdir()
+            facts = work(job, part, setup)
     said = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, UserWarning))
     return {**facts, "notes": list(said), "seconds": round(time.monotonic() - began, 2), "versions": versions()}
 
 
-class NoBar(loop.tqdm):
-    """A progress bar that is not shown."""
-
-    def __init__(self, *arguments, **settings):
-        super().__init__(*arguments, **settings | {"disable": True})
+def is_damaged(folder: Path) -> bool:
+    """Does the folder have an unreadable file, as after a power cut?"""
+    readers = {".safetensors": load_facts, ".json": read_json, ".png": open_image}
+    try:
+        for path in folder.iterdir():
+            readers.get(path.suffix, Path.exists)(path)
+    except ValueError:
+        return True
+    return False
 
 
 @contextmanager
-def quiet():
-    """The bars of the stages are not shown inside: thousands of them would push away the sweep's own."""
-    shown, loop.tqdm = loop.tqdm, NoBar
+def no_bars():
+    """No progress bar of any module is shown inside, because thousands would push away the sweep's own."""
+    begin = tqdm.__init__  # every kind of bar comes here
+    tqdm.__init__ = lambda bar, *args, **options: begin(bar, *args, **options | {"disable": True})
     try:
         yield
     finally:
-        loop.tqdm = shown
-
-
-def named(work: str) -> Callable:
-    module, _, function = work.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
-def settle(folder: Path) -> None:
-    """Wait until all of a folder is on the disk: a rename must not be there before what it names."""
-    for path in folder.iterdir():
-        if path.is_file():
-            sync(path)
-    sync(folder)
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network disks can't, for a folder
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        tqdm.__init__ = begin
 
 
 def write_json(path: Path, value: dict) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    write_atomically(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-# -- jobs that fail
-
-
-def note_failure(job: Job, setup: Setup, error: BaseException | str) -> None:
-    """Write down why a job failed; `report` makes errors.csv of it."""
-    said = error if isinstance(error, str) else (str(error).strip() or type(error).__name__)
-    trace = [] if isinstance(error, str) else traceback.format_exception(error)[-6:]
-    write_json(setup.error_file(job), {"run": setup.run, "error": said[:2000], "trace": "".join(trace)[-6000:]})
-
-
-def failed_before(job: Job, setup: Setup) -> bool:
-    """Did this job fail in this run? A new start tries it again: what was wrong may be right by now."""
-    try:
-        return read_json(setup.error_file(job))["run"] == setup.run
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-# -- the work itself
-
-
-def edit(job: Job, folder: Path, setup: Setup) -> dict:
-    """Train one edit and draw its pictures. Returns a row for each picture: η, seed, file, RMSE to the input
-    (0 to 1), and PSNR in dB to what the VAE makes of the input."""
-    pipe = pipeline(job.model, setup.device)
-    strategy = strategy_for(pipe, job.method)
-    made = run_edit(
-        pipe,
-        load_image(job.image, pipe),
-        job.text,
-        embedding_steps=job.embedding_steps,
-        unet_steps=job.unet_steps,
-        method=job.method,
-        strategy=strategy,
-        seed=job.seed,
-        folder=folder,
-    )
-    history = {"embedding": made.embedding_history.to_dict(), "unet": made.unet_history.to_dict()}
-    return {"pictures": draw(made, job, folder), "history": history, "strategy": strategy and strategy.name}
-
-
-def draw(made: ImagicEdit, job: Job, folder: Path) -> list[dict]:
-    """Draw and measure the pictures of a job and write them into its folder, named as `edit` on the command line
-    does."""
-    name = {(eta, seed): picture_name(eta, seed, job.scale) for seed in job.seeds for eta in job.etas}
-    claim(folder, name.values())
-    drawn, near, rows = made.pictures(job.etas, job.seeds, scale=job.scale), made.reconstruction, []
-    for seed, pictures in zip(job.seeds, drawn, strict=True):
-        for eta, picture in zip(job.etas, pictures, strict=True):
-            file = name[eta, seed]
-            write_atomically(folder / file, lambda tmp, picture=picture: picture.save(tmp, format="PNG"))
-            distance, kept = rmse(picture, made.input_picture), psnr(picture, near)
-            rows.append(
-                {"eta": eta, "seed": seed, "file": file, "distance": round(distance, 4), "psnr": round(kept, 2)}
-            )
-    return rows
-
-
 @lru_cache(maxsize=1)
-def pipeline(model: str, device: str | None) -> StableDiffusionPipeline:
-    """The model, loaded once for as long as the jobs ask for the same."""
-    return load_pipeline(model, None if model == "tiny" else device)
+def model_and_plan(model: str, device: str | None) -> tuple[StableDiffusionPipeline, Plan | None]:
+    """A model, and on a GPU the ways of training that fit into it: kept as long as jobs ask for the same model. The one
+    before is dropped first."""
+    model_and_plan.cache_clear()
+    pipe = load_pipeline(model, None if model == "tiny" else device)
+    return pipe, plan(pipe) if pipe.unet.device.type == "cuda" else None
 
 
-@lru_cache(maxsize=4)
-def strategy_for(pipe: StableDiffusionPipeline, method: str) -> Strategy | None:
-    """On a GPU the first way of training by this method that fits into its memory; on a CPU the plain one. Raises
-    MemoryError if none fits."""
-    if pipe.unet.device.type != "cuda":
-        return None
-    from imagic_lib.planning.memory import plan, usable
-
-    found = plan(pipe)
-    fitting = [row.strategy for row in found.rows if usable(row.strategy) and found.fits(row)]
-    if method not in [strategy.method for strategy in fitting]:
-        raise MemoryError(f"the method {method!r} does not fit into this GPU: {found.advice}")
-    return next(strategy for strategy in fitting if strategy.method == method)
-
-
-# -- a worker
-
-
-def begin_worker(setup: Setup) -> None:
-    """What a process does before its first job. Raises ValueError if it doesn't see the folder of the sweep."""
-    torch.set_num_threads(setup.cores)
-    if not (Path(setup.out) / "edits").is_dir():
-        raise ValueError(f"a worker does not see the folder {setup.out}: it must lie on a disk that all machines share")
-
-
-def work_through(
-    jobs: Iterable[Job], setup: Setup, note: Callable[[Job, str], None] = lambda job, state: None, pause: float = 1.0
-) -> None:
-    """Do what is not done of the jobs, in their order, beside any number of other workers: each takes the next one
-    that is free. note: called with each job and what came of it. pause: seconds between two looks at jobs that others
-    hold; they are waited for, because their workers may die."""
-    left = list(jobs)
-    while left:
-        held = []
-        for job in left:
-            state = attempt(job, setup)
-            if state == CLAIMED:
-                held.append(job)
-            else:
-                note(job, state)
-        left = held
-        if left:
-            time.sleep(pause)
-
-
-def job_from(values: dict) -> Job:
-    """The inverse of `dataclasses.asdict`, after a journey as plain values."""
-    return Job(**values | {"seeds": tuple(values["seeds"]), "etas": tuple(values["etas"])})
-
-
-def plain(jobs: Iterable[Job]) -> list[dict]:
-    return [asdict(job) for job in jobs]
+def edit_and_draw(job: Job, folder: Path, setup: Setup) -> dict:
+    """Train one edit, and draw its pictures as `edit` on the command line does: on a GPU by the first way of the method
+    that fits. Returns a row for each picture: η, seed, file, RMSE to the input (0 to 1), and PSNR in dB to the input's
+    reconstruction by the VAE. Raises MemoryError if no way fits."""
+    pipe, found = model_and_plan(job.model, setup.device)
+    way = next(iter(found.fitting(job.method)), None) if found else None
+    if found and not way:
+        raise MemoryError(f"the method {job.method!r} does not fit into this GPU: {found.advice}")
+    steps = {"embedding_steps": job.embedding_steps, "unet_steps": job.unet_steps}
+    how = {"method": job.method, "seed": job.seed, "folder": folder, "run": Run(strategy=way and way.strategy)}
+    edit = run_edit(pipe, load_image(job.image, pipe), job.text, **steps, **how)
+    names = {(seed, eta): picture_name(eta, seed, job.scale) for seed, eta in product(job.seeds, job.etas)}
+    claim(folder, names.values())
+    drawn, near, rows = edit.pictures(job.etas, job.seeds, scale=job.scale), edit.reconstruction, []
+    for ((seed, eta), file), picture in zip(names.items(), chain(*drawn), strict=True):
+        write_atomically(folder / file, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
+        measured = {"distance": round(rmse(picture, edit.input_picture), 4), "psnr": round(psnr(picture, near), 2)}
+        rows.append({"eta": eta, "seed": seed, "file": file, **measured})
+    history = {"embedding": asdict(edit.embedding_history), "unet": asdict(edit.unet_history)}
+    return {"pictures": rows, "history": history, "strategy": way and way.name}

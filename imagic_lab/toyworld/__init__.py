@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from imagic_lab.toyworld.edits import toyedit
 from imagic_lab.toyworld.reader import load_reader
-from imagic_lab.toyworld.scene import ATTRIBUTES, TEST_SEEDS, Identity, Scene
+from imagic_lab.toyworld.scene import Scene
+from imagic_lab.toyworld.world import ATTRIBUTES
 
-__all__ = ["ATTRIBUTES", "TEST_SEEDS", "Identity", "Scene", "load_reader", "load_scene", "toyedit"]
+__all__ = ["ATTRIBUTES", "Scene", "load_reader", "load_scene"]
 
 
 def load_scene(path: str | Path) -> Scene:
-    """The scene of a shipped drawing (data/images/*.png), from the list beside it: its ground truth.
+    """The scene of a shipped drawing (data/images/*.png), its ground truth, from the list scenes.json in its folder.
 
     Raises ValueError if the picture is not on the list.
     """

@@ -1,7 +1,7 @@
-"""The illustrator: a scene becomes a picture. Pillow, drawn four times too large, then shrunk.
+"""The illustrator turns a scene into a picture with Pillow, drawn four times too large and then reduced.
 
-Coordinates: the canvas is 128 wide and high, y points down. A figure is drawn in its own frame, with
-the ground under it at (0, 0) and looking to the right, and `Pen` moves, turns and mirrors it.
+The canvas is 128 wide and high, and y points down. Each figure has its own frame, in which it faces right and stands on
+the ground at (0, 0). `Pen` scales, mirrors, rotates and moves that frame onto the canvas.
 """
 
 from __future__ import annotations
@@ -9,23 +9,21 @@ from __future__ import annotations
 import colorsys
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from imagic_lab.toyworld.scene import COLOURS, Scene
+from imagic_lab.toyworld.world import RGB, SceneFacts
 
 SIZE = 128
 OVERSAMPLING = 4
 
+# How much larger these parts are than in the first sketches: the VAE loses thin lines.
+FIGURE, BIG_HEAD, EYE, LEG, COLLAR, SPOT, STAR = 1.10, 1.18, 1.45, 1.25, 1.75, 1.4, 1.3
+
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
-
-
-# Boldly drawn: so much larger than the first sketches had them. Thin lines are lost in the VAE.
-FIGURE, HEAD, EYE, LEG, COLLAR, SPOT, STAR = 1.10, 1.18, 1.45, 1.25, 1.75, 1.4, 1.3
-
-
 CIRCLE = [(math.cos(2 * math.pi * k / 36), math.sin(2 * math.pi * k / 36)) for k in range(36)]
 
 
@@ -34,7 +32,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 class Pen:
-    """Draws in a frame that is scaled, mirrored, turned and moved onto the canvas."""
+    """Draws in a frame that is scaled, mirrored, rotated and moved onto the canvas."""
 
     def __init__(self, image: Image.Image, at: Point = (0, 0), scale=1.0, flip=False, angle=0.0):
         self.draw = ImageDraw.Draw(image)
@@ -42,7 +40,7 @@ class Pen:
         self.cos, self.sin = math.cos(angle), math.sin(angle)
 
     def magnified(self, factor: float, around: Point) -> Pen:
-        """The same frame, everything `factor` times as large around one of its points."""
+        """A pen for the same frame, `factor` times as large around one of its points."""
         pen = copy.copy(self)
         x, y = around
         pen.at = tuple(c / OVERSAMPLING for c in self._to_canvas([(x - factor * x, y - factor * y)])[0])
@@ -63,13 +61,13 @@ class Pen:
         self.polygon([(x + c * rx * u - s * ry * v, y + s * rx * u + c * ry * v) for u, v in CIRCLE], fill)
 
     def line(self, points, width: float, fill: Colour, end_width: float | None = None) -> None:
-        """A limb: a thick line with round ends, thinner towards its last point if asked."""
+        """A limb: a thick line with round ends. `end_width` makes it thinner towards its last point."""
         end_width = width if end_width is None else end_width
         radii = [width / 2 + (end_width - width) / 2 * k / (len(points) - 1) for k in range(len(points))]
-        for (x, y), r in zip(points, radii, strict=True):
+        joints = list(zip(points, radii, strict=True))
+        for (x, y), r in joints:
             self.ellipse(x, y, r, r, fill)
-        pairs = list(zip(points, radii, strict=True))
-        for ((x0, y0), r0), ((x1, y1), r1) in zip(pairs, pairs[1:], strict=False):
+        for ((x0, y0), r0), ((x1, y1), r1) in pairwise(joints):
             length = math.hypot(x1 - x0, y1 - y0) or 1.0
             nx, ny = (y0 - y1) / length, (x1 - x0) / length
             side = [(x0 + nx * r0, y0 + ny * r0), (x1 + nx * r1, y1 + ny * r1)]
@@ -79,27 +77,23 @@ class Pen:
     def blob(self, points, fill: Colour) -> None:
         """A closed smooth outline through the points (Catmull-Rom spline)."""
         p = np.array(points, dtype=float)
-        before, after, after2 = np.roll(p, 1, 0), np.roll(p, -1, 0), np.roll(p, -2, 0)
+        a, b, c, d = (np.roll(p, k, 0)[:, None, :] for k in (1, 0, -1, -2))
         t = np.linspace(0, 1, 8, endpoint=False)[None, :, None]
-        a, b, c, d = (v[:, None, :] for v in (before, p, after, after2))
         curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
         self.polygon(curve.reshape(-1, 2).tolist(), fill)
 
 
 def smooth_line(points: list[Point], steps: int = 5) -> list[Point]:
-    """A quadratic Bezier curve through start, control and end: a tail, a wing's edge."""
-    (x0, y0), (x1, y1), (x2, y2) = points
-    ts = [k / steps for k in range(steps + 1)]
+    """A quadratic Bezier curve from the first point to the last: a tail."""
+    times = [k / steps for k in range(steps + 1)]
     return [
-        ((1 - t) ** 2 * x0 + 2 * t * (1 - t) * x1 + t * t * x2,
-         (1 - t) ** 2 * y0 + 2 * t * (1 - t) * y1 + t * t * y2)
-        for t in ts
-    ]  # fmt: skip
+        tuple((1 - t) ** 2 * a + 2 * t * (1 - t) * b + t * t * c for a, b, c in zip(*points, strict=True))
+        for t in times
+    ]
 
 
 # ------------------------------------------------------------------------------------------ places
-
-SKIES = {  # top and bottom of the sky, far and near of the ground, hills
+SKIES = {  # top and bottom of the sky, far and near ground, hills
     "grass": ((104, 178, 244), (196, 228, 252), (116, 186, 84), (74, 150, 62), (140, 196, 128)),
     "beach": ((86, 190, 232), (190, 234, 246), (246, 222, 166), (228, 194, 128), (84, 160, 200)),
     "snow": ((160, 184, 216), (222, 232, 246), (250, 252, 255), (222, 230, 242), (206, 218, 236)),
@@ -108,7 +102,7 @@ SKIES = {  # top and bottom of the sky, far and near of the ground, hills
 
 
 def vertical_gradient(image: Image.Image, y0: float, y1: float, top: Colour, bottom: Colour) -> None:
-    """Fill the rows y0 to y1 (canvas units)."""
+    """Fill the rows from y0 to y1, in canvas units."""
     rows = max(1, round(OVERSAMPLING * (y1 - y0)))
     ramp = np.linspace(0, 1, rows)[:, None, None]
     column = (np.array(top) * (1 - ramp) + np.array(bottom) * ramp).round().astype(np.uint8)
@@ -116,7 +110,7 @@ def vertical_gradient(image: Image.Image, y0: float, y1: float, top: Colour, bot
     image.paste(strip, (0, round(OVERSAMPLING * y0)))
 
 
-def draw_place(image: Image.Image, scene: Scene) -> None:
+def draw_place(image: Image.Image, scene: SceneFacts) -> None:
     me, pen = scene.identity, Pen(image)
     top, low, far, near, hill = SKIES[scene.place]
     horizon = horizon_of(scene)
@@ -134,13 +128,15 @@ def draw_place(image: Image.Image, scene: Scene) -> None:
             fill = mix(hill, far, 0.35 * k)
             pen.ellipse(128 * x, horizon + 4, 30 + 26 * width, 10 + 14 * height, fill)
     vertical_gradient(image, horizon, SIZE, far, near)
+    if scene.place == "snow":  # behind the figure, so that its face stays free
+        draw_flakes(pen, scene)
 
 
-def horizon_of(scene: Scene) -> float:
+def horizon_of(scene: SceneFacts) -> float:
     return 70 + 10 * scene.identity.horizon
 
 
-def draw_lights(pen: Pen, scene: Scene) -> None:
+def draw_lights(pen: Pen, scene: SceneFacts) -> None:
     """Sun, or moon and stars, or a pale sun and snowflakes."""
     me = scene.identity
     x, y = 14 + 100 * me.light[0], 13 + 13 * me.light[1]
@@ -158,34 +154,32 @@ def draw_lights(pen: Pen, scene: Scene) -> None:
         pen.ellipse(x, y, 8.5, 8.5, (255, 220, 74))
 
 
-def draw_clouds(pen: Pen, scene: Scene) -> None:
+def draw_clouds(pen: Pen, scene: SceneFacts) -> None:
     for k in range(2):
         x, y, width = scene.identity.clouds[3 * k : 3 * k + 3]
-        if width < 0.35:  # often there is one cloud, or none
+        if width < 0.35:  # often there is only one cloud, or none
             continue
         x, y, w = 128 * x, 14 + 26 * y, 9 + 9 * width
         for dx, dy, r in ((-0.7, 1, 0.5), (0, 0, 0.72), (0.75, 0.8, 0.55)):
             pen.ellipse(x + dx * w, y + 3 * dy, w * r, w * r * 0.62, (250, 252, 255))
 
 
-def draw_flakes(pen: Pen, scene: Scene) -> None:
+def draw_flakes(pen: Pen, scene: SceneFacts) -> None:
     for k in range(0, 16, 2):
         u, v = scene.identity.sparks[k : k + 2]
         pen.ellipse(4 + 120 * u, 4 + 66 * v, 1.8 * STAR, 1.8 * STAR, (255, 255, 255))
 
 
 # ----------------------------------------------------------------------------------------- subjects
-
-
 class Coat:
-    """The colours of one figure, its shade is part of the identity, its hue the labelled colour."""
+    """The colours of one figure, made of the labelled colour and a shade that belongs to the identity."""
 
-    def __init__(self, scene: Scene):
-        h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in COLOURS[scene.colour]))
+    def __init__(self, scene: SceneFacts):
+        h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in RGB[scene.colour]))
         jitter = 2 * scene.identity.shade - 1
         v = min(1.0, v * (1 + 0.10 * jitter)) if scene.colour != "black" else v * (1 + 0.25 * jitter)
         base = tuple(round(255 * c) for c in colorsys.hsv_to_rgb(h, s, v))
-        if scene.place == "night":  # moonlight: a little darker and bluer, never invisible
+        if scene.place == "night":  # moonlight makes it a little darker and bluer, but never invisible
             base = mix(base, (58, 70, 128), 0.10)
         self.base = base
         self.dark = mix(base, (0, 0, 0), 0.24)
@@ -199,8 +193,8 @@ class Coat:
         self.collar = wheel[int(scene.identity.collar_colour * len(wheel))]
 
 
-# Where the parts of an animal are in each pose: body from hip to chest (radius), head, the legs
-# (far ones first) as start, knee and paw, the root, bend and tip of the tail.
+# Where the parts of an animal are in each pose: hip, chest and head, each leg as start, knee and paw, and the root,
+# bend and tip of the tail.
 ANIMAL = {
     "standing": {
         "hip": (-15, -25), "chest": (13, -27), "head": (24, -43),
@@ -229,7 +223,7 @@ ANIMAL = {
 }  # fmt: skip
 
 
-def draw_animal(pen: Pen, scene: Scene, coat: Coat) -> None:
+def draw_animal(pen: Pen, scene: SceneFacts, coat: Coat) -> None:
     me, parts = scene.identity, ANIMAL[scene.pose]
     thin = {"dog": 1.0, "cat": 0.88, "rabbit": 1.05}[scene.subject]
     draw_tail(pen, scene, coat, parts["tail"])
@@ -252,7 +246,7 @@ def draw_animal(pen: Pen, scene: Scene, coat: Coat) -> None:
     if me.collar > 0.45:
         draw_collar(pen, coat, (cx, cy), neck, thin)
     head = {"dog": draw_dog_head, "cat": draw_cat_head, "rabbit": draw_rabbit_head}[scene.subject]
-    head(pen.magnified(HEAD, neck), scene, coat, *neck)
+    head(pen.magnified(BIG_HEAD, neck), scene, coat, *neck)
 
 
 def draw_leg(pen: Pen, leg, width: float, fill: Colour, paw: Colour | None) -> None:
@@ -261,7 +255,7 @@ def draw_leg(pen: Pen, leg, width: float, fill: Colour, paw: Colour | None) -> N
     pen.ellipse(x + 1.2, y + 0.3, width * 0.62, width * 0.46, paw or fill)
 
 
-def draw_tail(pen: Pen, scene: Scene, coat: Coat, tail) -> None:
+def draw_tail(pen: Pen, scene: SceneFacts, coat: Coat, tail) -> None:
     (x0, y0), (x1, y1), (x2, y2) = tail
     me = scene.identity
     if scene.subject == "rabbit":
@@ -274,7 +268,7 @@ def draw_tail(pen: Pen, scene: Scene, coat: Coat, tail) -> None:
     pen.line(smooth_line([(x0 + 3, y0 + 1), (x1, y1), (x2, y2)]), width[0] * LEG, coat.dark, width[1] * LEG)
 
 
-def draw_belly(pen: Pen, scene: Scene, coat: Coat, parts) -> None:
+def draw_belly(pen: Pen, scene: SceneFacts, coat: Coat, parts) -> None:
     (hx, hy), (cx, cy) = parts["hip"], parts["chest"]
     if scene.pose == "sitting":
         pen.ellipse(cx + 4, cy + 5, 5, 10, coat.light, angle=-0.35)
@@ -282,7 +276,7 @@ def draw_belly(pen: Pen, scene: Scene, coat: Coat, parts) -> None:
         pen.ellipse((hx + cx) / 2 + 2, (hy + cy) / 2 + 6, 12, 4.2, coat.light)
 
 
-def draw_spots(pen: Pen, scene: Scene, coat: Coat, parts) -> None:
+def draw_spots(pen: Pen, scene: SceneFacts, coat: Coat, parts) -> None:
     me = scene.identity
     if me.spots[0] < 0.5:
         return
@@ -295,7 +289,7 @@ def draw_spots(pen: Pen, scene: Scene, coat: Coat, parts) -> None:
 
 
 def draw_collar(pen: Pen, coat: Coat, chest, head, thin: float) -> None:
-    near = 0.58 - 0.75 * (HEAD - 1)  # of the way from chest to head: a large head leaves less neck
+    near = 0.58 - 0.75 * (BIG_HEAD - 1)  # of the way from chest to head; a large head leaves less neck
     x, y = (1 - near) * chest[0] + near * head[0] - 1, (1 - near) * chest[1] + near * head[1] + 1
     slope = math.atan2(head[1] - chest[1], head[0] - chest[0]) + math.pi / 2
     half = 6.2 * thin * (1 + 0.3 * (COLLAR - 1))
@@ -304,12 +298,12 @@ def draw_collar(pen: Pen, coat: Coat, chest, head, thin: float) -> None:
 
 
 def draw_eye(pen: Pen, coat: Coat, x, y, radius=2.3, white: Colour = (255, 255, 255)) -> None:
-    radius *= EYE / HEAD
+    radius *= EYE / BIG_HEAD
     pen.ellipse(x, y, radius + 0.9, radius + 0.9, white)
     pen.ellipse(x + 0.4, y, radius * 0.78, radius * 0.86, (18, 18, 22))
 
 
-def draw_dog_head(pen: Pen, scene: Scene, coat: Coat, x, y) -> None:
+def draw_dog_head(pen: Pen, scene: SceneFacts, coat: Coat, x, y) -> None:
     me = scene.identity
     pen.ellipse(x, y, 10.5, 10, coat.base)
     pen.ellipse(x + 9, y + 4, 8, 5.4, coat.light)
@@ -320,15 +314,14 @@ def draw_dog_head(pen: Pen, scene: Scene, coat: Coat, x, y) -> None:
     pen.ellipse(x - 6, y + 2, 4.2, 8 + 4 * me.ears, coat.deep, angle=0.28)
 
 
-def draw_cat_head(pen: Pen, scene: Scene, coat: Coat, x, y) -> None:
+def draw_cat_head(pen: Pen, scene: SceneFacts, coat: Coat, x, y) -> None:
     me = scene.identity
     tall = 8 + 4 * me.ears
     for side in (-1, 1):
         ear = [(x + side * 10, y - 3), (x + side * 9, y - 7 - tall), (x + side * 1.5, y - 8)]
         pen.polygon(ear, coat.dark)
         mid = (x + side * 7, y - 7)
-        pen.polygon([(mid[0] + 0.5 * (u - mid[0]), mid[1] + 0.5 * (v - mid[1])) for u, v in ear],
-                    (240, 168, 170))  # fmt: skip
+        pen.polygon([(mid[0] + 0.5 * (u - mid[0]), mid[1] + 0.5 * (v - mid[1])) for u, v in ear], (240, 168, 170))
     pen.ellipse(x, y, 11, 9.8, coat.base)
     if me.eye_patch > 0.6:
         pen.ellipse(x + 4.6, y - 1, 4.8, 4.8, coat.mark)
@@ -338,7 +331,7 @@ def draw_cat_head(pen: Pen, scene: Scene, coat: Coat, x, y) -> None:
     pen.ellipse(x, y + 3.4, 1.8, 1.4, (226, 110, 120))
 
 
-def draw_rabbit_head(pen: Pen, scene: Scene, coat: Coat, x, y) -> None:
+def draw_rabbit_head(pen: Pen, scene: SceneFacts, coat: Coat, x, y) -> None:
     me = scene.identity
     long = 11 + 3.5 * me.ears
     for dx, lean, fill in ((-2, -0.42, coat.dark), (3, -0.08, coat.base)):
@@ -353,7 +346,7 @@ def draw_rabbit_head(pen: Pen, scene: Scene, coat: Coat, x, y) -> None:
     draw_eye(pen, coat, x + 3.6, y - 2)
 
 
-def draw_bird(pen: Pen, scene: Scene, coat: Coat) -> None:
+def draw_bird(pen: Pen, scene: SceneFacts, coat: Coat) -> None:
     me, flying = scene.identity, scene.pose == "flying"
     y = -18 if not flying else -24
     legs, beak = (226, 140, 50), (250, 166, 40)
@@ -370,7 +363,7 @@ def draw_bird(pen: Pen, scene: Scene, coat: Coat) -> None:
     pen.ellipse(0, y, 16.5, 11.5, coat.base, angle=-0.18)
     if me.belly > 0.5:
         pen.ellipse(4, y + 5, 9.5, 5.2, coat.light, angle=-0.18)
-    head = pen.magnified(HEAD, (12, y - 9))
+    head = pen.magnified(BIG_HEAD, (12, y - 9))
     head.ellipse(13, y - 11, 9, 8.6, coat.base)
     head.polygon([(20, y - 14), (30 + 2 * me.ears, y - 10), (20, y - 7.5)], beak)
     if me.eye_patch > 0.6:
@@ -389,14 +382,10 @@ def draw_bird(pen: Pen, scene: Scene, coat: Coat) -> None:
             pen.ellipse(x, v, (2.2 + r) * SPOT, (1.8 + r) * SPOT, coat.light)
 
 
-def draw_car(pen: Pen, scene: Scene, coat: Coat) -> None:
+def draw_car(pen: Pen, scene: SceneFacts, coat: Coat) -> None:
     me, driving = scene.identity, scene.pose == "driving"
-    if driving:  # streaks of speed and dust behind it
-        streak = (250, 250, 252) if scene.place != "snow" else (150, 166, 194)
-        for y, length in ((-24, 13), (-16, 20), (-8, 15)):
-            pen.line([(-41, y), (-41 - length, y)], 2.6, streak, 1.2)
-        for x, y, r in ((-40, -2.5, 3.6), (-47, -4.5, 4.4), (-55, -3, 3.2)):
-            pen.ellipse(x, y, r, r, mix(streak, (170, 160, 150), 0.35))
+    if driving:
+        draw_speed(pen, scene)
     roof = 33 + 5 * me.ears
     pen.blob([(-22, -20), (-14, -roof), (10, -roof), (22, -20)], coat.base)
     glass = (196, 232, 250) if scene.place != "night" else (250, 232, 150)
@@ -426,16 +415,22 @@ def draw_car(pen: Pen, scene: Scene, coat: Coat) -> None:
             pen.line([(x - 3, -6), (x + 3, -6)], 1.6 * SPOT, (90, 94, 104))
 
 
-# --------------------------------------------------------------------------------------- the picture
+def draw_speed(pen: Pen, scene: SceneFacts) -> None:
+    """Streaks and dust behind a driving car."""
+    streak = (250, 250, 252) if scene.place != "snow" else (150, 166, 194)
+    for y, length in ((-24, 13), (-16, 20), (-8, 15)):
+        pen.line([(-41, y), (-41 - length, y)], 2.6, streak, 1.2)
+    for x, y, r in ((-40, -2.5, 3.6), (-47, -4.5, 4.4), (-55, -3, 3.2)):
+        pen.ellipse(x, y, r, r, mix(streak, (170, 160, 150), 0.35))
 
 
-def draw(scene: Scene) -> Image.Image:
-    """The whole picture, RGB 128x128. Source of light, ground and figure: the scene's identity."""
+def draw_scene(scene: SceneFacts, figure: bool = True) -> Image.Image:
+    """The picture, RGB, 128x128; without the figure, its place alone. The same scene gives the same bits."""
     me = scene.identity
     image = Image.new("RGB", (SIZE * OVERSAMPLING,) * 2)
     draw_place(image, scene)
-    if scene.place == "snow":  # behind the figure: its face stays free
-        draw_flakes(Pen(image), scene)
+    if not figure:
+        return image.reduce(OVERSAMPLING)
     near = me.depth  # 0 far (higher, smaller) to 1 near
     x, ground = 52 + 24 * me.x, horizon_of(scene) + 18 + 16 * near
     scale = (0.86 + 0.12 * near) * (0.94 + 0.16 * me.size) * FIGURE

@@ -1,10 +1,8 @@
-"""Is it this very car? A line-up: cut-outs of several cars are laid over a picture, and the best fit is named.
+"""Is it this very car? In a line-up, cut-outs of several cars slide over a picture, and the best fit wins.
 
-A text names a car's colour, its pose and its place. What no text names (roof, rack, stripe, emblem) makes it this
-car, and the reader does not read all of it. Here it is measured, wherever in the picture the car stands.
+A text names a car's colour, its pose and its place. Its roof, rack, stripe and emblem, which no text names, make it
+this car, and the reader reads only some of them. The line-up measures them at any position in the picture.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,18 +15,18 @@ from torch import Tensor
 from imagic_lab.toyworld.drawing import FIGURE, OVERSAMPLING, SIZE, Coat, Pen, draw_car
 from imagic_lab.toyworld.scene import Scene
 
-MARKS = ("size", "shade", "spots", "belly", "collar", "collar_colour", "ears")  # what stays with the car
-SCALES = tuple(FIGURE * (0.80 + 0.02 * k) for k in range(15))  # of cars in the drawn world: 0.81 to 1.08 of FIGURE
+MARKS = ("size", "shade", "spots", "belly", "collar", "collar_colour", "ears")  # these stay with the car
+CAR_SCALES = tuple(FIGURE * (0.80 + 0.02 * k) for k in range(15))  # cars in the drawn world: 0.81 to 1.08 of FIGURE
 
 
 def seen_again(scene: Scene, seed: int, **attributes: str) -> Scene:
-    """The same car (or animal) in another picture: where it stands, sky and hills are those of `seed`."""
+    """The same car (or animal) in another picture, whose sky, hills and position are those of `seed`."""
     other = Scene.sample(seed, **scene.attributes | attributes)
     return replace(other, identity=replace(other.identity, **{name: getattr(scene.identity, name) for name in MARKS}))
 
 
 def cutout(scene: Scene, scale: float) -> tuple[Tensor, Tensor]:
-    """The car alone, looking to the right: colours (3, h, w) in [0, 1], and how much of each pixel it covers (1, h, w).
+    """The car alone, facing right, as its colours (3, h, w) in [0, 1] and a mask of its pixels (1, h, w), 0 or 1.
 
     Dust, streaks and light beams of a driving car are left out. Raises ValueError for any other subject.
     """
@@ -46,17 +44,22 @@ def cutout(scene: Scene, scale: float) -> tuple[Tensor, Tensor]:
 def _alone(scene: Scene, scale: float, fill: int) -> Tensor:
     image = Image.new("RGB", (SIZE * OVERSAMPLING,) * 2, (fill,) * 3)
     draw_car(Pen(image, (SIZE / 2, SIZE / 2 + 20), scale), scene, Coat(scene))
-    return torch.from_numpy(np.asarray(image.reduce(OVERSAMPLING)).copy()).permute(2, 0, 1) / 255
+    return _colours_of(image.reduce(OVERSAMPLING))
+
+
+def _colours_of(picture: Image.Image) -> Tensor:
+    """(3, h, w) in [0, 1]."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255
 
 
 class Lineup:
-    """Cut-outs of several cars, in all sizes and both ways, to be slid over pictures.
+    """Cut-outs of several cars, in all sizes and facing both ways, to slide over pictures.
 
     >>> lineup = Lineup([car.edit(place="beach"), *others])
-    >>> lineup.distances(picture)      # one number a car: the smaller, the more it is this one
+    >>> lineup.distances(picture)      # one number per car; the smallest is the best fit
     """
 
-    def __init__(self, scenes: Sequence[Scene], scales: Sequence[float] = SCALES):
+    def __init__(self, scenes: Sequence[Scene], scales: Sequence[float] = CAR_SCALES):
         self.cars = []
         for scene in scenes:
             right = [cutout(scene, scale) for scale in scales]
@@ -71,11 +74,11 @@ class Lineup:
         return spectrum, covered, room, colours.square().sum().item(), 3 * cover.sum().item()
 
     def distances(self, picture: Image.Image) -> list[float]:
-        """For each car the RMSE, in [0, 1], between picture and cut-out, inside the cut-out, where it fits best.
+        """For each car the RMSE between picture and cut-out, inside the cut-out and where it fits best, in [0, 1].
 
         Σ m(I - T)² = Σ m I² - 2 Σ I T + Σ T² for all places at once, by Fourier transforms.
         """
-        pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1) / 255
+        pixels = _colours_of(picture)
         plain, squared = torch.fft.rfft2(pixels), torch.fft.rfft2(pixels.square().sum(0, keepdim=True))
         best = []
         for car in self.cars:

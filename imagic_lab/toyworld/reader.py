@@ -1,13 +1,10 @@
 """The reader: which scene does a picture show?
 
-A convolutional network reads from a picture every parameter of its scene: the four attributes that a caption
-names, and the details that none names; `fitting` makes the details exact. The reader has no part in making
-pictures, it measures them. Three questions follow from what it reads. Is the picture right? Is it drawn well, that
-is: does the scene that was read, drawn again, look like this picture (`Reader.drawn_well`)? Is it still the same dog
-before the same hills (`Reader.kept`)?
+A small convolutional network reads every parameter of a scene from its picture, the four attributes of the caption and
+the details that no caption names; `fitting` makes the details exact. The reader never makes pictures, it only measures
+them (`Reader.report`), with three questions. Is the picture right in all four attributes? Is it drawn well, so that the
+scene, drawn again, explains it? Does it keep the details, so that it is still the same dog in front of the same hills?
 """
-
-from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,32 +16,23 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from imagic_lab.toyworld.details import (
-    COLLAR_COLOURS,
-    NUMBERS,
-    SWITCHES,
-    from_numbers,
-    share_kept,
-    to_numbers,
-    visible,
-)
-from imagic_lab.toyworld.drawing import draw
-from imagic_lab.toyworld.fitting import fit
-from imagic_lab.toyworld.scene import ATTRIBUTES, POSES_OF, Scene
-from imagic_lab.toyworld.training import train
-from imagic_lab.toyworld.vae import to_tensor
+from imagic_lab.toyworld.dataset import to_batch
+from imagic_lab.toyworld.details import AMOUNTS, COLLAR_COLOURS, SWITCHES, from_numbers, share_kept, to_numbers, visible
+from imagic_lab.toyworld.fitting import fit_scene
+from imagic_lab.toyworld.scene import Scene
+from imagic_lab.toyworld.training import train_network
+from imagic_lab.toyworld.world import ATTRIBUTES, POSES_OF
+from imagic_lib.files import load_tensors, save_tensors
 from imagic_lib.models import DATA
-from imagic_lib.training.checkpoints import load_tensors, save_tensors
 
 STEPS, LR, BATCH = 2000, 2e-3, 48
-SWITCH_NAMES = tuple(SWITCHES)
 MEDIAN, SHIFT, WINDOW = 5, 1, 11  # pixels: see `unexplained`
-LIKELY = 0.1  # so likely must another subject, colour or pose be to be tried, too
-BOUND_FROM, MONSTERS = 160, 12  # drawings, and monsters of each kind, between which the bound of 'drawn well' lies
+LIKELY = 0.1  # the least probability at which another subject, colour or pose is tried, too
+BOUND_FROM, MONSTERS = 160, 12  # drawings, and monsters of each kind, that the bound of "drawn well" separates
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions and a shortcut around them."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -69,21 +57,19 @@ class ReaderNet(nn.Module):
         layers += [nn.Linear(32 * 64, 384), nn.SiLU()]
         self.trunk = nn.Sequential(*layers)
         self.attributes = nn.ModuleDict({k: nn.Linear(384, len(v)) for k, v in ATTRIBUTES.items()})
-        self.switches = nn.Linear(384, len(SWITCH_NAMES))
+        self.switches = nn.Linear(384, len(SWITCHES))
         self.collar_colour = nn.Linear(384, len(COLLAR_COLOURS))
-        self.amounts = nn.Linear(384, len(NUMBERS))
+        self.amounts = nn.Linear(384, len(AMOUNTS))
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         features = self.trunk(pictures)
         found = {name: head(features) for name, head in self.attributes.items()}
-        found["switches"] = self.switches(features)
-        found["collar colour"] = self.collar_colour(features)
-        found["amounts"] = self.amounts(features)
-        return found
+        found |= {"switches": self.switches(features), "amounts": self.amounts(features)}
+        return found | {"collar colour": self.collar_colour(features)}
 
 
 def targets(scenes: list[Scene]) -> dict[str, Tensor]:
-    """What the network should say of each scene, and (names ending in '?') which of it the picture shows."""
+    """What the network should say about each scene, and, under names that end in '?', what the picture shows."""
     numbers, shown = [to_numbers(s) for s in scenes], [visible(s) for s in scenes]
 
     def table(names) -> tuple[Tensor, Tensor]:
@@ -91,29 +77,29 @@ def targets(scenes: list[Scene]) -> dict[str, Tensor]:
         return values, torch.tensor([[name in v for name in names] for v in shown], dtype=torch.float32)
 
     wanted = {k: torch.tensor([v.index(getattr(s, k)) for s in scenes]) for k, v in ATTRIBUTES.items()}
-    wanted["switches"], wanted["switches?"] = table(SWITCH_NAMES)
-    wanted["amounts"], wanted["amounts?"] = table(NUMBERS)
+    wanted["switches"], wanted["switches?"] = table(SWITCHES)
+    wanted["amounts"], wanted["amounts?"] = table(AMOUNTS)
     colour, there = table(("collar colour",))
     wanted["collar colour"], wanted["collar colour?"] = colour[:, 0].long(), there[:, 0]
     return wanted
 
 
 def reading_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy for what is one of several, squares for what is an amount, only where the picture shows it."""
+    """Cross-entropy for choices and a smooth L1 loss for amounts, only of what the picture shows."""
 
     def mean(values: Tensor, shown: Tensor) -> Tensor:
         return (values * shown).sum() / shown.sum().clamp(min=1)
 
     loss = sum(F.cross_entropy(found[k], wanted[k]) for k in ATTRIBUTES)
     switches = F.binary_cross_entropy_with_logits(found["switches"], wanted["switches"], reduction="none")
-    loss = loss + len(SWITCH_NAMES) * mean(switches, wanted["switches?"])
+    loss = loss + len(SWITCHES) * mean(switches, wanted["switches?"])
     colours = F.cross_entropy(found["collar colour"], wanted["collar colour"], reduction="none")
     amounts = F.smooth_l1_loss(found["amounts"], wanted["amounts"], reduction="none", beta=0.05)
-    return loss + mean(colours, wanted["collar colour?"]) + 2 * len(NUMBERS) * mean(amounts, wanted["amounts?"])
+    return loss + mean(colours, wanted["collar colour?"]) + 2 * len(AMOUNTS) * mean(amounts, wanted["amounts?"])
 
 
 def roughen(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Soften, lighten and speckle some of the pictures, so that soft samples are read as well as crisp drawings."""
+    """Soften, lighten and speckle some of the pictures (n, 3, h, w), so that the reader can read soft samples, too."""
     n = len(x)
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     x = torch.lerp(x, soft, torch.rand(n, 1, 1, 1, generator=generator))
@@ -124,12 +110,12 @@ def roughen(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def unexplained(picture: Tensor, drawing: Tensor) -> Tensor:
-    """Where two pictures differ by more than a pixel of shift: (128, 128), 0 where they agree.
+    """Where two pictures differ by more than a pixel of shift: (128, 128), 0 where they agree, at most 1.
 
-    picture, drawing: (3, 128, 128) in [-1, 1]. A median over 5 x 5 pixels takes stars and snowflakes out of both. A
-    pixel of one is compared with the 9 pixels around the same place in the other, and the nearest colour counts; the
-    same the other way round. The differences are averaged over windows of 11 x 11 pixels, the size of a paw: a
-    missing leg stays, an edge that is soft or a pixel off goes.
+    picture, drawing: (3, 128, 128) in [-1, 1]. A median over 5 x 5 pixels removes stars and snowflakes. Each pixel of
+    one is compared with the 3 x 3 pixels around the same place in the other; the most similar colour counts, and the
+    worse of both directions. Means over windows of 11 x 11 pixels, the size of a paw, keep a missing leg and remove
+    an edge that is soft or a pixel off.
     """
     both = around(torch.stack([picture, drawing]), MEDIAN).median(dim=2).values
     near = around(both, 2 * SHIFT + 1)
@@ -139,7 +125,7 @@ def unexplained(picture: Tensor, drawing: Tensor) -> Tensor:
 
 
 def around(pictures: Tensor, size: int) -> Tensor:
-    """(n, c, h, w) -> (n, c, size², h, w): for each pixel, those in the square around it."""
+    """(n, c, h, w) -> (n, c, size², h, w): for each pixel, the pixels in the square around it."""
     padded = F.pad(pictures, (size // 2,) * 4, mode="replicate")
     n, c, h, w = pictures.shape
     return F.unfold(padded, size).view(n, c, size**2, h, w)
@@ -150,8 +136,8 @@ class Report(NamedTuple):
 
     right: bool  # in all four attributes
     well: bool  # drawn well
-    kept: float  # share of the unnamed details that agree with the truth
-    distance: float  # root mean square, to the truth drawn where this picture has its subject; in [0, 1]
+    kept: float  # share of the unnamed details that agree with the truth, in [0, 1]
+    distance: float  # RMSE to the truth, drawn where this picture has its subject, in [0, 1]
 
     @property
     def success(self) -> bool:
@@ -159,7 +145,7 @@ class Report(NamedTuple):
 
 
 class Reader:
-    """The trained network and the bound of what counts as drawn well, in one.
+    """The trained network, and the bound of what counts as drawn well.
 
     >>> reader = load_reader()
     >>> reader.scene(picture).attributes        # {'subject': 'dog', 'colour': 'brown', ...}
@@ -171,67 +157,60 @@ class Reader:
     def __init__(self, net: ReaderNet, bound: float):
         self.net, self.bound = net.eval(), bound
 
-    def drawn(self, scene: Scene) -> Tensor:
-        """(3, 128, 128): the scene as the illustrator of this world draws it."""
-        return as_stack(draw(scene))[0]
-
     @torch.no_grad()
+    def guesses(self, pictures: Image.Image | Tensor) -> list[list[Scene]]:
+        """For each picture the scene that the network reads, then the same scene with another subject, colour or pose
+        that the network finds likely enough to try. Stars and snowflakes are not read."""
+        stack = as_stack(pictures)
+        found = {name: values.float() for name, values in self.net(stack).items()}
+        return [
+            [from_numbers(attributes, best_numbers(found, k)) for attributes in likely_attributes(found, k)]
+            for k in range(len(stack))
+        ]
+
     def glance(self, pictures: Tensor) -> list[Scene]:
-        """The scene that each picture shows as the network reads it, all at once: the attributes as they
-        count, the details as a first guess. Stars and snowflakes are not read."""
-        found = {name: values.float() for name, values in self.net(as_stack(pictures)).items()}
-        return [from_numbers(best_attributes(found, k), best_numbers(found, k)) for k in range(len(pictures))]
-
-    @torch.no_grad()
-    def candidates(self, picture: Image.Image | Tensor) -> list[Scene]:
-        """The glance, and the same with another subject, colour or pose that the network finds not unlikely."""
-        found = {name: values.float() for name, values in self.net(as_stack(picture)).items()}
-        numbers = best_numbers(found, 0)
-        return [from_numbers(attributes, numbers) for attributes in likely_attributes(found, 0)]
+        """The scene of each picture as the network reads it, all at once. The details are a first guess."""
+        return [scenes[0] for scenes in self.guesses(pictures)]
 
     def scene(self, picture: Image.Image | Tensor) -> Scene:
         """The scene that a picture shows: a glance, then fitted by drawing it (about a second)."""
-        return fit(as_stack(picture)[0], self.candidates(picture))
+        return fit_scene(as_stack(picture)[0], self.guesses(picture)[0])
 
     def may_be(self, picture: Image.Image | Tensor, truth: Scene) -> bool:
-        """Can it be right in all four attributes? A glance tells, where `scene` needs a second."""
-        return any(scene.attributes == truth.attributes for scene in self.candidates(picture))
+        """Could it be right in all four attributes? This takes only a glance, where `scene` needs a second."""
+        return any(scene.attributes == truth.attributes for scene in self.guesses(picture)[0])
+
+    def left(self, picture: Image.Image | Tensor, scene: Scene) -> float:
+        """How much of the picture a drawing of this scene leaves unexplained in the worst window, in [0, 1]."""
+        return unexplained(as_stack(picture)[0], as_stack(scene.render())[0]).max().item()
 
     def drawn_well(self, picture: Image.Image | Tensor) -> bool:
         """Can a drawing explain the picture? The scene that was read is drawn again and compared with it.
 
-        What no drawing explains fails: two heads, missing legs, a smear, half a cat. The bound lies between held-back
-        drawings and monsters, both seen through the VAE (`with_bound`, data/reader/README.md).
+        Two heads, missing legs, a smear and half a cat fail, because no drawing explains them. The bound lies between
+        held-back drawings and monsters, both seen through the VAE (`with_bound`, data/reader/README.md).
         """
         return self.left(picture, self.scene(picture)) <= self.bound
 
     def success(self, picture: Image.Image | Tensor, truth: Scene) -> bool:
-        """Right in all four attributes and drawn well, as in `report`; at a glance where it is wrong."""
+        """Right in all four attributes and drawn well, as in `report`. A picture that is wrong takes only a glance."""
         return self.may_be(picture, truth) and self.report(picture, truth).success
 
-    def left(self, picture: Image.Image | Tensor, scene: Scene) -> float:
-        """How much of the picture this scene, drawn, leaves unexplained: the worst window, in [0, 1]."""
-        return unexplained(as_stack(picture)[0], self.drawn(scene)).max().item()
-
-    def kept(self, picture: Image.Image | Tensor, truth: Scene, before: Scene | None = None) -> float:
-        """The share of details that no text names on which the picture agrees with the ground truth, in [0, 1].
-
-        before: the scene of the input. Details that it did not show (the socks of a bird that becomes a cat) are
-        not asked for.
-        """
-        return share_kept(self.scene(picture), truth, before)
-
     def report(self, picture: Image.Image | Tensor, truth: Scene, before: Scene | None = None) -> Report:
-        """Everything about one picture of an edit, from one reading."""
+        """Measure one picture of an edit against the ground truth, from one reading.
+
+        before: the input's scene. Details that it did not show (the socks of a bird that becomes a cat) don't count in
+        `kept`.
+        """
         scene = self.scene(picture)
         right = scene.attributes == truth.attributes
         moved = replace(truth, identity=replace(truth.identity, x=scene.identity.x, depth=scene.identity.depth))
-        distance = ((as_stack(picture)[0] - self.drawn(moved)) / 2).square().mean().sqrt().item()
+        distance = ((as_stack(picture)[0] - as_stack(moved.render())[0]) / 2).square().mean().sqrt().item()
         well = self.left(picture, scene) <= self.bound
         return Report(right, well, share_kept(scene, truth, before), distance)
 
     def save(self, path: Path) -> None:
-        """In half precision, with the bound beside the weights."""
+        """Write the weights in half precision, and the bound, to a safetensors file."""
         half = {name: weights.half() for name, weights in self.net.state_dict().items()}
         save_tensors(path, half, {"bound": self.bound})
 
@@ -239,7 +218,7 @@ class Reader:
 def as_stack(picture: Image.Image | Tensor) -> Tensor:
     """(n, 3, 128, 128) in [-1, 1]. Raises ValueError for another size."""
     if not isinstance(picture, Tensor):
-        picture = to_tensor(np.asarray(picture.convert("RGB"))[None])
+        picture = to_batch(np.asarray(picture.convert("RGB"))[None])
     stack = picture if picture.ndim == 4 else picture[None]
     if stack.shape[1:] != (3, 128, 128):
         raise ValueError(f"the reader reads pictures of 128x128 in RGB, not of shape {tuple(stack.shape[1:])}")
@@ -255,7 +234,7 @@ def best_attributes(found: dict[str, Tensor], k: int) -> dict[str, str]:
 
 
 def likely_attributes(found: dict[str, Tensor], k: int) -> list[dict[str, str]]:
-    """The best attributes first, then those with one of them exchanged for another that is at least LIKELY."""
+    """The best attributes first, then the same with one of them exchanged for another that is at least LIKELY."""
     best, others = best_attributes(found, k), []
     for name in ("subject", "colour", "pose"):
         chances = found[name][k].softmax(0).tolist()
@@ -264,15 +243,18 @@ def likely_attributes(found: dict[str, Tensor], k: int) -> list[dict[str, str]]:
 
 
 def best_numbers(found: dict[str, Tensor], k: int) -> dict[str, float]:
-    numbers = {name: float(logit > 0) for name, logit in zip(SWITCH_NAMES, found["switches"][k], strict=True)}
-    numbers |= {name: value.item() for name, value in zip(NUMBERS, found["amounts"][k], strict=True)}
+    numbers = {name: float(logit > 0) for name, logit in zip(SWITCHES, found["switches"][k], strict=True)}
+    numbers |= {name: value.item() for name, value in zip(AMOUNTS, found["amounts"][k], strict=True)}
     return numbers | {"collar colour": float(found["collar colour"][k].argmax())}
 
 
 def train_reader(
     drawings: np.ndarray, softened: np.ndarray, scenes: list[Scene], folder: Path, *, steps=STEPS, seed=0, bf16=False
 ) -> tuple[ReaderNet, dict]:
-    """Learn to read drawings of *all* combinations. softened: the first of the drawings, through the VAE."""
+    """Learn to read drawings, (n, 128, 128, 3) uint8, of *all* combinations. Returns (net, history).
+
+    softened: what the VAE makes of the first drawings, a third of each batch.
+    """
     torch.manual_seed(seed)
     net = ReaderNet().to(memory_format=torch.channels_last)
     wanted = targets(scenes)
@@ -282,30 +264,30 @@ def train_reader(
         which = torch.randint(len(scenes), (BATCH,), generator=generator)
         which[:third] %= len(softened)
         pixels = np.concatenate([softened[which[:third].numpy()], drawings[which[third:].numpy()]])
-        pictures = roughen(to_tensor(pixels), generator).contiguous(memory_format=torch.channels_last)
+        pictures = roughen(to_batch(pixels), generator).contiguous(memory_format=torch.channels_last)
         found = {name: values.float() for name, values in net(pictures).items()}
         return reading_loss(found, {name: values[which] for name, values in wanted.items()})
 
-    history = train("reader", net, loss_of, folder, steps=steps, lr=LR, ema=0.995, seed=seed, bf16=bf16)
+    history = train_network("reader", net, loss_of, folder, steps=steps, lr=LR, ema=0.995, seed=seed, bf16=bf16)
     return net.eval().to(memory_format=torch.contiguous_format), history
 
 
 def with_bound(net: ReaderNet, softened: np.ndarray, spoiled: np.ndarray) -> Reader:
-    """A reader that tells well drawn pictures from spoiled ones by what these held-back drawings and these monsters
-    leave unexplained, both seen through the VAE: as large a share of the drawings passes as of the monsters fails."""
+    """A reader whose bound separates held-back drawings (softened) from monsters (spoiled), by what a drawing leaves
+    unexplained of them. Both are (n, 128, 128, 3) uint8, as the VAE reconstructs them."""
     reader = Reader(net, 0.0)
-    good, bad = ([reader.left(p, reader.scene(p)) for p in to_tensor(pictures)] for pictures in (softened, spoiled))
-    return Reader(net, parting(good, bad))
+    good, bad = ([reader.left(p, reader.scene(p)) for p in to_batch(pictures)] for pictures in (softened, spoiled))
+    return Reader(net, best_bound(good, bad))
 
 
-def parting(good: list[float], bad: list[float]) -> float:
-    """The bound at which the smaller of two shares is largest: of `good` not above it, of `bad` above it."""
+def best_bound(good: list[float], bad: list[float]) -> float:
+    """The bound for which the smaller of two shares is largest: of `good` up to the bound, and of `bad` above it."""
     good, bad = np.array(good), np.array(bad)
     return max(sorted([*good, *bad]), key=lambda bound: min(np.mean(good <= bound), np.mean(bad > bound)))
 
 
 def load_reader(path: Path = DATA / "reader" / "reader.safetensors") -> Reader:
-    """The reader that is shipped. Raises FileNotFoundError or ValueError if its file is missing or damaged."""
+    """The shipped reader, or another. Raises FileNotFoundError or ValueError if its file is missing or damaged."""
     tensors, facts = load_tensors(path)
     net = ReaderNet()
     net.load_state_dict(tensors)

@@ -1,6 +1,4 @@
-"""The denoiser: `UNet2DConditionModel` on 16x16 latents, steered by the text through cross-attention."""
-
-from __future__ import annotations
+"""The UNet removes noise: a `UNet2DConditionModel` on 16x16 latents, steered by the text through cross-attention."""
 
 from pathlib import Path
 
@@ -12,19 +10,20 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from imagic_lab.toyworld.clip import WIDTH, tokenize
+from imagic_lab.toyworld.clip import EMBEDDING_WIDTH, tokenize
+from imagic_lab.toyworld.dataset import to_batch
 from imagic_lab.toyworld.scene import Scene
-from imagic_lab.toyworld.training import train
-from imagic_lab.toyworld.vae import SCALING_FACTOR, to_tensor
+from imagic_lab.toyworld.training import train_network
+from imagic_lab.toyworld.vae import SCALING_FACTOR
 from imagic_lib.diffusion import noised, stratified_timesteps
 
 STEPS, LR, BATCH = 40_000, 7e-4, 32
-EMPTY_CAPTIONS = 0.1  # share of training without text: what classifier-free guidance leans on
-MIN_SNR = 5.0  # Hang et al. 2023, arXiv 2303.09556: clip the weight of the nearly noiseless steps
+EMPTY_CAPTIONS = 0.1  # the share that is trained without text, which classifier-free guidance needs
+MIN_SNR = 5.0  # γ of Hang et al. 2023, arXiv 2303.09556: limits the weight of nearly noiseless steps
 
 
-def build() -> UNet2DConditionModel:
-    """Attention stands at 8x8 and 4x4 only: at 16x16 it would cost a third more and add little."""
+def build_unet() -> UNet2DConditionModel:
+    """The UNet with random weights. Attention at 16x16, too, would cost a third more and add little."""
     return UNet2DConditionModel(
         sample_size=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -32,14 +31,14 @@ def build() -> UNet2DConditionModel:
         block_out_channels=(64, 128, 192),
         layers_per_block=1,
         attention_head_dim=4,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=EMBEDDING_WIDTH,
         norm_num_groups=16,
     )
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
-    """Stable Diffusion 1.4's noise schedule, with a sampler that adds new noise at every step: what an early step got
-    wrong, a later one can mend (data/tiny-sd/README.md has the comparison)."""
+    """Stable Diffusion 1.4's noise schedule, with a sampler that adds new noise at every step, so that a later step can
+    repair the mistakes of an early one (comparison: data/tiny-sd/README.md)."""
     return DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -53,10 +52,10 @@ def scheduler() -> DPMSolverMultistepScheduler:
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> tuple[Tensor, Tensor]:
-    """(means, standard deviations) of the scaled latents of all pictures, (n, 4, 16, 16) each."""
+    """(means, standard deviations) of the scaled latents of pictures (n, 128, 128, 3) uint8, (n, 4, 16, 16) each."""
     parts = []
     for start in range(0, len(pictures), batch):
-        posterior = vae.encode(to_tensor(pictures[start : start + batch])).latent_dist
+        posterior = vae.encode(to_batch(pictures[start : start + batch])).latent_dist
         parts.append((SCALING_FACTOR * posterior.mean, SCALING_FACTOR * posterior.std))
     means, deviations = zip(*parts, strict=True)
     return torch.cat(means), torch.cat(deviations)
@@ -76,10 +75,14 @@ def train_unet(
     device="cpu",
     preview=None,
 ):
-    """Predict the noise in a noised latent, given its caption. Returns (unet, history)."""
+    """Learn to predict the noise in a noised latent from its caption. Returns (unet, history).
+
+    latents: what `encode_all` gives for the drawings of `scenes`. start_from: a UNet that is trained on, in place; None
+    begins with random weights.
+    """
     torch.manual_seed(seed)
-    unet = (start_from or build()).to(device, memory_format=torch.channels_last)
-    if unet.device.type == "cpu":  # for so few tokens the plain products are a fifth faster than the fused kernel
+    unet = (start_from or build_unet()).requires_grad_(True).to(device, memory_format=torch.channels_last)
+    if unet.device.type == "cpu":  # for so few tokens plain products are a fifth faster than the fused kernel
         unet.set_attn_processor(AttnProcessor())
     text_encoder = text_encoder.eval().requires_grad_(False).to(device)
     process = DDPMScheduler.from_config(scheduler().config)
@@ -88,20 +91,20 @@ def train_unet(
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         which = torch.randint(len(scenes), (BATCH,), generator=generator)
         empty = torch.rand(BATCH, generator=generator) < EMPTY_CAPTIONS
-        captions = [
-            "" if none else scenes[i].caption(step * BATCH + k)
-            for k, (i, none) in enumerate(zip(which.tolist(), empty.tolist(), strict=True))
-        ]
+        captions = [scenes[i].caption(step * BATCH + k) for k, i in enumerate(which.tolist())]
+        captions = ["" if no_text else text for no_text, text in zip(empty.tolist(), captions, strict=True)]
         with torch.no_grad():
             text = text_encoder(tokenize(tokenizer, captions).to(device)).last_hidden_state
         x0 = means[which] + deviations[which] * torch.randn(means[which].shape, generator=generator)
         x0, noise = x0.to(device), torch.randn(x0.shape, generator=generator).to(device)
-        # one timestep from each of BATCH equal strata: the batch always covers the whole process
+        # one timestep from each of BATCH equal strata, so that every batch covers the whole process
         t = stratified_timesteps(BATCH, process.config.num_train_timesteps, generator).to(device)
         x_t, target = noised(process, x0, noise, t)
         error = (unet(x_t, t, text).sample.float() - target).square().mean(dim=(1, 2, 3))
         return (error * (MIN_SNR / compute_snr(process, t)).clamp(max=1.0)).mean()
 
-    history = train("unet", unet, loss_of, folder, steps=steps, lr=LR, ema=0.999, seed=seed, bf16=bf16, preview=preview)
+    history = train_network(
+        "unet", unet, loss_of, folder, steps=steps, lr=LR, ema=0.999, seed=seed, bf16=bf16, preview=preview
+    )
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.eval().to("cpu", memory_format=torch.contiguous_format), history

@@ -1,6 +1,4 @@
-"""How long will it take? A few real steps are timed on this very device; the rest is multiplication."""
-
-from __future__ import annotations
+"""How long will it take? A few real steps are timed on this device; the rest is multiplication."""
 
 import math
 import time
@@ -12,7 +10,7 @@ from typing import NamedTuple
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from imagic_lib.folder import steps_done
+from imagic_lib.folder import history_so_far
 from imagic_lib.models import settings_for
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune
@@ -22,7 +20,7 @@ from imagic_lib.training.strategies import Strategy
 
 TIMED = 4  # steps of each stage: one to warm up, two to be timed, one whose probe is timed with it
 NEVER = 10**9  # steps
-FEW = 4 * TIMED  # who wants so few steps is done before a forecast of them would be
+FEW = 4 * TIMED  # so few steps are done before their forecast would be
 
 
 class Pace(NamedTuple):
@@ -51,48 +49,42 @@ class Forecast(NamedTuple):
 
 
 def spoken(seconds: float) -> str:
-    """As a person says it: 40 s, 3 min, 1 h 20 min. Rounded up: nobody minds to be done early."""
+    """As a person says it: 40 s, 3 min, 1 h 20 min. Rounded up, because early is better than late."""
     if seconds < 55:
         return f"{max(5, 5 * math.ceil(seconds / 5))} s"
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
-def forecast(
-    pipe: StableDiffusionPipeline,
-    image: Tensor,
-    settings: dict,
-    *,
-    strategy: Strategy | None = None,
-    folder: str | Path | None = None,
-    sampling: dict | None = None,
-) -> Forecast:
-    """Time some steps of each stage, here and now, and foretell what remains of an edit.
+def forecast(pipe: StableDiffusionPipeline, image: Tensor, settings: dict, *, strategy: Strategy | None = None,
+             folder: str | Path | None = None, sampling: dict | None = None) -> Forecast:  # fmt: skip
+    """Time some steps of each stage on this device and predict the seconds that are left of an edit.
 
-    image: (1, 3, size, size); settings: from `edit.settings_of`; strategy: as for the edit. Any text takes as long.
-    folder: what its checkpoints hold is done already. sampling: settings of `generate`. The model stays as it was.
-    """
-    method, steps = settings["method"], {"embedding": settings["embedding_steps"], "unet": settings["unet_steps"]}
-    if folder:
-        steps["embedding"] -= steps_done(folder, "embedding")
-        steps["unet"] -= steps_done(folder, method)
-    e = embedding_of_negative(pipe)
+    image: (1, 3, size, size); settings: from `edit.settings_of`; strategy: as for the edit. The text does not matter.
+    folder: steps in its checkpoints are done already. sampling: settings of `generate`. The model stays as it was."""
+
+    def left(steps: int, stage: str) -> int:
+        found = history_so_far(folder, stage) if folder else None
+        return steps - (len(found["loss"]) if found else 0)
+
+    method, e = settings["method"], embedding_of_negative(pipe)
     first = pace(lambda run: optimize_embedding(pipe, image, e, steps=TIMED, run=run), strategy)
     second = pace(lambda run: fine_tune(pipe, image, e, method=method, steps=TIMED, run=run), strategy)
     sampling = dict(sampling or {})
     count = settings_for(pipe, DEFAULTS, steps=sampling.pop("steps", None), guidance_scale=None)["steps"]
     drawing = sampling_pace(lambda n: generate(pipe, e, steps=n, **sampling))
-    return Forecast(first.seconds(steps["embedding"]), second.seconds(steps["unet"]), drawing.seconds(count))
+    embedding = first.seconds(left(settings["embedding_steps"], "embedding"))
+    return Forecast(embedding, second.seconds(left(settings["unet_steps"], method)), drawing.seconds(count))
 
 
 def worthwhile(settings: dict) -> bool:
-    """Does an edit take longer than the forecast of it?"""
+    """Does an edit take longer than its forecast?"""
     return settings["embedding_steps"] + settings["unet_steps"] > FEW
 
 
 def pace(train: Callable[[Run], object], strategy: Strategy | None) -> Pace:
-    """Train `TIMED` steps and take the time. The first step warms up (memory, kernels), the last one ends with a
-    probe; between them are the steps alone."""
+    """Time `TIMED` steps. The first one warms up (memory, kernels), the last one ends with a probe; between them are
+    plain steps."""
     ticks = [time.perf_counter()]
 
     def watch(stage: str, history: History) -> None:

@@ -1,15 +1,14 @@
 """What will fit, before it runs: the peak memory of every stage, counted on tensors without contents."""
 
-from __future__ import annotations
-
 import copy
 import json
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -23,30 +22,21 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import decode_latents, denoising_loss
-from imagic_lib.models import TINY, family, name_of
-from imagic_lib.stage2_finetuning import LoRA
+from imagic_lib.models import DATA, TINY, family, name_of
 from imagic_lib.stage4_inference import AT_ONCE, guided
-from imagic_lib.training.strategies import Strategy, by_preference, precision
+from imagic_lib.training.strategies import OPTIMIZERS, Strategy, precision
+from imagic_lib.unets import LoRA, add_lora
 
 GIB = 2**30
 MARGIN = 3.0  # GiB: real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
 STATE_BYTES = {"Adam": 8, "Adam in backward": 8, "Adam 8-bit": 2}  # both moments of one learning number
 SAFETY_CHECKER = 1_215_981_830  # bytes of SD 1.4's own, in float32
-SD_1_4 = {  # CompVis/stable-diffusion-v1-4: where its parts differ from the libraries' defaults
-    "unet": {"sample_size": 64, "cross_attention_dim": 768},
-    "vae": {
-        "sample_size": 512,
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-    },
-    "text_encoder": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
-}
+SD_1_4 = DATA / "stable-diffusion-v1-4"  # its shapes, without weights
+PARTS = ("unet", "vae", "text_encoder")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all living storages: `now`, and the most there ever were at once, `peak`."""
+    """Counts the bytes of all living storages: `now`, and the largest number so far, `peak`."""
 
     def __init__(self):
         super().__init__()
@@ -71,101 +61,116 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-@dataclass(frozen=True)
-class Row:
-    """What a strategy needs: the peak of each stage in GiB, without margin."""
+class Way(NamedTuple):
+    """One way to train, `run_edit(..., method=way.method, run=Run(strategy=way.strategy))`, and the peak of each stage
+    in GiB, without margin."""
 
+    method: str  # "full" or "lora", as in `fine_tune`
     strategy: Strategy
-    embedding: float
-    fine_tuning: float
-    sampling: float
+    embedding: float = 0.0
+    fine_tuning: float = 0.0
+    sampling: float = 0.0
+
+    @property
+    def name(self) -> str:
+        method, dtype = "LoRA" if self.method == "lora" else self.method, str(self.strategy.dtype)[6:]
+        return ", ".join([method, dtype, self.strategy.optimizer] + ["checkpointing"] * self.strategy.checkpointing)
+
+    @property
+    def usable(self) -> bool:
+        """Is everything installed that it needs?"""
+        return self.strategy.optimizer != "Adam 8-bit" or find_spec("bitsandbytes") is not None
 
     @property
     def peak(self) -> float:
         return max(self.embedding, self.fine_tuning, self.sampling)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All strategies, the preferred first; print it. gpu_gb, margin: GiB. size: pixels."""
+def ways_by_preference(half: torch.dtype = torch.float16) -> list[Way]:
+    """All ways, the preferred first. half: of the weights under a LoRA (`strategies.precision`)."""
+    kinds = [("full", torch.float32, optimizer) for optimizer in OPTIMIZERS] + [("lora", half, "Adam")]
+    return [Way(method, Strategy(*how, checkpointing)) for method, *how in kinds for checkpointing in (False, True)]
+
+
+class Plan(NamedTuple):
+    """All ways, the preferred first; print it. size: pixels. gpu_gb: GiB, of which MARGIN stays free."""
 
     model: str
     size: int
     gpu_gb: float
-    margin: float
-    rows: tuple[Row, ...]
+    ways: list[Way]
 
-    def fits(self, row: Row) -> bool:
-        return row.peak + self.margin <= self.gpu_gb
+    def fits(self, way: Way) -> bool:
+        return way.peak + MARGIN <= self.gpu_gb
+
+    def fitting(self, method: str | None = None) -> list[Way]:
+        """The ways that fit and can be used here, of one method or of all."""
+        return [way for way in self.ways if way.usable and self.fits(way) and method in (None, way.method)]
 
     @property
-    def chosen(self) -> Strategy | None:
-        """The first strategy that fits; None if none does."""
-        return next((row.strategy for row in self.rows if usable(row.strategy) and self.fits(row)), None)
+    def chosen(self) -> Way | None:
+        """The first way that fits; None if none does."""
+        return next(iter(self.fitting()), None)
 
     @property
     def advice(self) -> str:
         """One sentence: what to use, or what to do if nothing fits."""
         if self.chosen:
             return f"chosen: {self.chosen.name}"
-        least = min(row.peak for row in self.rows if usable(row.strategy)) + self.margin
+        least = min(way.peak for way in self.ways if way.usable) + MARGIN
         smaller = 'take a larger GPU, or the model "tiny"'
         return f"nothing fits into {self.gpu_gb:.2f} GiB, the least is {least:.2f} with the margin: {smaller}"
 
-    def table(self) -> str:
+    def __str__(self) -> str:
         title = f"{self.model}, {self.size} x {self.size} pixels, {self.gpu_gb:.2f} GiB of memory"
-        lines = [f"{title}, of which {self.margin:g} stay free", f"{'peak of each stage, GiB':50}  1    2   3+4"]
-        for row in self.rows:
-            mark = "→" if row.strategy == self.chosen else " "
-            peaks = f"{row.embedding:5.2f} {row.fine_tuning:5.2f} {row.sampling:5.2f}"
-            verdict = ("fits" if self.fits(row) else "does not fit") + ", needs bitsandbytes" * (
-                not usable(row.strategy)
-            )
-            lines.append(f"{mark} {row.strategy.name:46} {peaks}  {verdict}")
+        lines = [f"{title}, of which {MARGIN:g} stay free", f"{'peak of each stage, GiB':50}  1    2   3+4"]
+        for way in self.ways:
+            mark = "→" if way == self.chosen else " "
+            peaks = f"{way.embedding:5.2f} {way.fine_tuning:5.2f} {way.sampling:5.2f}"
+            verdict = ("fits" if self.fits(way) else "does not fit") + ", needs bitsandbytes" * (not way.usable)
+            lines.append(f"{mark} {way.name:46} {peaks}  {verdict}")
         return "\n".join([*lines, self.advice])
 
-    __str__ = table
+
+def advice_after(method: str, strategy: Strategy | None, device: torch.device) -> str:
+    """The sentence for a training that ran out of memory on this device: what to try next, of those that `plan` shows.
+    A LoRA in float32 is in no GPU's plan: after it comes the first LoRA, whose weights are half as large."""
+    order, now = ways_by_preference(precision(device)), strategy or Strategy()
+    if method == "lora" and now.dtype != torch.float32:
+        now = replace(now, dtype=precision(device))  # planned for another GPU
+    known = Way(method, now)
+    at = order.index(known) + 1 if known in order else next(k for k, way in enumerate(order) if way.method == "lora")
+    smaller = next((way for way in order[at:] if way.usable), None)
+    advice = f"try the strategy “{smaller.name}”" if smaller else "only a larger GPU will do"
+    return f"the GPU is out of memory: {advice} (imagic_lib.planning.memory.plan shows all)"
 
 
-def usable(strategy: Strategy) -> bool:
-    """Is everything installed that it needs?"""
-    return strategy.optimizer != "Adam 8-bit" or find_spec("bitsandbytes") is not None
-
-
-def next_smaller(strategy: Strategy, half: torch.dtype = torch.float16) -> Strategy | None:
-    """What to try when this one ran out of memory, of those that `plan` shows; None after the last.
-
-    half: as in `by_preference`, of the GPU that is there now. A LoRA in float32 is in no GPU's plan: after it comes the
-    first LoRA, whose weights are half as large.
-    """
-    order = by_preference(half)
-    if strategy.method == "lora" and strategy.dtype != torch.float32:
-        strategy = replace(strategy, dtype=half)  # planned for another GPU
-    at = order.index(strategy) + 1 if strategy in order else next(k for k, s in enumerate(order) if s.method == "lora")
-    return next((other for other in order[at:] if usable(other)), None)
+def folder_of(model: str | Path) -> Path:
+    """Where the configurations of a model are: a folder, "tiny", or SD 1.x by its hub id, without a download. Raises
+    ValueError or FileNotFoundError in one sentence for any other."""
+    folder = TINY if str(model) == "tiny" else Path(model)
+    if folder == TINY and not folder.is_dir():
+        raise FileNotFoundError(f"the embedded model is missing: there is no {folder}; clone again")
+    if folder.is_dir():
+        return folder
+    if "/stable-diffusion-v1-" in str(model):
+        return SD_1_4
+    raise ValueError(f'no plan for {model!r}: give "tiny", "CompVis/stable-diffusion-v1-4", a folder or a pipeline')
 
 
 def on_meta(model: StableDiffusionPipeline | str | Path) -> dict[str, nn.Module]:
-    """{"unet", "vae", "text_encoder"} with shapes and no contents: of a pipeline, a folder, "tiny", or SD 1.x by
-    its hub id, without a download. Raises ValueError or FileNotFoundError in one sentence for any other."""
-    folder = TINY if str(model) == "tiny" else Path(str(model))
+    """{"unet", "vae", "text_encoder"} with shapes and no contents, of a pipeline or of a model as in `folder_of`."""
     if isinstance(model, StableDiffusionPipeline):
-        text = model.text_encoder.config.to_dict()
-        parts = {"unet": model.unet.config, "vae": model.vae.config, "text_encoder": text}
-    elif folder.is_dir():
-        try:
-            parts = {part: json.loads((folder / part / "config.json").read_text()) for part in SD_1_4}
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} is no complete diffusers model: {error}") from error
-    elif folder == TINY:
-        raise FileNotFoundError(f"the embedded model is missing: there is no {folder}; clone again")
-    elif "/stable-diffusion-v1-" in str(model):
-        parts = SD_1_4
+        unet, vae, text = model.unet.config, model.vae.config, model.text_encoder.config.to_dict()
     else:
-        raise ValueError(f'no plan for {model!r}: give "tiny", "CompVis/stable-diffusion-v1-4", a folder or a pipeline')
+        folder = folder_of(model)
+        try:
+            unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder} is not a complete diffusers model: {error}") from error
     with torch.device("meta"):
-        unet, vae = UNet2DConditionModel.from_config(parts["unet"]), AutoencoderKL.from_config(parts["vae"])
-        return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(CLIPTextConfig(**parts["text_encoder"]))}
+        unet, vae = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
+        return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(CLIPTextConfig(**text))}
 
 
 def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -179,16 +184,14 @@ def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def training_peak(
-    unet: nn.Module, stage: int, strategy: Strategy, *, batch=1, side=64, tokens=77, lora=LoRA()
+    unet: nn.Module, stage: int, way: Way, *, batch=1, side=64, tokens=77, lora=LoRA()
 ) -> tuple[int, int]:
-    """One step of stage 1 or 2: (bytes at its peak, without the optimizer's moments; numbers that learn).
-
-    unet: on the meta device, stays as it is. side: of the latents. lora: the adapters, if it trains any. The step is
-    the stages' own `denoising_loss`; a fused optimizer step allocates nothing but, the first time, the moments.
-    """
+    """One step of stage 1 or 2, by the stages' own `denoising_loss`: (bytes at its peak, without the optimizer's
+    moments; numbers that learn). unet: on the meta device, stays as it is. side: of the latents."""
     unet = copy.deepcopy(unet).train().requires_grad_(stage == 2)  # in eval mode checkpointing may be off
-    if stage == 2 and strategy.method == "lora":
-        stage2_finetuning.add_lora(unet, lora)
+    strategy = way.strategy
+    if stage == 2 and way.method == "lora":
+        add_lora(unet, lora)
     if strategy.checkpointing:
         unet.enable_gradient_checkpointing()
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
@@ -205,7 +208,7 @@ def training_peak(
 def sampling_peak(modules: dict[str, nn.Module], dtype: torch.dtype, *, at_once=1, side=64) -> int:
     """Bytes at the peak of stages 3 and 4: guidance with a batch of 2 x at_once, then the VAE, picture by picture.
     The tuned UNet has the given dtype, the rest of the pipeline float32; `encode_image` and the probe need less."""
-    unet, vae, text_encoder = (copy.deepcopy(modules[part]) for part in SD_1_4)
+    unet, vae, text_encoder = (copy.deepcopy(modules[part]) for part in PARTS)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         faked(unet, dtype), faked(vae, torch.float32), faked(text_encoder, torch.float32)
         z = torch.empty(at_once, unet.config.in_channels, side, side, dtype=dtype)
@@ -218,68 +221,58 @@ def sampling_peak(modules: dict[str, nn.Module], dtype: torch.dtype, *, at_once=
 
 
 def checker_bytes(model: StableDiffusionPipeline | str | Path) -> int:
-    """What the model's safety checker takes on the device while pictures are drawn."""
+    """Bytes of the model's safety checker on the device while pictures are drawn."""
     if isinstance(model, StableDiffusionPipeline):
         return sum(p.nbytes for p in model.safety_checker.parameters()) if model.safety_checker else 0
-    folder = TINY if str(model) == "tiny" else Path(str(model))
-    files = [p.stat().st_size for p in (folder / "safety_checker").glob("*.safetensors") if "fp16" not in p.name]
-    return sum(files) if folder.is_dir() else SAFETY_CHECKER
+    if (folder := folder_of(model)) == SD_1_4:
+        return SAFETY_CHECKER
+    files = (folder / "safety_checker").glob("*.safetensors")
+    return sum(file.stat().st_size for file in files if "fp16" not in file.name)
 
 
-def plan(
-    model: StableDiffusionPipeline | str | Path = "tiny",
-    gpu_gb: float | None = None,
-    device: torch.device | str | None = None,
-    *,
-    size: int | None = None,
-    batch: int | None = None,
-    margin: float = MARGIN,
-) -> Plan:
-    """Predict each stage's peak for every strategy, and choose. Needs no GPU, no weights, no network.
+def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | None = None,
+         device: torch.device | str | None = None) -> Plan:  # fmt: skip
+    """Predict each stage's peak for every way of training, and choose. Needs no GPU, no weights, no network.
 
     model: as in `on_meta`. gpu_gb: GiB to fit into; default: all that `device` has. device: default is that of a
-    pipeline, else the GPU if there is one, else the computer. size: of the picture, pixels; batch: timesteps per
-    training step; left out, the model's own.
-    For training, only the UNet that learns counts: all else is taken to wait in the computer's memory.
-    Twelve counted steps, about 25 s in all for SD 1.4. Raises ValueError for a setting that can't be.
-    """
+    pipeline, else the GPU if there is one, else the computer. For training, only the UNet that learns counts: the other
+    networks are offloaded to the computer's memory. Twelve counted steps, about 25 s in all for SD 1.4. Raises
+    ValueError for an invalid setting."""
     if device is None and isinstance(model, StableDiffusionPipeline):
         device = model.device
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    half = precision(device)
-    if gpu_gb is not None:
-        half = torch.float16 if half == torch.float32 else half  # a GPU that isn't here
-    elif torch.device(device).type == "cuda":
-        gpu_gb = torch.cuda.get_device_properties(device).total_memory / GIB
-    else:
-        gpu_gb = psutil.virtual_memory().total / GIB
-    if not gpu_gb > 0:
-        raise ValueError(f"gpu_gb is {gpu_gb}: give the GPU's memory in GiB, e.g. 14.75 for a T4")
+    gpu_gb, half = room(gpu_gb, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     modules = on_meta(model)
     unet, vae, text_encoder = modules.values()
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    unit = factor * 2 ** (len(unet.config.block_out_channels) - 1)
-    size = unet.config.sample_size * factor if size is None else size
-    if size <= 0 or size % unit:
-        raise ValueError(f"size is {size}: this model needs a multiple of {unit} pixels")
+    side, size = unet.config.sample_size, unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     kind, tokens = family(SimpleNamespace(unet=unet)), text_encoder.config.max_position_embeddings
 
     @cache
-    def trained(stage: int, s: Strategy) -> tuple[int, int]:
-        default = stage1_embedding.DEFAULTS if stage == 1 else stage2_finetuning.DEFAULTS[s.method]
-        n = batch or default[kind]["batch"]
-        return training_peak(unet, stage, s, batch=n, side=size // factor, tokens=tokens)
+    def trained(stage: int, way: Way) -> tuple[int, int]:
+        defaults = stage1_embedding.DEFAULTS if stage == 1 else stage2_finetuning.DEFAULTS[way.method]
+        return training_peak(unet, stage, way, batch=defaults[kind]["batch"], side=side, tokens=tokens)
 
     @cache
     def sampled(dtype: torch.dtype) -> float:
-        return (sampling_peak(modules, dtype, at_once=AT_ONCE[kind], side=size // factor) + checker_bytes(model)) / GIB
+        return (sampling_peak(modules, dtype, at_once=AT_ONCE[kind], side=side) + checker_bytes(model)) / GIB
 
-    def row(s: Strategy) -> Row:
-        plain = replace(s, optimizer="Adam")
-        peak, learning = trained(2, s if s.optimizer == "Adam in backward" else plain)
-        second = (peak + learning * STATE_BYTES[s.optimizer]) / GIB
-        return Row(s, trained(1, replace(plain, method="full"))[0] / GIB, second, sampled(s.dtype))
+    def counted(way: Way) -> Way:
+        strategy, plain = way.strategy, replace(way.strategy, optimizer="Adam")
+        peak, learning = trained(2, way if strategy.optimizer == "Adam in backward" else Way(way.method, plain))
+        second = (peak + learning * STATE_BYTES[strategy.optimizer]) / GIB
+        return Way(way.method, strategy, trained(1, Way("full", plain))[0] / GIB, second, sampled(strategy.dtype))
 
-    rows = tuple(row(s) for s in tqdm(by_preference(half), desc="planning", leave=False))
+    ways = [counted(way) for way in tqdm(ways_by_preference(half), desc="planning", leave=False)]
     name = name_of(model) if isinstance(model, StableDiffusionPipeline) else str(model)
-    return Plan(name, size, gpu_gb, margin, rows)
+    return Plan(name, size, gpu_gb, ways)
+
+
+def room(gpu_gb: float | None, device: torch.device) -> tuple[float, torch.dtype]:
+    """(GiB to fit into, the half precision there): of the device, or of a GPU that isn't here, with so many GiB."""
+    half = precision(device)
+    if gpu_gb is None:
+        cuda = device.type == "cuda"
+        total = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
+        return total / GIB, half
+    if not gpu_gb > 0:
+        raise ValueError(f"gpu_gb is {gpu_gb}: give the GPU's memory in GiB, e.g. 14.75 for a T4")
+    return gpu_gb, torch.float16 if half == torch.float32 else half

@@ -1,17 +1,15 @@
-"""How stages 1 and 2 are run where memory is short. `memory.plan` chooses a strategy; this module lists
-them and carries one out."""
+"""How stages 1 and 2 are run where memory is short: in half precision, with other optimizers, by checkpointing.
+`planning.memory.plan` chooses a strategy; this module carries it out."""
 
-from __future__ import annotations
-
-import copy
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from imagic_lib.diffusion import frozen
+from imagic_lib.unets import LoRA, add_lora, unet_copy
 
 OPTIMIZERS = ("Adam", "Adam in backward", "Adam 8-bit")
 
@@ -20,21 +18,9 @@ OPTIMIZERS = ("Adam", "Adam in backward", "Adam 8-bit")
 class Strategy:
     """One way to run the stages. dtype: of the UNet's weights and of all computing; adapters stay float32."""
 
-    method: str  # "full" or "lora", as in `fine_tune`
-    dtype: torch.dtype
-    optimizer: str  # one of OPTIMIZERS
-    checkpointing: bool  # activations are computed a second time instead of being kept
-
-    @property
-    def name(self) -> str:
-        words = ["LoRA" if self.method == "lora" else self.method, str(self.dtype)[6:], self.optimizer]
-        return ", ".join(words + ["checkpointing"] * self.checkpointing)
-
-
-def by_preference(half: torch.dtype = torch.float16) -> tuple[Strategy, ...]:
-    """All strategies, the preferred first. half: of the weights under a LoRA (`precision`)."""
-    ways = [("full", torch.float32, optimizer) for optimizer in OPTIMIZERS] + [("lora", half, "Adam")]
-    return tuple(Strategy(*way, checkpointing) for way in ways for checkpointing in (False, True))
+    dtype: torch.dtype = torch.float32
+    optimizer: str = "Adam"  # one of OPTIMIZERS
+    checkpointing: bool = False  # activations are computed a second time instead of being kept
 
 
 def precision(device: torch.device | str) -> torch.dtype:
@@ -44,35 +30,16 @@ def precision(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def unet_copy(unet: UNet2DConditionModel, strategy: Strategy | None, device: torch.device) -> UNet2DConditionModel:
-    """The UNet again, on `device`, as frugal as the strategy asks: in its precision and with its checkpointing.
-
-    Each tensor is written where it will stay, one by one. Copied first and moved later, the UNet would be in the
-    computer's memory twice, beside all that waits there: a free Colab has 12.7 GB of it.
-    """
-
-    def placed(tensor: Tensor) -> Tensor:
-        dtype = strategy.dtype if strategy and tensor.is_floating_point() else tensor.dtype
-        return tensor.detach().to(device, dtype, copy=True)
-
-    known = {id(p): nn.Parameter(placed(p), requires_grad=p.requires_grad) for p in unet.parameters()}
-    known |= {id(b): placed(b) for b in unet.buffers()}
-    other = copy.deepcopy(unet, known)  # `known` says which tensor of the copy stands for which of the original
-    if strategy and strategy.checkpointing:
-        other.enable_gradient_checkpointing()
-    return other
-
-
 @contextmanager
-def stepping(trained: dict[str, Tensor], lr: float, strategy: Strategy | None):
+def stepping(weights: dict[str, Tensor], lr: float, strategy: Strategy | None):
     """Adam in the form that the strategy asks for. After the block its moments are gone, to make room."""
-    kind, weights = strategy.optimizer if strategy else "Adam", list(trained.values())
+    kind, learning = strategy.optimizer if strategy else "Adam", list(weights.values())
     if kind == "Adam 8-bit":
         from bitsandbytes.optim import Adam8bit
 
-        optimizer = Adam8bit(weights, lr=lr)
+        optimizer = Adam8bit(learning, lr=lr)
     else:
-        optimizer = torch.optim.Adam(weights, lr=lr, fused=True)
+        optimizer = torch.optim.Adam(learning, lr=lr, fused=True)
     try:
         with stepping_in_backward(optimizer) if kind == "Adam in backward" else nullcontext():
             yield optimizer
@@ -90,14 +57,14 @@ def scaler_for(unet: nn.Module) -> torch.amp.GradScaler | None:
 def stepping_in_backward(optimizer: torch.optim.Optimizer):
     """Inside the block `loss.backward()` steps, too: every weight as soon as it has its gradient, which is then freed.
 
-    The optimizer must treat each weight for itself, as Adam does: then the numbers are those of backward and step. Its
-    own `step` finds nothing to do afterwards. Not for a GradScaler or gradient clipping, which see all gradients
-    first. After PyTorch's tutorial 'fusing the optimizer step into the backward pass'.
-    """
+    The numbers are those of backward and step, if the optimizer treats each weight separately, as Adam does. Not for a
+    GradScaler or clipping. After PyTorch's tutorial 'fusing the optimizer step into the backward pass'."""
     optimizer.zero_grad(set_to_none=True)
 
     def step(p: nn.Parameter) -> None:
-        optimizer.step()  # an optimizer passes over weights without a gradient: at this moment, all but p
+        if not torch.isfinite(p.grad).all():
+            raise FloatingPointError("a gradient is not finite")
+        optimizer.step()  # an optimizer skips weights without a gradient: now all but p
         p.grad = None
 
     hooks = [p.register_post_accumulate_grad_hook(step) for g in optimizer.param_groups for p in g["params"]]
@@ -114,12 +81,9 @@ def networks(pipe: StableDiffusionPipeline, but: nn.Module | None = None) -> lis
 
 
 @contextmanager
-def waiting(*modules: nn.Module):
-    """Inside, these networks wait in the computer's memory and leave the GPU to what is trained. If there is
-    no room for them to come back, they stay in the computer's memory, all of them.
-
-    diffusers' `offload_models` does the same but for this: it would leave some here and some there.
-    """
+def offloaded_to_cpu(*modules: nn.Module):
+    """Inside, these networks are in the computer's memory and leave the GPU to what is trained. If there is no room for
+    them to come back, all of them stay there; diffusers' `offload_models` would leave some on either side."""
     homes = [(module, next(module.parameters()).device) for module in modules]
     moved = [(module, device) for module, device in homes if device.type != "cpu"]
     for module, _ in moved:
@@ -139,12 +103,28 @@ def waiting(*modules: nn.Module):
 
 
 @contextmanager
-def looking_through(pipe: StableDiffusionPipeline, strategy: Strategy | None):
-    """The UNet for a training that changes none of its weights: frozen, the pipeline's own, or a copy that is as
-    frugal as the strategy asks. Meanwhile the other networks wait."""
+def frozen_unet(pipe: StableDiffusionPipeline, strategy: Strategy | None):
+    """The UNet for a training that changes none of its weights: frozen, the pipeline's own, or a copy that saves memory
+    as the strategy says. Meanwhile the other networks are offloaded."""
     as_it_is = strategy is None or (strategy.dtype == pipe.unet.dtype and not strategy.checkpointing)
     device = pipe.unet.device
-    with waiting(*networks(pipe, but=pipe.unet if as_it_is else None)):
-        unet = pipe.unet if as_it_is else unet_copy(pipe.unet, strategy, device)
+    with offloaded_to_cpu(*networks(pipe, but=pipe.unet if as_it_is else None)):
+        unet = pipe.unet if as_it_is else unet_copy(pipe.unet, device, strategy.dtype, strategy.checkpointing)
         with frozen(unet):
             yield unet
+
+
+@contextmanager
+def learning_copy(pipe: StableDiffusionPipeline, strategy: Strategy | None, lora: LoRA | None, *, seed: int):
+    """(a copy of the UNet, its weights that learn by name): all of them, or those of a LoRA.
+
+    Meanwhile the pipeline's networks are offloaded. After the block nothing of the copy learns."""
+    device = pipe.unet.device
+    how = (strategy.dtype, strategy.checkpointing) if strategy else ()
+    with offloaded_to_cpu(*networks(pipe)):
+        unet = unet_copy(pipe.unet, device, *how).requires_grad_(lora is None)
+        if lora:
+            add_lora(unet, lora, seed=seed)
+        yield unet, {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    unet.disable_gradient_checkpointing()
+    unet.requires_grad_(False)

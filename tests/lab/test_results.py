@@ -1,32 +1,45 @@
-"""What the scripts of imagic_lab/numbers/ stored, and notebooks 10 and 11 show."""
+"""The scripts of imagic_lab/numbers/: what they stored, that they are whole, and what `house` counts."""
 
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
 from PIL import Image
 
-from imagic_lab.numbers import faster, lora, new_word, results
+from imagic_lab.numbers import house, lora, new_word, results, schedules
 from imagic_lab.numbers.report import README
+from tests.test_surface import missing
+
+SCRIPTS = sorted(path.stem for path in Path(results.__file__).parent.glob("[a-z]*.py"))
+SHARED = ("report", "results")
+
+
+# -- what is stored
 
 
 def test_the_tables_of_lora_are_made_of_the_stored_runs():
-    found = lora.Results(lora.RESULTS).found
-    assert found["tables"] == lora.tables_of(found)
-    assert len(found["edits"]) == len(lora.PAIRS) * len(lora.configurations())
+    found = lora.Results(lora.LORA_RESULTS).found
+    assert found["tables"] == lora.lora_tables(found)
+    assert len(found["edits"]) == len(lora.EDIT_PAIRS) * len(lora.configurations())
     assert f"{len(found['edits'])} runs in all" in found["tables"]["edits"]
 
 
 def test_the_tables_of_the_new_word_are_made_of_the_stored_runs():
-    found = new_word.Results(new_word.RESULTS).found
-    assert found["tables"] == new_word.tables_of(found)
+    found = new_word.Results(new_word.WORD_RESULTS).found
+    assert found["tables"] == new_word.word_tables(found)
     trained = [run for run in found["words"].values() if "probe" in run]
     assert f"{len(trained)} trainings" in found["tables"]["words"]
 
 
 def test_the_table_of_schedules_is_made_of_the_stored_runs():
-    runs = faster.Results("faster.json").found["runs"]
-    assert len(runs) == faster.COUNT * len(faster.SCHEDULES)
-    assert faster.page_of(runs) in README.read_text(encoding="utf-8")
+    runs = schedules.Results("faster.json").found["runs"]
+    assert len(runs) == schedules.DEV_EDITS * len(schedules.SCHEDULES)
+    assert schedules.schedules_table(runs) in README.read_text(encoding="utf-8")
     for key, run in runs.items():  # measured as the schedules are now
-        schedule = faster.SCHEDULES[key.partition(" / ")[2]]
-        assert run["schedule"] == {name: str(value) for name, value in faster.asdict(schedule).items()}, key
+        schedule = schedules.SCHEDULES[key.partition(" / ")[2]]
+        assert run["schedule"] == {name: str(value) for name, value in schedules.asdict(schedule).items()}, key
 
 
 def test_the_stored_sheets_are_small_and_whole():
@@ -39,15 +52,79 @@ def test_the_stored_sheets_are_small_and_whole():
             opened.load()
 
 
+# -- the scripts
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_finds_all_that_it_imports(name):
+    """Inside its functions as well: most scripts take too long to run in a test."""
+    text = (Path(results.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    assert not missing(ast.parse(text), {})
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in SHARED])
+def test_a_script_says_how_to_use_it_and_is_in_the_list(name, monkeypatch, capsys):
+    script = importlib.import_module(f"imagic_lab.numbers.{name}")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        script.main()
+    assert "usage" in capsys.readouterr().out and f"python -m imagic_lab.numbers.{name}" in script.__doc__
+    assert f"| `{name}` |" in README.read_text(encoding="utf-8")
+
+
 def test_a_verdict_says_when_no_difference_is_shown():
-    clear = results.compared("a minus b", [3, 4, 5], [1, 2, 3.1], " dB")
-    unclear = results.compared("a minus b", [3, 1, 5], [1, 2, 3], " dB")
+    clear = results.paired_difference("a minus b", [3, 4, 5], [1, 2, 3.1], " dB")
+    unclear = results.paired_difference("a minus b", [3, 1, 5], [1, 2, 3], " dB")
     assert "no difference" not in clear and "3 pairs" in clear and "no difference is shown" in unclear
-    assert results.portion(0, 10) == "0 of 10 (0–28 %)" and results.portion(10, 10) == "10 of 10 (72–100 %)"
+    assert results.share_with_interval(0, 10) == "0 of 10 (0–28 %)"
+    assert results.share_with_interval(10, 10) == "10 of 10 (72–100 %)"
 
 
-def test_a_stopped_sweep_keeps_what_it_has(tmp_path, monkeypatch):
+def test_an_experiment_that_is_stopped_keeps_what_it_has_and_refuses_other_versions(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    results.Results("some.json", "runs").keep("runs", "first", {"loss": 1})
-    again = results.Results("some.json", "runs", "more")
-    assert again.found == {"runs": {"first": {"loss": 1}}, "more": {}}
+    first = results.Results("some.json", "versions", "runs")
+    first.check_versions({"torch": "1"})
+    first.keep("runs", "first", {"loss": 1})
+    again = results.Results("some.json", "versions", "runs", "more")
+    assert again.found == {"versions": {"torch": "1"}, "runs": {"first": {"loss": 1}}, "more": {}}
+    again.check_versions({"torch": "1"})
+    with pytest.raises(ValueError, match=r"some.json was measured with other versions"):
+        again.check_versions({"torch": "2"})
+
+
+# -- the house
+
+
+def modules(**texts):
+    return {name: ast.parse(text) for name, text in texts.items()}
+
+
+def test_a_way_of_calls_goes_through_imports_but_not_through_a_lambda():
+    code = {"a": "from b import g\nimport c\ndef f(): return g(1)\ndef late(): run(lambda: c.h())\ndef run(x): x()"}
+    code |= {"b": "from c import h as k\ndef g(x):\n    def inner(): return nowhere()\n    return k(x) + 1"}
+    found = modules(**code, c="def h(x): return x\ndef nowhere(): ...")
+    assert house.shortest_way(found, "a.f", "c.h") == ["a.f", "b.g", "c.h"]
+    assert house.shortest_way(found, "a.late", "c.h") == house.shortest_way(found, "a.f", "c.nowhere") == []
+
+
+def test_a_cycle_is_found_in_functions_but_not_among_imports_for_types():
+    two = modules(a="import b", b="def f():\n    from a import x", c="import a")
+    assert house.import_cycles(two) == [("a", "b")]
+    typed = modules(a="import b", b="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a")
+    assert house.import_cycles(typed) == []
+    assert house.imports_of(ast.parse("def f():\n    from a.b import c as d")) == {"d": "a.b.c"}
+
+
+def test_a_name_counts_as_defined_twice_if_two_modules_define_it_at_their_top():
+    found = modules(
+        a="X, Y = 1, 2\ndef f(): z = 1\ndef main(): ...\n_p = 1", b="Y = 3\nclass f: ...\ndef main(): ...\n_p = 2"
+    )
+    assert house.defined_twice(found) == [("Y", ["a", "b"]), ("f", ["a", "b"])]
+
+
+def test_the_counts_of_the_house_are_of_its_files():
+    counts = {what: found for what, found, _ in house.house_counts()}
+    texts = house.texts_of("imagic_lib")
+    assert counts["lines of imagic_lib"] == sum(text.count("\n") for text in texts.values()) > 1000
+    assert {"imagic_lib", "imagic_lib.edit", "imagic_lib.training.loop"} <= set(texts)
+    assert all(what.startswith(("lines", "longest", "parameters")) or isinstance(counts[what], list) for what in counts)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from imagic_lib.edit import settings_of
+from imagic_lib.edit import run_edit, settings_of
 from imagic_lib.planning import forecast as module
 from imagic_lib.planning.forecast import Forecast, Pace, forecast, pace, sampling_pace, spoken, worthwhile
 from imagic_lib.training.loop import History, Run
@@ -67,26 +67,24 @@ def test_what_is_timed_is_what_the_edit_will_do(pipe, image, monkeypatch):
     ]
 
 
-def test_what_a_checkpoint_holds_is_not_counted_again(pipe, image, tmp_path, monkeypatch):
-    done = {(tmp_path, "embedding"): 30, (tmp_path, "full"): 10}
+def test_steps_in_a_checkpoint_are_not_counted_again(pipe, image, tmp_path, monkeypatch):
+    done = {(tmp_path, "embedding"): {"loss": [0.5] * 30}, (tmp_path, "full"): None}
     monkeypatch.setattr(module, "pace", lambda train, strategy: Pace(0, 1))
     monkeypatch.setattr(module, "sampling_pace", lambda draw: Pace(0, 1))
-    monkeypatch.setattr(module, "steps_done", lambda folder, stage: done[folder, stage])
+    monkeypatch.setattr(module, "history_so_far", lambda folder, stage: done[folder, stage])
     settings = settings_of(pipe, "full", None, None, 0)
     assert forecast(pipe, image, settings, sampling={"steps": 7}) == Forecast(40, 100, 7)
-    assert forecast(pipe, image, settings, folder=tmp_path)[:2] == (10, 90)
+    assert forecast(pipe, image, settings, folder=tmp_path)[:2] == (10, 100)
 
 
-@pytest.mark.slow
-def test_a_forecast_is_near_what_the_edit_then_takes(pipe, image):
-    """Within a factor: machines are busy. It is the order of magnitude that people ask for."""
-    from imagic_lib import run_edit
-
-    settings = settings_of(pipe, "full", 30, 30, 0)
-    found = forecast(pipe, image, settings)
-    began = time.perf_counter()
-    run_edit(pipe, image, "a brown dog", embedding_steps=30, unet_steps=30)
-    took = time.perf_counter() - began
+def test_a_forecast_is_near_what_the_edit_then_takes(pipe, image, monkeypatch):
+    """Within a factor, because it is the order of magnitude that people ask for. A busy machine changes nothing: the
+    clock of this test is the processor's."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
+    found = forecast(pipe, image, settings_of(pipe, "full", 12, 12, 0))
+    began = time.process_time()
+    run_edit(pipe, image, "a brown dog", embedding_steps=12, unet_steps=12)
+    took = time.process_time() - began
     assert 0.2 < (found.embedding + found.fine_tuning) / took < 5
 
 

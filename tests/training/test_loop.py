@@ -1,116 +1,146 @@
-"""Training that is stopped, killed or diverges: nothing is lost, and resuming gives the same bits."""
+"""A training that is stopped, killed or diverges loses nothing, and one that is resumed gives the same bits."""
 
-import random
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from imagic_lib.training import loop
-from imagic_lib.training.checkpoints import load_tensors, save_tensors
-from imagic_lib.training.identity import Identity
-from imagic_lib.training.loop import History, Progress, Run, descend, pause_after, rate_at
+from imagic_lib.files import load_tensors, save_tensors
+from imagic_lib.training import checkpoint as checkpoints
+from imagic_lib.training.checkpoint import CheckpointFile, TrainingJob, pause_after
+from imagic_lib.training.loop import History, Run, Training, rate_at
+from imagic_lib.training.strategies import stepping_in_backward
+from tests.common import no_more_steps, seeded
 
-HERE = Path(__file__).resolve().parent
-SCRIPT = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
-from test_loop import fit
-from imagic_lib.training import loop
-loop.SAVE_AFTER = 0.1
-result, history = fit(Path(sys.argv[1]), steps=40, pause=float(sys.argv[2]))
-print(result.tolist(), history.loss, history.probe_loss)
-"""
+ROOT = Path(__file__).resolve().parents[2]
+GOAL = torch.tensor([1.0, 2.0, 3.0])
 
 
-def progress_of(x, lr=0.05, **facts):
-    optimizer, generator = torch.optim.Adam([x], lr=lr), torch.Generator().manual_seed(0)
-    return Progress("a fit", {"x": x}, optimizer, generator, Identity(facts, {}))
+def training_of(x, run=Run(), lr=0.05, look=lambda: 0.0, **facts):
+    """A training of one vector, with a probe loss that can be given."""
+    optimizer = torch.optim.Adam([x], lr=lr)
+    return Training("a fit", {"x": x}, optimizer, seeded(), TrainingJob(facts, {}), run, look)
 
 
-def fit(
-    checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, patience=None, watch=None, decay=0.0, bar=None, **facts
-):
-    """Find the vector (1, 2, 3) from noisy looks at it."""
+def fit(checkpoint=None, steps=40, pause=0.0, on_step=None, lr=0.05, decay=0.0, facts=(), probe_every=5, **run):
+    """Find the vector (1, 2, 3) by looking at it through noise: (what was found, the history)."""
     x = torch.zeros(3, requires_grad=True)
-    goal, progress = torch.tensor([1.0, 2.0, 3.0]), progress_of(x, lr, **facts)
+    run = Run(checkpoint=checkpoint, probe_every=probe_every, **run)
+    look = lambda: (x - GOAL).square().sum().item()  # noqa: E731
+    with training_of(x, run, lr, look, **dict(facts)) as training:
+        for step in training.steps(steps, decay):
+            time.sleep(pause)
+            if on_step:
+                on_step(training)
+            noise = 0.1 * torch.randn(3, generator=training.generator)
+            step((x - GOAL + noise).square().sum())
+    return x.detach(), training.history
 
-    def loss():
-        time.sleep(pause)
-        if on_step:
-            on_step(progress)
-        return (x - goal + 0.1 * torch.randn(3, generator=progress.generator)).square().sum()
 
-    run = Run(checkpoint=checkpoint, watch=watch, patience=patience, probe_every=5, bar=bar)
-    history = descend(progress, loss, lambda: (x - goal).square().sum().item(), steps=steps, decay=decay, run=run)
-    return x.detach(), history
+def stop_after(step: int):
+    """A `watch` that ends the training after this step."""
+    return lambda name, history: len(history.loss) == step
+
+
+def loaded(path, run=Run(), **changes):
+    """A training with the state of a checkpoint, as it is before its next step."""
+    training = training_of(torch.zeros(3, requires_grad=True), Run(checkpoint=path))
+    for name, value in changes.items():
+        setattr(training, name, value)
+    training.file.open(10**6, 0.0)
+    return training
+
+
+@pytest.fixture
+def save_at_every_step(monkeypatch):
+    monkeypatch.setattr(checkpoints, "pause_after", lambda took: 0.0)
+    monkeypatch.setattr(checkpoints, "SAVE_AFTER", 0.0)
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """For each checkpoint that is written, the time and the number of steps. Nothing is written."""
+    written = []
+
+    def write(path, tensors, facts):
+        written.append((time.monotonic(), len(facts["history"]["loss"])))
+
+    monkeypatch.setattr(checkpoints, "save_tensors", write)
+    return written
+
+
+# ------------------------------------------------------------------------------------ stopped and resumed
+
+SCRIPT = """
+import os, random, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from imagic_lib.training import checkpoint
+from tests.training.test_loop import fit
+checkpoint.SAVE_AFTER, place, choose = 0.1, Path(sys.argv[1]), random.Random(4)
+
+def begin(name, pause):
+    # in a process of its own, which needs no imports of its own
+    if (process := os.fork()) == 0:
+        result, history = fit(place / name, steps=40, pause=pause)
+        print(name, result.tolist(), history.loss, history.probe_loss, flush=True)
+        os._exit(0)
+    return process
+
+os.waitpid(begin("a", 0), 0)
+for _ in range(3):
+    process, stamp, wanted = begin("b", 0.05), 0, choose.randint(1, 3)
+    while wanted:  # kill it after so many new checkpoints
+        now = (place / "b").stat().st_mtime_ns if (place / "b").exists() else 0
+        wanted, stamp = wanted - (now != stamp), now
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), "it ended before it could be killed"
+        time.sleep(0.005)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+os.waitpid(begin("b", 0), 0)
+"""
 
 
 @pytest.mark.slow
 def test_killed_at_random_steps_and_resumed_gives_the_same_bits(tmp_path):
-    script = tmp_path / "fit.py"
-    script.write_text(SCRIPT.format(tests=str(HERE), root=str(HERE.parents[1])))
-    whole = subprocess.run([sys.executable, script, tmp_path / "a", "0"], capture_output=True, text=True, check=True)
-    kills, choose = 0, random.Random(4)
-    while kills < 3:
-        run = subprocess.Popen([sys.executable, script, tmp_path / "b", "0.05"], stdout=subprocess.DEVNULL)
-        size, wanted = 0, choose.randint(1, 3)  # kill after one to three new checkpoints
-        while wanted and run.poll() is None:
-            stamp = (tmp_path / "b").stat().st_mtime_ns if (tmp_path / "b").exists() else 0
-            wanted, size = (wanted - 1, stamp) if stamp != size else (wanted, size)
-            time.sleep(0.005)
-        assert run.poll() is None, "it ended before it could be killed"
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        kills += 1
-    last = subprocess.run([sys.executable, script, tmp_path / "b", "0"], capture_output=True, text=True, check=True)
-    assert last.stdout == whole.stdout and whole.stdout.count(",") > 40
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".tmp")) == ["a", "b", "fit.py"]
-
-
-def test_the_rate_is_kept_and_then_falls_in_a_line_to_nearly_0():
-    assert [rate_at(step, 8, 2.0, 0.5) for step in range(1, 9)] == [2, 2, 2, 2, 2, 1.5, 1, 0.5]
-    assert [rate_at(step, 4, 2.0, 1.0) for step in range(1, 5)] == [2, 1.5, 1, 0.5]
-    assert {rate_at(step, 8, 2.0, 0.0) for step in range(1, 9)} == {2.0}
-
-
-def test_a_falling_rate_is_written_down_and_survives_a_stop(tmp_path):
-    result, whole = fit(decay=0.5)
-    assert whole.learning_rate == [rate_at(step, 40, 0.05, 0.5) for step in range(1, 41)]
-    fit(tmp_path / "a", decay=0.5, watch=lambda name, history: len(history.loss) == 33)
-    resumed, history = fit(tmp_path / "a", decay=0.5)
-    assert torch.equal(resumed, result) and history.learning_rate == whole.learning_rate
+    script = [sys.executable, "-c", SCRIPT.format(root=str(ROOT)), tmp_path]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    whole, resumed = done.stdout.splitlines()
+    assert resumed[1:] == whole[1:] and resumed[0] == "b" and whole.count(",") > 40
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".tmp")) == ["a", "b"]
 
 
 @pytest.fixture
 def ctrl_c():
-    """Ctrl-C works in the test, also where a shell started all of it in the background, which switches it off."""
+    """Ctrl-C works in this test, even if a shell started pytest in the background, which switches it off."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_the_stop_button_ends_after_the_step_keeps_the_result_and_can_go_on(tmp_path, ctrl_c):
-    def press(progress):
-        if len(progress.history.loss) == 10:
+def test_the_stop_button_ends_after_the_step_and_keeps_the_result_and_it_can_go_on(tmp_path, ctrl_c):
+    def press(training):
+        if len(training.history.loss) == 10:
             signal.raise_signal(signal.SIGINT)
 
-    whole, all_of_it = fit(tmp_path / "whole")
+    whole, all_steps = fit(tmp_path / "whole")
     part, stopped = fit(tmp_path / "part", on_step=press)
-    assert len(stopped.loss) == 11 and not torch.equal(part, torch.zeros(3))
+    assert len(stopped.loss) == 11 and stopped.stopped and not torch.equal(part, torch.zeros(3))
     rest, resumed = fit(tmp_path / "part")
-    assert torch.equal(rest, whole) and resumed.loss == all_of_it.loss
+    assert torch.equal(rest, whole) and resumed.loss == all_steps.loss and not resumed.stopped
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_who_watches_sees_every_step_and_may_end_it_which_can_go_on(tmp_path):
+def test_a_watch_sees_every_step_and_can_end_the_training_which_can_go_on(tmp_path):
     seen = []
 
     def watch(stage, history):
@@ -121,83 +151,245 @@ def test_who_watches_sees_every_step_and_may_end_it_which_can_go_on(tmp_path):
     result, history = fit(checkpoint, watch=watch)
     assert seen == [("a fit", step) for step in range(1, 8)] and history.stopped
     assert torch.equal(result, fit(steps=7)[0])
-    assert torch.equal(fit(checkpoint)[0], fit()[0]), "the same bits as one that nobody ended"
+    assert torch.equal(fit(checkpoint)[0], fit()[0]), "the same bits as without a stop"
 
 
-def test_ended_one_step_early_is_stopped_ended_at_the_last_step_is_done():
-    early, last = (fit(steps=5, watch=lambda name, h, at=at: len(h.loss) == at)[1] for at in (4, 5))
+def test_ended_one_step_early_is_stopped_and_ended_at_the_last_step_is_done():
+    early, last = (fit(steps=5, watch=stop_after(at))[1] for at in (4, 5))
     assert (early.stopped, len(early.loss)) == (True, 4)
     assert (last.stopped, len(last.loss)) == (False, 5)
 
 
-def test_a_checkpoint_that_is_done_is_not_written_again(tmp_path, monkeypatch):
+def test_a_checkpoint_with_all_its_steps_is_not_written_again(tmp_path, monkeypatch):
     fit(tmp_path / "c", steps=5)
-    monkeypatch.setattr(Progress, "save", lambda progress, path: pytest.fail("written again"))
+    monkeypatch.setattr(CheckpointFile, "save", lambda file: pytest.fail("written again"))
+    no_more_steps(monkeypatch)
     assert len(fit(tmp_path / "c", steps=5)[1].loss) == 5
 
 
 def test_a_second_press_raises_at_once(ctrl_c):
-    def press(progress):
+    def press(training):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         fit(on_step=press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_divergence_stops_at_once_and_says_where_the_last_good_state_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "pause_after", lambda took: 0.0)
-    monkeypatch.setattr(loop, "SAVE_AFTER", 0.0)
+class Fault(Exception):
+    pass
+
+
+def fails(*_, **__):
+    raise Fault
+
+
+@pytest.mark.parametrize("where", ["stage", "watch", "probe", "save", "bar", "break", "suspended"])
+def test_ctrl_c_is_the_users_again_however_the_loop_ends(where, ctrl_c, tmp_path, monkeypatch):
+    """An exception in the body of the loop leaves the generator suspended, with its own `finally` still to come."""
     x = torch.zeros(3, requires_grad=True)
-    progress = progress_of(x)
+    run = Run(checkpoint=tmp_path / "c", watch=fails if where == "watch" else None, probe_every=1)
+    training = training_of(x, run, look=lambda: fails() if where == "probe" and x.any() else 0.0)
+    if where == "save":
+        monkeypatch.setattr(CheckpointFile, "save", fails)
+    if where == "bar":
+        monkeypatch.setattr("imagic_lib.training.loop.tqdm", fails)
+    held, taken = None, 0
+    with pytest.raises(Fault), training:
+        held = training.steps(3)
+        for step in held:
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+            if where == "stage":
+                fails()
+            step((x - GOAL).square().sum())
+            taken += 1
+            if where == "break":
+                break
+            if where == "suspended":
+                fails()
+        fails()  # where the loop itself did not
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert taken == {"stage": 0, "bar": 0, "save": 3}.get(where, 1)
+    assert training.bar is None or training.bar.disable, "the bar is closed"
+    held.close()  # the generator was still there, and changes nothing any more
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    def loss():
-        bad = len(progress.history.loss) == 12
-        return (x - 1).square().sum() * (float("nan") if bad else 1.0)
 
-    with pytest.raises(FloatingPointError, match=r"diverged at step 13 .*lower the learning rate.*is in .*c"):
-        descend(progress, loss, lambda: x.sum().item(), steps=20, run=Run(checkpoint=tmp_path / "c", probe_every=5))
-    again = progress_of(torch.zeros(3, requires_grad=True))
-    again.load(tmp_path / "c")
-    assert len(again.history.loss) == 12 and torch.equal(again.trained["x"], x) and torch.isfinite(x).all()
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_loop_that_does_not_take_each_step_once_is_an_error(times):
+    x = torch.zeros(3, requires_grad=True)
+    words = r"^step 2 of a fit was not taken: call step\(loss\) once in the loop$"
+    with pytest.raises(RuntimeError, match=words), training_of(x) as training:
+        for turn, step in enumerate(training.steps(5)):
+            assert turn < 2, "it would never end"
+            for _ in range(times if turn else 1):
+                step((x - GOAL).square().sum())
+
+
+# ------------------------------------------------------------------------------------- the learning rate
+
+
+def test_the_rate_is_kept_and_then_falls_in_a_line_to_nearly_0():
+    assert [rate_at(step, 8, 2.0, 0.5) for step in range(1, 9)] == [2, 2, 2, 2, 2, 1.5, 1, 0.5]
+    assert [rate_at(step, 4, 2.0, 1.0) for step in range(1, 5)] == [2, 1.5, 1, 0.5]
+    assert {rate_at(step, 8, 2.0, 0.0) for step in range(1, 9)} == {2.0}
+    assert [rate_at(step, 8, 2.0, 0.5, warmup=4) for step in range(1, 9)] == [0.5, 1, 1.5, 2, 2, 1.5, 1, 0.5]
+
+
+def test_a_falling_rate_is_written_down_and_survives_a_stop(tmp_path):
+    result, whole = fit(decay=0.5)
+    assert whole.learning_rate == [rate_at(step, 40, 0.05, 0.5) for step in range(1, 41)]
+    fit(tmp_path / "a", decay=0.5, watch=stop_after(33))
+    resumed, history = fit(tmp_path / "a", decay=0.5)
+    assert torch.equal(resumed, result) and history.learning_rate == whole.learning_rate
+
+
+def test_each_group_of_weights_falls_from_a_rate_of_its_own():
+    x, y = (torch.ones(1, requires_grad=True) for _ in "xy")
+    sgd = torch.optim.SGD([{"params": [x], "lr": 0.5}, {"params": [y], "lr": 0.25}])
+    with Training("a fit", {"x": x, "y": y}, sgd, seeded()) as training:
+        for step in training.steps(2, decay=1.0):
+            step((x + y).sum())
+    assert (x.item(), y.item()) == (1 - 0.5 - 0.25, 1 - 0.25 - 0.125)
+
+
+def test_a_checkpoint_whose_rate_is_falling_takes_no_other_number_of_steps(tmp_path):
+    """Else the rates would be 2, 2, 2, 1, and then again 2, 1.5, 1, 0.5."""
+    fit(tmp_path / "c", steps=4, lr=2.0, decay=0.5)
+    kept = (tmp_path / "c").read_bytes()
+    words = (
+        r"c is of a training of 4 steps, whose learning rate is falling already: ask for 4 steps, or delete this file$"
+    )
+    with pytest.raises(ValueError, match=words):
+        fit(tmp_path / "c", steps=8, lr=2.0, decay=0.5)
+    assert (tmp_path / "c").read_bytes() == kept
+    assert fit(tmp_path / "c", steps=4, lr=2.0, decay=0.5)[1].learning_rate == [2, 2, 2, 1]
+    fit(tmp_path / "early", steps=4, lr=2.0, decay=0.5, watch=stop_after(2))
+    assert fit(tmp_path / "early", steps=8, lr=2.0, decay=0.5)[1].learning_rate == [2, 2, 2, 2, 2, 1.5, 1, 0.5]
+
+
+Length = namedtuple("Length", "planned done count decay")
+LENGTHS = st.builds(
+    Length, st.integers(1, 12), st.integers(0, 12), st.integers(1, 12), st.sampled_from([0, 0.25, 0.5, 1])
+)
+
+
+@settings(max_examples=100)
+@given(LENGTHS.filter(lambda length: length.done <= length.planned))
+def test_the_rates_of_a_continued_training_are_those_of_one_that_never_stopped(length):
+    """Whatever was planned and done: if it may go on, no step has had another rate than it has in the new plan."""
+    planned, done, count, decay = length
+    training = training_of(torch.zeros(3, requires_grad=True))
+    training.history = History(loss=[0.0] * done, steps=planned)
+    try:
+        training.file._check_length(count, decay)
+    except ValueError:
+        assert done > count or (planned != count and decay), "with a constant rate any larger number will do"
+    else:
+        for step in range(1, done + 1):
+            assert rate_at(step, planned, 2.0, decay) == rate_at(step, count, 2.0, decay)
+
+
+# ------------------------------------------------------------------------------------------- divergence
+
+
+def test_divergence_stops_at_once_and_says_where_the_last_good_state_is(tmp_path, save_at_every_step):
+    x = torch.zeros(3, requires_grad=True)
+    words = r"diverged at step 13 .*lower the learning rate.*the last good state is in .*c$"
+    with pytest.raises(FloatingPointError, match=words), training_of(x, Run(checkpoint=tmp_path / "c")) as training:
+        for step in training.steps(20):
+            step((x - 1).square().sum() * (float("nan") if training.done == 12 else 1.0))
+    again = loaded(tmp_path / "c")
+    assert again.done == 12 and torch.equal(again.weights["x"], x) and torch.isfinite(x).all()
 
 
 def test_a_divergence_without_a_checkpoint_promises_nothing():
     x = torch.zeros(3, requires_grad=True)
-    progress = progress_of(x)
-
-    def loss():
-        return (x - 1).square().sum() * (float("nan") if len(progress.history.loss) == 7 else 1.0)
-
-    with pytest.raises(FloatingPointError, match=r"^a fit diverged at step 8 \(loss nan\): .*; nothing of it is kept$"):
-        descend(progress, loss, lambda: x.sum().item(), steps=20, run=Run(probe_every=5))
+    words = r"^a fit diverged at step 8 \(loss nan\): lower the learning rate; nothing is kept$"
+    with pytest.raises(FloatingPointError, match=words), training_of(x) as training:
+        for step in training.steps(20):
+            step((x - 1).square().sum() * (float("nan") if training.done == 7 else 1.0))
 
 
-def test_a_model_that_is_no_number_before_the_first_step_is_not_blamed_on_the_rate():
-    with pytest.raises(FloatingPointError, match=r"can't start, its loss is nan: the model or the picture is damaged"):
-        descend(progress_of(torch.zeros(3, requires_grad=True)), lambda: 1 / 0, lambda: float("nan"), steps=3)
+def test_a_model_that_is_not_finite_before_the_first_step_is_not_blamed_on_the_rate():
+    training = training_of(torch.zeros(3, requires_grad=True), look=lambda: float("nan"))
+    words = r"can't start, its loss is nan: the model or the picture is damaged"
+    with pytest.raises(FloatingPointError, match=words), training:
+        for _ in training.steps(3):
+            pytest.fail("it began")
 
 
-def test_a_gradient_that_is_no_number_changes_nothing():
+def test_a_probe_that_is_not_finite_ends_the_training():
     x = torch.zeros(3, requires_grad=True)
-    with pytest.raises(FloatingPointError, match="step 1"):
-        descend(progress_of(x), lambda: x.sqrt().sum() * 0 + x.sum() * 0, lambda: 0.0, steps=3)
-    assert torch.equal(x.detach(), torch.zeros(3))
+    training = training_of(x, Run(probe_every=2), look=lambda: float("inf") if x.any() else 1.0)
+    with pytest.raises(FloatingPointError, match=r"diverged at step 2 \(loss inf\)"), training:
+        for step in training.steps(3):
+            step((x - 1).square().sum())
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    x = torch.zeros(3, requires_grad=True)
+    with pytest.raises(FloatingPointError, match="step 1"), training_of(x) as training:
+        for step in training.steps(3):
+            step(x.sqrt().sum() * 0 + x.sum() * 0)
+    assert torch.equal(x.detach(), torch.zeros(3)) and not training.history.loss
+
+
+def test_a_state_that_is_not_finite_never_reaches_the_checkpoint(tmp_path, save_at_every_step):
+    """An optimizer that steps in the backward pass has changed the weights before its gradients can be looked at."""
+    x, run = torch.zeros(3, requires_grad=True), Run(checkpoint=tmp_path / "c", probe_every=100)
+    with pytest.raises(FloatingPointError, match="diverged at step 9"), training_of(x, run) as training:
+        for step in training.steps(20):
+            step((x - 1).square().sum())
+            with torch.no_grad():
+                x += float("nan") if training.done == 9 else 0.1
+    again = loaded(tmp_path / "c")
+    assert again.done == 8 and torch.isfinite(again.weights["x"]).all()
+
+
+def test_in_the_backward_pass_a_gradient_that_is_not_finite_stops_at_its_own_step():
+    """There each weight steps as soon as it has its gradient: the check must come before that."""
+    x = torch.ones(3, requires_grad=True)
+    training = training_of(x)
+    with (
+        pytest.raises(FloatingPointError, match=r"diverged at step 2 \(loss 0\)"),
+        stepping_in_backward(training.optimizer),
+        training,
+    ):
+        for step in training.steps(3):
+            good = training.done == 0
+            step(x.sum() if good else ((x - x.detach()).sqrt()).sum())
+            kept = x.detach().clone()
+    assert torch.equal(x.detach(), kept) and torch.isfinite(kept).all() and not torch.equal(kept, torch.ones(3))
+    assert x.grad is None
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_not_given_back():
+    x = torch.zeros(3, requires_grad=True)
+    with pytest.raises(FloatingPointError, match=r"diverged at step 1 .*; nothing is kept"), training_of(x) as training:
+        for step in training.steps(1):
+            step((x - 1).square().sum())
+            with torch.no_grad():
+                x += float("nan")
+
+
+# ------------------------------------------------------------------------------ which training, how long
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
-    fit(tmp_path / "c", steps=5, images="dog")
+    fit(tmp_path / "c", steps=5, facts={"images": "dog"})
     with pytest.raises(ValueError, match=r"from a training with another picture: choose another folder"):
-        fit(tmp_path / "c", steps=5, images="cat")
-    fit(tmp_path / "d", steps=5, batch=4)
+        fit(tmp_path / "c", steps=5, facts={"images": "cat"})
+    fit(tmp_path / "d", steps=5, facts={"batch": 4})
     with pytest.raises(ValueError, match=r"from a training with batch 4, not 2"):
-        fit(tmp_path / "d", steps=5, batch=2)
+        fit(tmp_path / "d", steps=5, facts={"batch": 2})
 
 
 def test_patience_stops_on_a_plateau_and_is_off_by_default():
-    assert len(fit(steps=400)[1].loss) == 400
-    early = fit(steps=400, patience=4)[1]
-    assert len(early.loss) < 400 and early.probe_loss[-1] < 0.1
+    assert len(fit(steps=200)[1].loss) == 200
+    early = fit(steps=200, patience=4)[1]
+    assert len(early.loss) < 200 and early.probe_loss[-1] < 0.1 and not early.stopped
 
 
 def test_settled_means_no_new_best_by_one_percent():
@@ -205,36 +397,17 @@ def test_settled_means_no_new_best_by_one_percent():
     assert History(probe_loss=[5.0, 3.0, 2.99, 3.5]).has_settled(2)
     assert not History(probe_loss=[3.0, 3.0]).has_settled(2)
     assert not History(probe_loss=[4.0, 1.0, 5.0]).has_settled(2), "the best of the last two counts"
+    assert not History(probe_loss=[3.0] * 9).has_settled(None)
 
 
 def test_a_fit_that_settled_and_is_started_again_stays_settled(tmp_path):
-    first, history = fit(tmp_path / "c", steps=400, patience=4)
-    again, same = fit(tmp_path / "c", steps=400, patience=4)
+    first, history = fit(tmp_path / "c", steps=200, patience=4)
+    again, same = fit(tmp_path / "c", steps=200, patience=4)
     assert torch.equal(first, again) and history.loss == same.loss
 
 
-def test_a_state_that_is_no_number_never_reaches_the_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "pause_after", lambda took: 0.0)
-    monkeypatch.setattr(loop, "SAVE_AFTER", 0.0)
-    x = torch.zeros(3, requires_grad=True)
-    progress = progress_of(x)
-
-    def spoil(loss, progress):
-        with torch.no_grad():
-            progress.trained["x"] += float("nan") if len(progress.history.loss) == 8 else 0.1
-        return True
-
-    monkeypatch.setattr(loop, "one_step", spoil)
-    with pytest.raises(FloatingPointError, match="diverged at step 9"):
-        run = Run(checkpoint=tmp_path / "c", probe_every=100)
-        descend(progress, lambda: torch.tensor(1.0), lambda: 0.0, steps=20, run=run)
-    again = progress_of(torch.zeros(3, requires_grad=True))
-    again.load(tmp_path / "c")
-    assert len(again.history.loss) == 8 and again.is_finite()
-
-
 def test_fewer_steps_than_the_checkpoint_has_done_are_refused(tmp_path):
-    fit(tmp_path / "c", watch=lambda name, history: len(history.loss) == 6)
+    fit(tmp_path / "c", watch=stop_after(6))
     with pytest.raises(ValueError, match=r"has done 6 steps, not 3: ask for 6, or delete this file"):
         fit(tmp_path / "c", steps=3)
     assert len(fit(tmp_path / "c", steps=6)[1].loss) == 6
@@ -247,7 +420,7 @@ def test_the_history_knows_how_many_steps_were_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["patience", "probe_every"])
-def test_a_run_of_settings_that_can_t_be_is_refused(name):
+def test_a_run_with_an_invalid_setting_is_refused(name):
     for value in (0, -1):
         with pytest.raises(ValueError, match=rf"{name} is {value}: it must be 1 or more, or be left out"):
             Run(**{name: value})
@@ -255,69 +428,85 @@ def test_a_run_of_settings_that_can_t_be_is_refused(name):
         Run(**{name: 2.5})
 
 
+@pytest.mark.parametrize("bias", [-1, float("nan"), float("inf")])
+def test_an_invalid_bias_is_refused(bias):
+    with pytest.raises(ValueError, match=f"bias is {bias}: it must be 0 or more"):
+        Run(bias=bias)
+
+
 def test_no_steps_change_nothing_and_probe_once():
     result, history = fit(steps=0)
     assert torch.equal(result, torch.zeros(3)) and history.probe_step == [0] and not history.loss
 
 
+def test_the_probe_looks_before_the_first_step_at_intervals_and_after_the_last(tmp_path):
+    result, history = fit(steps=12)
+    assert history.probe_step == [0, 5, 10, 12] and history.probe_loss[0] == GOAL.square().sum()
+    assert history.probe_loss[-1] == (result - GOAL).square().sum()
+    fit(tmp_path / "c", steps=12, watch=stop_after(7))
+    assert fit(tmp_path / "c", steps=12)[1].probe_loss == history.probe_loss
+    with Training("a fit", {}, torch.optim.Adam([torch.zeros(1, requires_grad=True)]), seeded()) as training:
+        assert not list(training.steps(0)) and not training.history.probe_step, "without a probe there is none"
+
+
 # ------------------------------------------------------------------------- when a checkpoint is written
 
 
-def test_a_small_checkpoint_comes_every_half_minute_a_large_one_within_ten_minutes():
-    assert pause_after(0.01) == loop.SAVE_AFTER
-    assert pause_after(5.0) == pytest.approx(5.0 / loop.SAVING_SHARE)
+def test_a_small_checkpoint_comes_every_half_minute_and_a_large_one_within_ten_minutes():
+    assert pause_after(0.01) == checkpoints.SAVE_AFTER
+    assert pause_after(5.0) == pytest.approx(5.0 / checkpoints.SAVING_SHARE)
     for took in (40.0, 120.0, 250.0):
-        assert pause_after(took) + 2 * took <= loop.LOSE_AT_MOST
-    assert pause_after(120.0) == loop.LOSE_AT_MOST - 2 * 120, "the time of writing counts before and after the pause"
-    assert pause_after(1000.0) == loop.SAVE_AFTER, "a disk as slow as that leaves no choice"
+        assert pause_after(took) + 2 * took <= checkpoints.LOSE_AT_MOST
+    assert pause_after(120.0) == checkpoints.LOSE_AT_MOST - 2 * 120, "writing counts before and after the pause"
+    assert pause_after(1000.0) == checkpoints.SAVE_AFTER, "a disk as slow as that leaves no choice"
 
 
-def test_checkpoints_come_by_the_clock_also_if_a_step_is_slow(tmp_path, monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still unless the test moves it: [seconds]."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_checkpoints_come_by_the_clock_even_if_a_step_is_slow(tmp_path, monkeypatch, clock, saved):
     """A training of a large model makes a step a minute and takes two minutes to write its state."""
-    now, saved = [0.0], []
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    write = checkpoints.save_tensors
 
-    def save(progress, path):
-        saved.append((now[0], len(progress.history.loss)))
-        now[0] += 120
+    def slowly(*given):
+        write(*given)
+        clock[0] += 120
 
-    def step(progress):
-        now[0] += 60
+    def step(training):
+        clock[0] += 60
 
-    monkeypatch.setattr(Progress, "save", save)
+    monkeypatch.setattr(checkpoints, "save_tensors", slowly)
     fit(tmp_path / "c", steps=30, on_step=step)
-    assert saved[0] == (60, 1) and saved[-1][1] == 30
+    assert saved[0] == (1060, 1) and saved[-1][1] == 30
     for (before, _), (after, _) in zip(saved, saved[1:], strict=False):
-        assert after + 120 - before <= loop.LOSE_AT_MOST + 60, "ten minutes, and the step that was not finished"
+        assert after + 120 - before <= checkpoints.LOSE_AT_MOST + 60, "ten minutes, and the step that was not finished"
 
 
-def test_a_training_with_quick_steps_does_not_write_at_every_one_of_them(tmp_path, monkeypatch):
-    now, saved = [1000.0], []
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Progress, "save", lambda progress, path: saved.append(len(progress.history.loss)))
-
-    def step(progress):
-        now[0] += 1
+def test_a_training_with_quick_steps_does_not_write_at_every_one_of_them(tmp_path, clock, saved):
+    def step(training):
+        clock[0] += 1
 
     fit(tmp_path / "c", steps=75, on_step=step)
-    assert saved == [30, 60, 75]  # after every half minute, and at the end
+    assert [done for _, done in saved] == [30, 60, 75]  # after every half minute, and at the end
 
 
-def test_the_seconds_of_all_sittings_are_added(tmp_path, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+def test_the_seconds_of_all_sittings_are_added(tmp_path, clock):
+    def step(training):
+        clock[0] += 2
 
-    def step(progress):
-        now[0] += 2
-
-    _, history = fit(tmp_path / "c", steps=10, on_step=step, watch=lambda name, history: len(history.loss) == 4)
+    _, history = fit(tmp_path / "c", steps=10, on_step=step, watch=stop_after(4))
     assert history.seconds == 8
-    now[0] += 10_000  # a night
+    clock[0] += 10_000  # a night
     assert fit(tmp_path / "c", steps=10, on_step=step)[1].seconds == 20
 
 
 def test_the_bar_counts_the_steps_in_the_main_thread_and_is_not_drawn_elsewhere(tmp_path, capsys):
-    fit(tmp_path / "c", steps=10, watch=lambda name, history: len(history.loss) == 4)
+    fit(tmp_path / "c", steps=10, watch=stop_after(4))
     shown = capsys.readouterr()
     assert "a fit" in shown.err and "4/10" in shown.err
     assert "a fit: stopped after 4 of 10 steps; what was learned is kept" in shown.out
@@ -337,81 +526,111 @@ def test_the_bar_counts_the_steps_in_the_main_thread_and_is_not_drawn_elsewhere(
 
 
 def test_the_scale_of_float16_gradients_is_kept_over_a_stop(tmp_path):
-    """Begun again at 65,536, a T4 may have to leave out steps after each stop until the scale is low again."""
-    first, again, without = (progress_of(torch.zeros(3, requires_grad=True)) for _ in range(3))
-    first.scaler, again.scaler = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (128.0, 2.0))
-    assert loop.one_step((first.trained["x"] - 1).square().sum(), first)
-    first.save(tmp_path / "c")
-    again.load(tmp_path / "c")
+    """Started again at 65,536, a T4 might have to leave out steps after each stop until the scale is low again."""
+    x = torch.zeros(3, requires_grad=True)
+    first = training_of(x, Run(checkpoint=tmp_path / "c"))
+    first.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+    with first:
+        for step in first.steps(1):
+            step((x - 1).square().sum())
+    again = loaded(tmp_path / "c", scaler=torch.amp.GradScaler("cpu", init_scale=2.0))
     assert again.scaler.get_scale() == 128.0
-    without.load(tmp_path / "c")  # on a machine that computes in float32
-    assert torch.equal(without.trained["x"], first.trained["x"])
+    without = loaded(tmp_path / "c")  # on a machine that computes in float32
+    assert torch.equal(without.weights["x"], x) and x.any()
 
 
-def test_who_previews_is_given_the_unet_in_training_and_its_embedding_before_the_probe():
+def test_a_step_that_overflows_float16_is_left_out_and_the_scale_halved():
+    x = torch.zeros(1, requires_grad=True)
+    sgd, scaler = torch.optim.SGD([x], lr=1e-36), torch.amp.GradScaler("cpu", init_scale=2.0**13)
+    seen = []
+    with Training("a fit", {"x": x}, sgd, seeded(), scaler=scaler) as training:
+        for step in training.steps(3):
+            step(1e35 * x.sum())  # times 2**13 or 2**12 it is more than float32 holds
+            seen.append((scaler.get_scale(), round(x.item(), 3)))
+    assert seen == [(2.0**12, 0), (2.0**11, 0), (2.0**11, -0.1)] and len(training.history.loss) == 3
+
+
+def test_a_preview_is_given_the_unet_in_training_and_its_embedding_before_the_probe():
     seen = []
     run = Run(preview=lambda unet, embedding: seen.append(("preview", unet, embedding)))
-    unet, e = torch.nn.Linear(1, 1), torch.ones(1)
+    unet, e = torch.nn.Linear(1, 1).bfloat16(), torch.ones(1, requires_grad=True)
     assert run.look(lambda *given: seen.append(("probe", *given)) or 0.25, unet, e) == 0.25
-    assert seen == [("preview", unet, e), ("probe", unet, e)]
+    assert [(who, where) for who, where, _ in seen] == [("preview", unet), ("probe", unet)]
+    for *_, given in seen:
+        assert torch.equal(given, e.bfloat16()) and given.dtype == torch.bfloat16 and not given.requires_grad
 
 
-def test_what_a_large_checkpoint_takes_is_said_before_the_first_step(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "LARGE", 30)  # bytes: three numbers and two moments of each take 36
+# ---------------------------------------------------------------------------------- room on the disk
+
+
+def test_the_size_of_a_large_checkpoint_is_said_before_the_first_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints, "LARGE", 30)  # bytes: three numbers and two moments of each take 36
     for free, words in (
         (10**9, "has room for 1.0 GB\n"),
         (40, "so the old one is deleted before a new one is written"),
     ):
-        monkeypatch.setattr(loop, "free_on_disk", lambda path, free=free: free)
+        monkeypatch.setattr(checkpoints, "free_on_disk", lambda path, free=free: free)
         fit(tmp_path / str(free) / "c", steps=0)
         said = capsys.readouterr()
         assert f"a fit: its checkpoint takes 0.0 GB on disk; {tmp_path / str(free)} has" in said.out + said.err
         assert words in said.out + said.err
-    monkeypatch.setattr(loop, "free_on_disk", lambda path: 20)
+    monkeypatch.setattr(checkpoints, "free_on_disk", lambda path: 20)
     with pytest.raises(ValueError, match=r"takes 0.0 GB on disk, and .* has room for 0.0 GB: choose another folder"):
-        fit(tmp_path / "full" / "c", on_step=lambda progress: pytest.fail("it began"))
+        fit(tmp_path / "full" / "c", on_step=lambda training: pytest.fail("it began"))
 
 
 def test_a_disk_with_room_for_one_checkpoint_holds_one(tmp_path, monkeypatch):
-    x = torch.zeros(1000, requires_grad=True)
-    progress, path, there = progress_of(x), tmp_path / "c", []
-    write = loop.save_tensors
+    path, there = tmp_path / "c", []
+    training = training_of(torch.zeros(1000, requires_grad=True), Run(checkpoint=path))
+    write = checkpoints.save_tensors
 
-    def look(*args):
+    def look(*given):
         there.append(path.exists())
-        write(*args)
+        write(*given)
 
-    monkeypatch.setattr(loop, "save_tensors", look)
+    monkeypatch.setattr(checkpoints, "save_tensors", look)
     for free in (10**9, 10**9, 11_000):
-        monkeypatch.setattr(loop, "free_on_disk", lambda path, free=free: free)
-        progress.save(path)
-    assert there == [False, True, False] and progress.bytes_on_disk() == 12_000
-    monkeypatch.setattr(loop, "free_on_disk", lambda path: 100)
-    progress.save(path)
+        monkeypatch.setattr(checkpoints, "free_on_disk", lambda path, free=free: free)
+        training.save()
+    assert there == [False, True, False] and training.bytes_on_disk() == 12_000
+    monkeypatch.setattr(checkpoints, "free_on_disk", lambda path: 100)
+    training.save()
     assert there[-1], "if even one had no room, the old one would be better than none"
 
 
-def test_a_disk_that_is_full_ends_no_training_but_says_that_nothing_is_kept(tmp_path, monkeypatch):
+def test_a_full_disk_ends_no_training_but_says_that_nothing_is_kept(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop, "save_tensors", full)
-    with pytest.warns(
-        UserWarning, match=r"could not be written .*No space left.*a stop would lose the training"
-    ) as seen:
+    monkeypatch.setattr(checkpoints, "save_tensors", full)
+    words = r"could not be written .*No space left.*a stop would lose the training"
+    with pytest.warns(UserWarning, match=words) as seen:
         result, history = fit(tmp_path / "c")
     assert torch.equal(result, fit()[0]) and len(history.loss) == 40
     assert Path(seen[0].filename).name == Path(__file__).name
 
 
-# ----------------------------------------------------------------------------- what is no checkpoint
+# --------------------------------------------------------------------------- not a checkpoint of this kind
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    fit(path := tmp_path_factory.mktemp("two steps") / "c", steps=2)
+    return load_tensors(path)
+
+
+def test_the_optimizer_s_state_must_fit_its_weights(two_steps, tmp_path):
+    """A fused Adam reads and writes beyond a moment that is smaller than its weight."""
+    tensors, facts = two_steps
+    for name, value in (("optimizer.0.exp_avg", torch.ones(1)), ("optimizer.1.step", torch.ones(()))):
+        save_tensors(tmp_path / "c", tensors | {name: value}, facts)
+        with pytest.raises(ValueError, match=rf"not a whole checkpoint of a fit .*{name} .*: delete it"):
+            fit(tmp_path / "c", steps=3)
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "history", "generator", "identity"])
-def test_a_file_that_is_no_whole_checkpoint_is_one_clear_sentence(tmp_path, change):
-    path = tmp_path / "c"
-    fit(path, steps=2)
-    tensors, facts = load_tensors(path)
+def test_a_file_that_is_not_a_whole_checkpoint_is_one_clear_sentence(two_steps, tmp_path, change):
+    path, tensors, facts = tmp_path / "c", dict(two_steps[0]), dict(two_steps[1])
     if change == "shape":
         tensors["trained.x"] = torch.ones(1)  # would be broadcast
     if change == "missing":
@@ -423,7 +642,8 @@ def test_a_file_that_is_no_whole_checkpoint_is_one_clear_sentence(tmp_path, chan
     if change == "identity":
         facts["identity"] = "a dog"
     save_tensors(path, tensors, facts)
-    with pytest.raises(ValueError, match=r"no whole checkpoint of a fit .*: delete it|an older version") as caught:
+    words = r"c is not a whole checkpoint of a fit .*: delete it|an older version of this library"
+    with pytest.raises(ValueError, match=words) as caught:
         fit(path, steps=2)
     assert "\n" not in str(caught.value)
     assert change != "shape" or "x has the shape (1,)" in str(caught.value)
@@ -435,9 +655,9 @@ def test_the_state_of_one_optimizer_is_not_given_to_another(tmp_path):
     class Adam8bit(torch.optim.Adam):
         pass
 
-    x = torch.zeros(3, requires_grad=True)
-    progress = progress_of(x)
-    progress.optimizer = Adam8bit([x], lr=0.05)
+    other = Adam8bit([torch.zeros(3, requires_grad=True)], lr=0.05)
     with pytest.raises(ValueError, match="from a training with optimizer 'Adam', not 'Adam8bit'"):
-        progress.load(tmp_path / "c")
-    assert progress.bytes_on_disk() == 3 * 4 + 2 * 3
+        loaded(tmp_path / "c", optimizer=other)
+    training = training_of(torch.zeros(3, requires_grad=True))
+    training.optimizer = other
+    assert training.bytes_on_disk() == 3 * 4 + 2 * 3

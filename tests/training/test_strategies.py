@@ -1,4 +1,4 @@
-"""Strategies for little memory: real half precision, the same weights, and nobody is in the way."""
+"""Strategies for little memory: half precision is real, the weights are the same, and no other network is in the way."""
 
 import sys
 from contextlib import nullcontext
@@ -11,21 +11,11 @@ import imagic_lib as imagic
 from imagic_lib import Run
 from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
 from imagic_lib.planning.memory import LiveBytes
-from imagic_lib.training import loop, strategies
-from imagic_lib.training.loop import one_step
-from imagic_lib.training.strategies import Strategy, looking_through, networks, stepping, unet_copy, waiting
+from imagic_lib.training import strategies
+from imagic_lib.training.loop import Training
+from imagic_lib.training.strategies import Strategy, frozen_unet, networks, offloaded_to_cpu, stepping
+from imagic_lib.unets import unet_copy
 from tests.common import seeded, weights
-
-
-def strategy(**changes):
-    given = {"method": "full", "dtype": torch.float32, "optimizer": "Adam", "checkpointing": False}
-    return Strategy(**(given | changes))
-
-
-def test_a_strategy_is_called_by_what_it_does():
-    frugal = strategy(method="lora", dtype=torch.bfloat16, checkpointing=True)
-    assert frugal.name == "LoRA, bfloat16, Adam, checkpointing"
-    assert strategy(optimizer="Adam 8-bit").name == "full, float32, Adam 8-bit"
 
 
 def test_a_fit_encodes_the_picture_once_and_asks_the_unet_once_a_step_without_guidance(pipe, image, e_tgt, monkeypatch):
@@ -49,13 +39,13 @@ def test_the_copy_that_learns_is_made_where_it_stays(pipe):
     size = sum(p.nbytes for p in pipe.unet.parameters())
     with InTheComputer() as live:
         live.watch(*pipe.unet.parameters())
-        elsewhere = unet_copy(pipe.unet, strategy(checkpointing=True), torch.device("meta"))
+        elsewhere = unet_copy(pipe.unet, torch.device("meta"), checkpointing=True)
     assert live.peak == size == sum(p.nbytes for p in elsewhere.parameters())
 
 
-def test_a_copy_shares_nothing_and_has_the_strategys_precision(pipe):
-    half = unet_copy(pipe.unet, strategy(dtype=torch.bfloat16), torch.device("cpu"))
-    same = unet_copy(pipe.unet, None, torch.device("cpu"))
+def test_a_copy_shares_nothing_and_has_the_precision_that_was_asked_for(pipe):
+    half = unet_copy(pipe.unet, torch.device("cpu"), torch.bfloat16)
+    same = unet_copy(pipe.unet, torch.device("cpu"))
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     for (name, old), new in zip(pipe.unet.named_parameters(), same.parameters(), strict=True):
         assert torch.equal(old, new) and old.data_ptr() != new.data_ptr(), name
@@ -64,28 +54,28 @@ def test_a_copy_shares_nothing_and_has_the_strategys_precision(pipe):
 
 def test_what_was_frozen_is_frozen_in_the_copy_and_counters_stay_whole_numbers():
     unet = torch.nn.BatchNorm1d(2).requires_grad_(False)
-    copied = unet_copy(unet, strategy(dtype=torch.bfloat16), torch.device("cpu"))
+    copied = unet_copy(unet, torch.device("cpu"), torch.bfloat16)
     assert not any(p.requires_grad for p in copied.parameters())
     assert copied.running_mean.dtype == torch.bfloat16 and copied.num_batches_tracked.dtype == torch.long
     copied.running_mean += 1
     assert torch.equal(unet.running_mean, torch.zeros(2))
 
 
-def test_stage_1_looks_through_the_pipelines_own_unet_or_a_frugal_copy_never_at_one_that_learns(pipe):
-    for given in (None, strategy()):
-        with looking_through(pipe, given) as unet:
+def test_the_frozen_unet_is_the_pipelines_own_or_a_frugal_copy_and_does_not_learn(pipe):
+    for given in (None, Strategy()):
+        with frozen_unet(pipe, given) as unet:
             assert unet is pipe.unet and not any(p.requires_grad for p in unet.parameters())
-    for given in (strategy(dtype=torch.bfloat16), strategy(checkpointing=True)):
-        with looking_through(pipe, given) as unet:
+    for given in (Strategy(dtype=torch.bfloat16), Strategy(checkpointing=True)):
+        with frozen_unet(pipe, given) as unet:
             assert unet is not pipe.unet and unet.dtype == given.dtype and unet.device == pipe.unet.device
             assert unet.is_gradient_checkpointing == given.checkpointing
             assert not any(p.requires_grad for p in unet.parameters())
 
 
-def test_only_the_unet_that_is_looked_through_stays_on_the_gpu(pipe, monkeypatch):
+def test_only_the_unet_in_use_stays_on_the_gpu(pipe, monkeypatch):
     away = []
-    monkeypatch.setattr(strategies, "waiting", lambda *modules: away.append(modules) or nullcontext())
-    with looking_through(pipe, None), looking_through(pipe, strategy(checkpointing=True)):
+    monkeypatch.setattr(strategies, "offloaded_to_cpu", lambda *modules: away.append(modules) or nullcontext())
+    with frozen_unet(pipe, None), frozen_unet(pipe, Strategy(checkpointing=True)):
         pass
     others = [pipe.vae, pipe.text_encoder]
     assert [m in away[0] for m in (*others, pipe.unet)] == [True, True, False]
@@ -98,7 +88,7 @@ def test_adam_in_backward_steps_at_once_and_frees_each_gradient():
     stepped = {}
     for optimizer in ("Adam", "Adam in backward"):
         weight = torch.nn.Parameter(torch.ones(3))
-        with stepping({"w": weight}, 0.1, strategy(optimizer=optimizer)) as adam:
+        with stepping({"w": weight}, 0.1, Strategy(optimizer=optimizer)) as adam:
             weight.sum().backward()
             assert (weight.grad is None) == (optimizer == "Adam in backward")
             adam.step()
@@ -112,7 +102,7 @@ def test_gradient_checkpointing_works_in_eval_mode_too(pipe, image, e_tgt, train
     """Bug 10: gradient checkpointing that is silently off in eval mode."""
     kept = {}
     for checkpointing in (False, True):
-        unet = unet_copy(pipe.unet, strategy(checkpointing=checkpointing), torch.device("cpu"))
+        unet = unet_copy(pipe.unet, torch.device("cpu"), checkpointing=checkpointing)
         unet.train(train_mode)
         sizes = []
 
@@ -126,33 +116,46 @@ def test_gradient_checkpointing_works_in_eval_mode_too(pipe, image, e_tgt, train
     assert kept[True] < 0.7 * kept[False]
 
 
-def test_every_full_strategy_gives_the_same_weights(pipe, image, e_tgt):
-    fits = [
-        imagic.fine_tune(pipe, image, e_tgt, steps=3, lr=1e-3, generator=seeded(), run=Run(strategy=s))
-        for s in (None, strategy(checkpointing=True), strategy(optimizer="Adam in backward"))
-    ]
-    plain = weights(fits[0][0].unet)
-    for tuned, history in fits[1:]:
-        assert history.loss == pytest.approx(fits[0][1].loss, rel=1e-4)
-        for name, value in weights(tuned.unet).items():
-            torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=1e-5)
-        assert all(p.grad is None for p in tuned.unet.parameters())
+TWO_STEPS = {"steps": 2, "lr": 1e-3, "batch": 1}
+
+
+@pytest.fixture(scope="module")
+def plain(pipe, image, e_tgt):
+    """(the weights, the history) of a fine-tuning without a strategy."""
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), **TWO_STEPS)
+    return weights(tuned.unet), history
+
+
+def assert_same_training(tuned, history, plain):
+    """The same up to the last digits."""
+    assert history.loss == pytest.approx(plain[1].loss, rel=1e-4)
+    for name, value in weights(tuned.unet).items():
+        torch.testing.assert_close(value, plain[0][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [Strategy(checkpointing=True), Strategy(optimizer="Adam in backward")])
+def test_every_full_strategy_gives_the_same_weights(pipe, image, e_tgt, plain, how):
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=Run(strategy=how), **TWO_STEPS)
+    assert_same_training(tuned, history, plain)
+    assert all(p.grad is None for p in tuned.unet.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_mixed_precision_is_real_or_absent(pipe, image, e_tgt, dtype, monkeypatch):
     """Bug 1: a loss that is scaled for half precision while everything runs in single precision."""
-    seen = []
+    seen, real = [], Training.step
 
-    def step(loss, progress):
-        seen.append((loss.item(), progress.scaler))
-        return one_step(loss, progress)
+    def step(training, loss):
+        seen.append((loss.item(), training.scaler))
+        real(training, loss)
 
-    monkeypatch.setattr(loop, "one_step", step)
-    frugal = strategy(method="lora", dtype=dtype)
-    tuned, history = imagic.fine_tune(pipe, image, e_tgt, steps=2, generator=seeded(), run=Run(strategy=frugal))
+    monkeypatch.setattr(Training, "step", step)
+    frugal = Strategy(dtype=dtype)
+    tuned, history = imagic.fine_tune(
+        pipe, image, e_tgt, method="lora", steps=2, batch=1, generator=seeded(), run=Run(strategy=frugal)
+    )
     losses, scalers = zip(*seen, strict=True)
-    assert list(losses) == history.loss  # in the units of the loss: nobody scaled it on the way
+    assert list(losses) == history.loss  # in the units of the loss, not scaled
     assert {type(s) for s in scalers} == {torch.amp.GradScaler if dtype == torch.float16 else type(None)}
     assert tuned.unet.conv_in.weight.dtype == dtype and not torch.is_autocast_enabled("cpu")
 
@@ -160,10 +163,10 @@ def test_mixed_precision_is_real_or_absent(pipe, image, e_tgt, dtype, monkeypatc
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_lora_trains_and_draws(pipe, image, e_tgt, dtype):
     """Bug 2: noise drawn in single precision crashes in float16. Here adapters and optimizer stay in float32."""
-    frugal = strategy(method="lora", dtype=dtype, checkpointing=True)
-    tuned, history = imagic.fine_tune(
-        pipe, image, e_tgt, steps=12, lr=2e-2, batch=4, generator=seeded(), run=Run(strategy=frugal, probe_every=6)
-    )
+    frugal = Strategy(dtype=dtype, checkpointing=True)
+    given = {"steps": 6, "lr": 2e-2, "batch": 2, "generator": seeded()}
+    run = Run(strategy=frugal, probe_every=6)
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, method="lora", run=run, **given)
     assert tuned.unet.dtype == dtype and pipe.unet.dtype == torch.float32
     adapters = [p for n, p in tuned.unet.named_parameters() if "lora" in n]
     assert {p.dtype for p in adapters} == {torch.float32}
@@ -173,15 +176,15 @@ def test_a_half_precision_lora_trains_and_draws(pipe, image, e_tgt, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_stage_1_in_half_precision_keeps_e_opt_in_float32(pipe, image, e_tgt, dtype):
-    frugal = strategy(method="lora", dtype=dtype, checkpointing=True)
+    frugal = Strategy(dtype=dtype, checkpointing=True)
     e_opt, history = imagic.optimize_embedding(
-        pipe, image, e_tgt, steps=12, lr=0.05, batch=4, generator=seeded(), run=Run(strategy=frugal)
+        pipe, image, e_tgt, steps=5, lr=0.05, batch=2, generator=seeded(), run=Run(strategy=frugal)
     )
     assert e_opt.dtype == torch.float32 and history.probe_loss[-1] < history.probe_loss[0]
     assert not pipe.unet.is_gradient_checkpointing
 
 
-def test_what_is_not_trained_waits_in_the_computers_memory_and_comes_back(monkeypatch):
+def test_networks_that_are_offloaded_come_back_and_all_stay_if_there_is_no_room(monkeypatch):
     class Part(torch.nn.Linear):
         moves, full = (), False
 
@@ -196,13 +199,13 @@ def test_what_is_not_trained_waits_in_the_computers_memory_and_comes_back(monkey
 
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module.to(device))
     part, here = Part(1, 1), torch.nn.Linear(1, 1)
-    with pytest.raises(KeyError), waiting(part, here):
+    with pytest.raises(KeyError), offloaded_to_cpu(part, here):
         assert part.moves == ("cpu",)
         raise KeyError
     assert part.moves == ("cpu", "cuda:1")
     full = Part(1, 1)
     full.full = True
-    with pytest.raises(torch.OutOfMemoryError), waiting(full):
+    with pytest.raises(torch.OutOfMemoryError), offloaded_to_cpu(full):
         pass
     assert full.moves == ("cpu", "cuda:1", "cpu")
 
@@ -218,39 +221,33 @@ class Adam8bit(torch.optim.Adam):
 made = []
 
 
-def test_the_8_bit_optimizer_trains_and_its_state_is_of_its_own_kind(pipe, image, e_tgt, monkeypatch, tmp_path):
+def test_the_8_bit_optimizer_trains_and_its_state_is_of_its_own_kind(pipe, image, e_tgt, plain, monkeypatch, tmp_path):
     """bitsandbytes needs a GPU: a stand-in module shows that the branch does its work."""
     made.clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", module := ModuleType("bitsandbytes.optim"))
     module.Adam8bit = Adam8bit
-    run = Run(strategy=strategy(optimizer="Adam 8-bit"), checkpoint=tmp_path / "c")
-    plain, one = imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-3, batch=1, generator=seeded())
-    tuned, two = imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-3, batch=1, generator=seeded(), run=run)
+    run = Run(strategy=Strategy(optimizer="Adam 8-bit"), checkpoint=tmp_path / "c")
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=run, **TWO_STEPS)
     assert made == [(sum(p.numel() for p in pipe.unet.parameters()), 1e-3)]
-    assert two.loss == pytest.approx(one.loss, rel=1e-4)
-    for name, value in weights(tuned.unet).items():
-        torch.testing.assert_close(value, weights(plain.unet)[name], rtol=1e-4, atol=1e-5)
+    assert_same_training(tuned, history, plain)
     with pytest.raises(ValueError, match="optimizer 'Adam8bit', not 'Adam'"):
         again = Run(checkpoint=tmp_path / "c")
-        imagic.fine_tune(pipe, image, e_tgt, steps=2, lr=1e-3, batch=1, generator=seeded(), run=again)
+        imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=again, **TWO_STEPS)
 
 
-def test_a_checkpoint_goes_on_with_another_strategy_that_has_the_same_optimizer(pipe, image, e_tgt, tmp_path):
-    """A T4 steps in the backward pass, a larger GPU need not: the state is the same."""
-    given = {"steps": 4, "lr": 1e-3, "batch": 1}
-    whole, _ = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), **given)
+def test_a_checkpoint_goes_on_with_another_strategy_that_has_the_same_optimizer(pipe, image, e_tgt, plain, tmp_path):
+    """A T4 steps in the backward pass and a larger GPU need not, but the state is the same."""
     first = Run(
-        strategy=strategy(optimizer="Adam in backward"),
+        strategy=Strategy(optimizer="Adam in backward"),
         checkpoint=tmp_path / "c",
-        watch=lambda name, history: len(history.loss) == 2,
+        watch=lambda name, history: True,
     )
-    imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=first, **given)
-    then = Run(strategy=strategy(checkpointing=True), checkpoint=tmp_path / "c")
-    tuned, history = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=then, **given)
-    assert len(history.loss) == 4
-    for name, value in weights(tuned.unet).items():
-        torch.testing.assert_close(value, weights(whole.unet)[name], rtol=1e-4, atol=1e-5)
+    _, history = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=first, **TWO_STEPS)
+    assert len(history.loss) == 1
+    then = Run(strategy=Strategy(checkpointing=True), checkpoint=tmp_path / "c")
+    tuned, history = imagic.fine_tune(pipe, image, e_tgt, generator=seeded(), run=then, **TWO_STEPS)
+    assert_same_training(tuned, history, plain)
 
 
 def test_the_moments_are_gone_when_the_other_networks_come_back():

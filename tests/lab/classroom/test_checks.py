@@ -1,6 +1,7 @@
-"""The checks of the exercises: each knows an empty answer, the right one, and gives a hint for a wrong one."""
+"""The checks of the exercises: each recognizes a missing answer and right ones, and gives a hint for wrong ones."""
 
-import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def linear_head(weight, bias, c, variance):
 
 
 def linear_head_plus_3(weight, bias, c, variance):
-    """A constant in all logits is right, too: a softmax does not see it."""
+    """Also right, because a softmax ignores a constant in all logits."""
     return linear_head(weight, bias, c, variance)[0], linear_head(weight, bias, c, variance)[1] + 3
 
 
@@ -41,7 +42,7 @@ def unpaired(ours, mse):
     return a.mean() - b.mean(), ((a.var() + b.var()) / len(a)) ** 0.5
 
 
-CASES = {  # the check: right answers, wrong answers, and what else it is given
+CASES = {  # the check: right answers, wrong answers, further arguments
     "check_noised": ([noised], [lambda z, noise, t: z + noise, lambda z, noise, t: 1.0], (ALPHAS,)),
     "check_equal_weights": ([int((ALPHAS - 0.5).abs().argmin())], [0, 999], (ALPHAS,)),
     "check_latent_count": ([16384], [4096], ()),
@@ -112,14 +113,30 @@ def test_a_check_tells_right_from_wrong_and_from_not_attempted(name, capsys):
         return capsys.readouterr().out
 
     right, wrong, more = CASES[name]
-    assert all(said(answer).startswith("right: ") for answer in right)
-    assert all(said(answer).startswith("not yet: ") for answer in wrong)
-    if not callable(right[0]):  # a word for a number, or two answers for one: a hint, no traceback
-        assert all(said(odd).startswith("not yet: ") for odd in ("a word", (1, 2)))
+    praise, hint = (checks.EXERCISES[name.removeprefix("check_")][key] for key in ("praise", "hint"))
+    assert all(said(answer) == f"right: {praise}\n" for answer in right)
+    assert all(said(answer) == f"not yet: {hint}\n" for answer in wrong)
+    if not callable(right[0]):  # a word for a number, or two answers for one: a hint rather than a traceback
+        assert all(said(odd) == f"not yet: {hint}\n" for odd in ("a word", (1, 2)))
     for empty in (..., None):
         stub = (lambda *given, empty=empty: empty) if callable(right[0]) else empty
         assert said(stub).startswith("not attempted yet")
 
 
+def test_an_answer_that_changes_its_inputs_spoils_nothing_for_the_next_one(capsys):
+    checks.check_stop_at(lambda steps, losses, share: losses.sort() or steps.clear() or 0)
+    [right], _, _ = CASES["check_stop_at"]
+    checks.check_stop_at(right)
+    assert capsys.readouterr().out.splitlines()[1].startswith("right: ")
+
+
 def test_each_check_has_its_case_here():
-    assert set(CASES) == {n for n, f in inspect.getmembers(checks, inspect.isfunction) if n.startswith("check_")}
+    assert {name.removeprefix("check_") for name in CASES} == checks.EXERCISES.keys()
+    with pytest.raises(AttributeError, match="check_nothing"):
+        checks.check_nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("number", checks.NOTEBOOKS)
+def test_a_notebook_has_the_exercises_that_are_listed_under_its_number(number):
+    [path] = (Path(__file__).resolve().parents[3] / "notebooks").glob(f"{number}_*.ipynb")
+    assert set(re.findall(r"checks\.check_(\w+)\(", path.read_text(encoding="utf-8"))) == set(checks.NOTEBOOKS[number])

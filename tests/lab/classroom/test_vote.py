@@ -1,11 +1,11 @@
-"""The blind vote: no name before the end, places that are counted rightly, questions that can't be asked."""
+"""The blind vote: names are hidden until the end, places are counted correctly, invalid questions are refused."""
 
 import ipywidgets
 import pytest
 from PIL import Image
 
 from imagic_lab.classroom import widgets
-from imagic_lab.classroom.vote import Question, blind_vote, outcome
+from imagic_lab.classroom.vote import BlindVote, Question, outcome
 
 MEASURED = {"Imagic": 0.8, "SDEdit": 0.5, "text": 0.1}
 SHADES = {"Imagic": 40, "SDEdit": 120, "text": 200}
@@ -17,14 +17,16 @@ def question(text: str = "a cat", methods=tuple(SHADES)) -> Question:
 
 
 def texts(box: ipywidgets.VBox) -> str:
-    """All that is written in it."""
-    parts = list(widgets.parts(box))
-    return " ".join([p.value for p in parts if isinstance(p, ipywidgets.HTML)] + [b.description for b in box.letters])
+    """Everything that is written in it."""
+    written = [part.value for part in widgets.widgets_in(box) if isinstance(part, ipywidgets.HTML)]
+    return " ".join(written + [button.description for button in box.letters])
 
 
 def method_at(box: ipywidgets.VBox, k: int) -> str:
-    """Which method's picture stands over this button: found by its pixels."""
-    picture = box.children[1].children[1 + k].children[0].children[0].value
+    """The method whose picture is above this button, found by its pixels."""
+    answer, letter = box.children[1].children[1 + k].children
+    assert letter is box.letters[k]
+    picture = answer.children[0].value
     return next(name for name, p in question().answers.items() if widgets.png(p) == picture)
 
 
@@ -35,8 +37,8 @@ def cast(box: ipywidgets.VBox, order: list[str]) -> None:
         places[name].click()
 
 
-def test_the_names_are_told_only_at_the_end():
-    box = blind_vote([question(), question("a dog")], MEASURED)
+def test_the_names_are_revealed_only_at_the_end():
+    box = BlindVote([question(), question("a dog")], MEASURED)
     assert not any(name in texts(box) for name in MEASURED)
     cast(box, ["Imagic", "SDEdit", "text"])
     assert not any(name in texts(box) for name in MEASURED)
@@ -45,16 +47,16 @@ def test_the_names_are_told_only_at_the_end():
     assert all(button.disabled for button in box.letters)
 
 
-def test_at_the_end_the_last_pictures_bear_their_names():
-    box = blind_vote([question()], MEASURED)
+def test_at_the_end_the_last_pictures_get_their_names():
+    box = BlindVote([question()], MEASURED)
     order = [method_at(box, k) for k in range(3)]
     cast(box, list(MEASURED))
-    captions = [column.children[0].children[1].value for column in box.children[1].children[1:]]
+    captions = [answer.children[1].value for answer in box.answers]
     assert captions == order
 
 
 def test_the_place_of_a_picture_does_not_betray_its_method():
-    box = blind_vote([question() for _ in range(12)], MEASURED, seed=3)
+    box = BlindVote([question() for _ in range(12)], MEASURED, seed=3)
     first = []
     for _ in range(12):
         first.append(method_at(box, 0))
@@ -62,61 +64,61 @@ def test_the_place_of_a_picture_does_not_betray_its_method():
     assert set(first) == set(MEASURED)
 
 
-def test_a_seed_means_one_order():
-    orders = [[method_at(blind_vote([question()], MEASURED, seed=seed), k) for k in range(3)] for seed in (5, 5)]
+def test_a_seed_fixes_the_order():
+    orders = [[method_at(BlindVote([question()], MEASURED, seed=seed), k) for k in range(3)] for seed in (5, 5)]
     assert orders[0] == orders[1]
 
 
 def test_clicks_become_places_and_the_comparison_counts_pairs():
-    box = blind_vote([question(), question("a dog")], MEASURED)
+    box = BlindVote([question(), question("a dog")], MEASURED)
     cast(box, ["SDEdit", "Imagic", "text"])
     cast(box, ["SDEdit", "Imagic", "text"])
     assert box.ranks == [{"SDEdit": 1, "Imagic": 2, "text": 3}] * 2
-    assert "2 of 3 pairs" in box.told.value and "2 answered" in box.told.value
+    assert "2 of 3 pairs" in box.result.value and "2 answered" in box.result.value
 
 
-def test_equal_methods_are_no_pair():
+def test_ties_are_not_counted():
     found = outcome([{"a": 1, "b": 2, "c": 3}, {"a": 2, "b": 1, "c": 3}], {"a": 0.5, "b": 0.9, "c": 0.5})
     assert found.places == {"a": 1.5, "b": 1.5, "c": 3.0}
-    assert (found.agree, found.pairs) == (1, 1)  # b before c; a is level with b in the vote, with c in the measurement
+    assert (found.agree, found.pairs) == (1, 1)  # b and c; a ties with b in the vote, and with c in the measurement
 
 
 def test_a_question_can_be_ordered_again():
-    box = blind_vote([question()], MEASURED)
+    box = BlindVote([question()], MEASURED)
     box.letters[0].click()
     assert box.letters[0].disabled and "1st" in box.letters[0].description
     box.again.click()
     assert not box.letters[0].disabled and box.letters[0].description == "A" and box.ranks == []
 
 
-def test_the_names_can_be_asked_for_early_but_not_before_an_answer():
-    box = blind_vote([question(), question("a dog")], MEASURED)
+def test_the_names_can_be_revealed_early_but_not_before_an_answer():
+    box = BlindVote([question(), question("a dog")], MEASURED)
     assert box.names.disabled
     cast(box, list(MEASURED))
     assert not box.names.disabled
     box.names.click()
-    assert "Imagic" in box.told.value and "1 answered" in box.told.value
+    assert "Imagic" in box.result.value and "1 answered" in box.result.value
 
 
-def test_names_and_texts_are_no_html():
-    box = blind_vote([question("<b>bold</b>")], MEASURED)
+def test_names_and_texts_are_not_read_as_html():
+    box = BlindVote([question("<b>bold</b>")], MEASURED)
     assert "<b>bold" not in texts(box) and "&lt;b&gt;bold" in texts(box)
 
 
 @pytest.mark.parametrize(
-    ("questions", "measured", "said"),
+    ("questions", "measured", "message"),
     [
-        ([], MEASURED, "no question"),
+        ([], MEASURED, "list of questions is empty"),
         ([question(methods=("Imagic",))], MEASURED, "1 methods"),
         ([question(), question(methods=("Imagic", "text"))], MEASURED, "other methods"),
         ([question()], {"Imagic": 0.8}, "SDEdit, text"),
     ],
 )
-def test_a_vote_that_can_not_be_held_is_one_sentence(questions, measured, said):
-    with pytest.raises(ValueError, match=said):
-        blind_vote(questions, measured)
+def test_an_invalid_vote_is_refused_in_one_sentence(questions, measured, message):
+    with pytest.raises(ValueError, match=message):
+        BlindVote(questions, measured)
 
 
 def test_no_outcome_without_an_answer():
-    with pytest.raises(ValueError, match="no question is answered"):
+    with pytest.raises(ValueError, match="no question has been answered"):
         outcome([], MEASURED)

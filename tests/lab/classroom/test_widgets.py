@@ -1,4 +1,4 @@
-"""Widgets: each position shows its own picture, nothing is generated on a move, errors are seen."""
+"""Widgets: each position shows its picture, a move generates nothing, and errors are raised."""
 
 import ast
 import inspect
@@ -18,7 +18,7 @@ ETAS, SEEDS = (0.0, 0.5, 1.0), (3, 7)
 
 @pytest.fixture(scope="module")
 def drawings():
-    """Twelve pictures, no two of them equal."""
+    """Twelve different pictures."""
     return [Scene.sample(seed).render() for seed in range(12)]
 
 
@@ -32,7 +32,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def forbid(monkeypatch, *names):
-    """From here on these functions of the library fail, wherever they are called."""
+    """From here on these functions of the library fail in every module that calls them."""
 
     def fail(*args, **kwargs):
         raise AssertionError("something was computed on a move")
@@ -46,7 +46,7 @@ def forbid(monkeypatch, *names):
 # -- pictures
 
 
-def test_an_enlarged_picture_has_the_same_pixels_each_as_a_square(drawings):
+def test_an_enlarged_picture_shows_each_pixel_as_a_square(drawings):
     big = widgets.enlarged(drawings[0])
     assert big.size == (256, 256)
     for part in (np.asarray(big)[0::2, 0::2], np.asarray(big)[1::2, 1::2]):
@@ -66,33 +66,33 @@ def test_every_eta_and_seed_shows_its_own_picture(rows):
             assert np.array_equal(np.asarray(opened(explorer.picture.value)), np.asarray(widgets.enlarged(picture)))
 
 
-def test_a_sweep_passes_every_combination_once_and_puts_all_back(rows):
+def test_every_combination_is_tried_once_and_the_start_comes_back(rows):
     explorer = widgets.eta_explorer(rows, ETAS, SEEDS)
-    explorer.slider.value, before = 0.5, None
+    explorer.slider.value = 0.5
     before = explorer.picture.value
-    seen = widgets.sweep(explorer)
+    seen = widgets.try_all_values(explorer)
     assert len(seen) == len(set(seen)) == len(ETAS) * len(SEEDS)
     assert explorer.slider.value == 0.5 and explorer.picture.value == before
 
 
-def test_the_pictures_beside_it_stay(rows, drawings):
+def test_the_pictures_next_to_it_stay(rows, drawings):
     explorer = widgets.eta_explorer(rows, ETAS, SEEDS, beside={"input": drawings[8], "ground truth": drawings[9]})
-    seen = widgets.sweep(explorer)
+    seen = widgets.try_all_values(explorer)
     left, middle, right = (set(pictures) for pictures in zip(*seen, strict=True))
     assert left == {widgets.png(drawings[8])} and right == {widgets.png(drawings[9])} and len(middle) == 6
 
 
-def test_the_caption_says_what_is_seen(rows):
+def test_the_caption_names_the_picture(rows):
     explorer = widgets.eta_explorer(rows, ETAS, SEEDS)
     explorer.slider.value, explorer.seed.value = 0.5, 7
-    assert any(getattr(part, "value", None) == "η = 0.5, seed 7" for part in widgets.parts(explorer))
+    assert any(getattr(part, "value", None) == "η = 0.5, seed 7" for part in widgets.widgets_in(explorer))
 
 
 def test_the_rows_may_be_values_of_another_knob(rows):
     explorer = widgets.eta_explorer(rows, ETAS, [0.5, 1.0], knob="λ")
     explorer.slider.value, explorer.seed.value = 0.5, 1.0
     assert explorer.seed.description == "λ"
-    assert any(getattr(part, "value", None) == "η = 0.5, λ 1.0" for part in widgets.parts(explorer))
+    assert any(getattr(part, "value", None) == "η = 0.5, λ 1.0" for part in widgets.widgets_in(explorer))
 
 
 def test_a_move_only_swaps_finished_files(rows, drawings, monkeypatch):
@@ -103,12 +103,12 @@ def test_a_move_only_swaps_finished_files(rows, drawings, monkeypatch):
     ]
     forbid(monkeypatch, "generate", "denoise", "decode_latents", "encode_image", "run_edit", "png", "enlarged", "wiped")
     for widget in made:
-        widgets.sweep(widget)
+        widgets.try_all_values(widget)
 
 
 @pytest.mark.parametrize(
     ("etas", "seeds", "message"),
-    [((0, 1), SEEDS, "give a row a seed"), (ETAS, (1,), "give a row a seed"), ((0, 0, 1), SEEDS, "once only")],
+    [((0, 1), SEEDS, "one row per seed"), (ETAS, (1,), "one row per seed"), ((0, 0, 1), SEEDS, "once only")],
 )
 def test_rows_that_do_not_fit_are_refused(rows, etas, seeds, message):
     with pytest.raises(ValueError, match=message):
@@ -121,14 +121,14 @@ def test_rows_that_do_not_fit_are_refused(rows, etas, seeds, message):
 def test_the_player_shows_each_step_of_both_pictures(drawings):
     labels = [f"t = {t}" for t in (901, 601, 301, 1)]
     player = widgets.denoising_player(drawings[:4], drawings[4:8], labels)
-    seen = widgets.sweep(player)
+    seen = widgets.try_all_values(player)
     assert seen == [(widgets.png(a), widgets.png(b)) for a, b in zip(drawings[:4], drawings[4:8], strict=True)]
     player.play.value = 2  # as if it played
     assert player.slider.value == 2 and player.noisy.value == widgets.png(drawings[2])
-    assert any(getattr(part, "value", None) == "t = 301" for part in widgets.parts(player))
+    assert any(getattr(part, "value", None) == "t = 301" for part in widgets.widgets_in(player))
 
 
-def test_a_player_without_as_many_labels_is_refused(drawings):
+def test_a_player_with_too_few_labels_is_refused(drawings):
     with pytest.raises(ValueError, match="3 noisy pictures, 3 guesses, 2 labels"):
         widgets.denoising_player(drawings[:3], drawings[:3], "ab")
 
@@ -136,7 +136,7 @@ def test_a_player_without_as_many_labels_is_refused(drawings):
 def test_the_wipe_goes_from_one_picture_to_the_other(drawings):
     before, after = drawings[:2]
     wipe = widgets.before_after(before, after, stops=5)
-    seen = [picture for (picture,) in widgets.sweep(wipe)]
+    seen = [picture for (picture,) in widgets.try_all_values(wipe)]
     assert len(set(seen)) == 5
     assert seen[0] == widgets.png(before) and seen[-1] == widgets.png(after)
     half = np.asarray(opened(seen[2]))
@@ -149,10 +149,10 @@ def test_pictures_of_two_sizes_are_not_wiped(drawings):
         widgets.before_after(drawings[0], Image.new("RGB", (64, 64)))
 
 
-# -- sweep
+# -- every value once
 
 
-def test_a_sweep_raises_what_a_callback_raises_at_a_value_that_nobody_tried():
+def test_the_error_of_a_callback_is_raised_whichever_value_it_is_for():
     slider = ipywidgets.IntSlider(min=0, max=4)
 
     def callback(change):
@@ -161,16 +161,16 @@ def test_a_sweep_raises_what_a_callback_raises_at_a_value_that_nobody_tried():
 
     slider.observe(callback, "value")
     with pytest.raises(ZeroDivisionError, match="at three"):
-        widgets.sweep(ipywidgets.VBox([slider]))
+        widgets.try_all_values(ipywidgets.VBox([slider]))
 
 
-def test_a_sweep_over_nothing_is_refused():
-    with pytest.raises(ValueError, match="no slider"):
-        widgets.sweep(ipywidgets.VBox([ipywidgets.HTML("text")]))
+def test_a_widget_without_controls_is_refused():
+    with pytest.raises(ValueError, match="neither a slider"):
+        widgets.try_all_values(ipywidgets.VBox([ipywidgets.HTML("text")]))
 
 
 def test_ipywidgets_itself_swallows_what_a_button_raises():
-    """Why the studio shows its errors itself. If this fails, ipywidgets has got better."""
+    """Why the studio shows its errors itself. If this fails, ipywidgets has improved."""
     button = ipywidgets.Button()
     button.on_click(lambda _button: 1 / 0)
     button.click()
@@ -182,7 +182,7 @@ STOCK = {"Widget", "Image", "HTML", "VBox", "HBox", "SelectionSlider", "Dropdown
 SETTINGS_OF_7 = {"value", "min", "max", "format", "options", "description", "style", "layout", "interval"}
 
 
-def test_only_widgets_and_settings_that_ipywidgets_7_has_too():
+def test_only_widgets_and_settings_of_ipywidgets_7():
     tree = ast.parse(inspect.getsource(widgets))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     ours = [call for call in calls if getattr(call.func.value, "id", "") == "widgets"]
@@ -192,5 +192,5 @@ def test_only_widgets_and_settings_that_ipywidgets_7_has_too():
 
 def test_the_frontend_knows_every_widget(rows, drawings):
     made = [widgets.eta_explorer(rows, ETAS, SEEDS), widgets.before_after(*drawings[:2])]
-    for part in [part for widget in made for part in widgets.parts(widget)]:
+    for part in [part for widget in made for part in widgets.widgets_in(widget)]:
         assert part._model_module == "@jupyter-widgets/controls" and part._model_name.removesuffix("Model") in STOCK

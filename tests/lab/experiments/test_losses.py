@@ -77,7 +77,7 @@ def test_at_a_high_temperature_the_spatial_divergence_with_mean_is_the_mse(seed)
 
 
 def test_the_naive_cross_entropy_has_no_smallest_value_and_leads_away_from_the_noise():
-    """Bug 14 of the public implementations: the loss falls and falls while the prediction gets worse."""
+    """Bug 14 of the public implementations, whose loss falls and falls while the prediction gets worse."""
     target, free = noise(0, 1, 4, 8, 8), torch.zeros(1, 4, 8, 8, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([free], lr=1.0)
     values = []
@@ -192,7 +192,7 @@ def test_the_head_starts_as_the_same_model_and_the_loaded_one_is_untouched(pipe,
 
 def test_both_stages_run_with_hl_gauss_and_stage_2_trains_the_head(pipe, image, e_tgt):
     headed = distribution.with_distribution(pipe, learned=False)
-    hl_gauss = imagic.Run(loss=losses.hl_gauss, probe_every=1)
+    hl_gauss = imagic.Run(loss=losses.hl_gauss)  # a probe at the start and one at the end
     e_opt, first = imagic.optimize_embedding(headed, image, e_tgt, steps=3, run=hl_gauss)
     assert not torch.equal(e_opt, e_tgt) and first.probe_loss[-1] < first.probe_loss[0]
     tuned, second = imagic.fine_tune(headed, image, e_opt, steps=3, run=hl_gauss)
@@ -218,10 +218,10 @@ def test_a_head_is_saved_and_put_back_with_its_facts(pipe, tmp_path):
 
 def test_the_shipped_head_is_small_and_fits_drawings_that_nobody_saw(tiny):
     """Its distributions fit better than a Gaussian of one width, and its mean is as good as the plain prediction."""
-    assert distribution.HEAD.stat().st_size < 400_000
+    assert distribution.HEAD_FILE.stat().st_size < 400_000
     plain, learned = (distribution.with_distribution(tiny, learned=one).unet for one in (False, True))
     start, better = torch.zeros(2), torch.zeros(2)
-    for scene in dataset.test_scenes(4):
+    for scene in dataset.test_scenes(2):
         z = imagic.encode_image(tiny, imagic.load_image(scene.render(), tiny))
         probe, e = Probe(forward_process(tiny), z), imagic.encode_text(tiny, scene.caption())
         for unet, scores in ((plain, start), (learned, better)):

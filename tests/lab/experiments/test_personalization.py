@@ -12,11 +12,13 @@ import imagic_lib as imagic
 from imagic_lab.experiments import personalization
 from imagic_lab.experiments.personalization import Prior, class_pictures, personalize
 from imagic_lab.toyworld import Scene
-from imagic_lib import LoRA, Run, stage2_finetuning
+from imagic_lib import LoRA, Run
 from imagic_lib.diffusion import Probe, forward_process
-from imagic_lib.edit import LORA_FILE, save_lora
+from imagic_lib.folder import LORA_FILE
 from imagic_lib.models import encode_text
+from imagic_lib.storage import save_lora
 from imagic_lib.training.strategies import Strategy
+from imagic_lib.unets import add_lora
 from tests.common import same, seeded, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:the embedded model never saw 'sks'")
@@ -54,7 +56,7 @@ def test_it_is_plain_adam_on_the_sum_of_both_losses(pipe, images, prior):
     weight = 0.5
     tuned, history = personalize(pipe, images, TEXT, prior=prior._replace(weight=weight), generator=seeded(), **QUICK)
     unet, generator, process = copy.deepcopy(pipe.unet).requires_grad_(False), seeded(), forward_process(pipe)
-    stage2_finetuning.add_lora(unet, LoRA(), seed=0)
+    add_lora(unet, LoRA(), seed=0)
     learning = {n: p for n, p in unet.named_parameters() if p.requires_grad}
     adam = torch.optim.Adam(learning.values(), lr=QUICK["lr"])
 
@@ -192,14 +194,12 @@ def test_the_file_opens_in_plain_diffusers_and_draws_the_same(pipe, images, mode
     assert not torch.allclose(ours, base, atol=1e-4)
 
 
-def test_a_strategy_sets_the_precision_and_must_be_a_lora(pipe, images):
-    half = Strategy("lora", torch.bfloat16, "Adam", True)
+def test_a_strategy_sets_the_precision(pipe, images):
+    half = Strategy(torch.bfloat16, checkpointing=True)
     tuned, _ = personalize(pipe, images, TEXT, generator=seeded(), run=Run(strategy=half), **QUICK)
     kinds = {name: p.dtype for name, p in tuned.unet.named_parameters()}
     assert {d for n, d in kinds.items() if "lora_" in n} == {torch.float32}
     assert {d for n, d in kinds.items() if "lora_" not in n} == {torch.bfloat16}
-    with pytest.raises(ValueError, match="trains all weights"):
-        personalize(pipe, images, TEXT, run=Run(strategy=Strategy("full", torch.float32, "Adam", False)))
 
 
 def test_the_class_s_pictures_are_the_model_s_own(pipe):
@@ -226,7 +226,7 @@ def test_several_texts_of_the_class_take_turns(pipe):
         ({"text": " "}, "the text is empty"),
         ({"images": [torch.zeros(3, 128, 128)]}, r"shape \(3, 128, 128\)"),
         ({"prior": Prior([], "a photo", -1.0)}, "prior's weight is -1"),
-        ({"prior": ([], "a photo")}, "no Prior: give class_pictures"),
+        ({"prior": ([], "a photo")}, "is not a Prior: give class_pictures"),
         ({"prior": Prior([], "a photo of a car")}, "there is no picture"),
         ({"steps": -1}, "steps is -1"),
         ({"lora": LoRA(targets=["to_z"])}, "no layer named 'to_z'"),

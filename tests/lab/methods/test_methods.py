@@ -9,15 +9,15 @@ import torch
 from diffusers import DDIMInverseScheduler, StableDiffusionPipeline
 
 import imagic_lib as imagic
-from imagic_lab.benchmark.benchmark import counted
+from imagic_lab.benchmark import counted
 from imagic_lab.methods import METHODS, attention, community_methods, inversion, others, tuning
 from imagic_lab.methods.attention import aligned, changed_attention, prompt_to_prompt, take_maps
-from imagic_lab.methods.inversion import empty_text, invert, null_texts, with_steps
+from imagic_lab.methods.inversion import invert, null_texts, with_steps
 from imagic_lab.toyworld import Scene
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.diffusion import decode_latents, encode_image, forward_process, noised
 from imagic_lib.pictures import psnr, to_picture
-from imagic_lib.stage4_inference import denoise, denoiser, generate, sampler
+from imagic_lib.stage4_inference import denoise, denoiser, embedding_of_negative, generate, sampler
 from tests.common import same, weights
 
 TEXT, SOURCE = "a brown dog jumping on the grass", "a brown dog sitting on the grass"
@@ -67,6 +67,9 @@ def few_steps(monkeypatch):
         monkeypatch.setitem(defaults, "tiny", defaults["tiny"] | {"steps": 2, "batch": 2})
     first, second = tuning.PAPER["tiny"]
     monkeypatch.setitem(tuning.PAPER, "tiny", (first | {"steps": 3}, second | {"steps": 4}))
+    monkeypatch.setattr(inversion, "NULL_STEPS", 2)
+    first, second = tuning.FEW_STEPS["tiny"]
+    monkeypatch.setitem(tuning.FEW_STEPS, "tiny", (first | {"steps": 1}, second | {"steps": 2}))
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def drawn_again(pipe, z_T, guess):
 
 def test_ddim_walks_back_on_the_path_of_its_inversion(tiny, drawing, monkeypatch):
     steps_of(monkeypatch, 10)
-    empty, z = empty_text(tiny), encode_image(tiny, drawing)
+    empty, z = embedding_of_negative(tiny), encode_image(tiny, drawing)
     path = invert(tiny, drawing, empty)
     assert len(path) == 11 and torch.equal(path[0], z)
     guess = denoiser(tiny.unet, empty, empty, 1)
@@ -123,7 +126,7 @@ def test_ddim_walks_back_on_the_path_of_its_inversion(tiny, drawing, monkeypatch
 
 def test_a_broken_inversion_does_not_come_back(tiny, drawing, monkeypatch):
     steps_of(monkeypatch, 10)
-    empty, z = empty_text(tiny), encode_image(tiny, drawing)
+    empty, z = embedding_of_negative(tiny), encode_image(tiny, drawing)
     plain = DDIMInverseScheduler.step
     monkeypatch.setattr(DDIMInverseScheduler, "step", lambda self, answer, t, z: plain(self, -answer, t, z))
     guess = denoiser(tiny.unet, empty, empty, 1)
@@ -143,11 +146,12 @@ def test_a_step_of_the_inversion_is_ddims_equation(tiny, drawing):
 
 
 def test_null_texts_and_the_caption_both_bring_guidance_back_to_the_picture(tiny, drawing, monkeypatch):
-    steps_of(monkeypatch, 6)
-    e_src, empty, z = imagic.encode_text(tiny, SOURCE), empty_text(tiny), encode_image(tiny, drawing)
+    steps_of(monkeypatch, 4)
+    monkeypatch.setattr(inversion, "NULL_STEPS", 5)
+    e_src, empty, z = imagic.encode_text(tiny, SOURCE), embedding_of_negative(tiny), encode_image(tiny, drawing)
     path, times = invert(tiny, drawing, e_src), with_steps(tiny, sampler(tiny, "ddim")).timesteps.tolist()
     found = null_texts(tiny, path, e_src, 7.5)
-    assert len(found) == 6 and all(one.shape == e_src.shape for one in found)
+    assert len(found) == 4 and all(one.shape == e_src.shape for one in found)
 
     def error(negative):
         guess = lambda z, t: denoiser(tiny.unet, e_src, negative(times.index(int(t))), 7.5)(z, t)  # noqa: E731
@@ -159,7 +163,7 @@ def test_null_texts_and_the_caption_both_bring_guidance_back_to_the_picture(tiny
 
 @pytest.mark.parametrize("name", ["ddim-inversion", "npi"])
 def test_guidance_0_rebuilds_the_input_and_another_seed_changes_nothing(tiny, drawing, monkeypatch, name):
-    steps_of(monkeypatch, 10)
+    steps_of(monkeypatch, 6)
     draw, near = METHODS[name].start(tiny, drawing, TEXT, SOURCE), through_vae(tiny, drawing)
     [rebuilt], [edited, other] = draw(0, [0]), draw(7.5, [0, 5])
     assert psnr(rebuilt, near) > 30 > psnr(edited, near)
@@ -217,15 +221,14 @@ def test_share_0_is_plain_sampling_and_share_1_is_not(tiny, drawing):
     draw = METHODS["p2p"].start(tiny, drawing, TEXT, SOURCE)
     e_src, e_tgt = imagic.encode_text(tiny, SOURCE), imagic.encode_text(tiny, TEXT)
     guess = denoiser(tiny.unet, e_tgt, e_src, stage4_inference.DEFAULTS["tiny"]["guidance_scale"])
-    plain = inversion.sample(tiny, guess, invert(tiny, drawing, e_src)[-1])
+    plain = inversion.draw_from(tiny, invert(tiny, drawing, e_src)[-1], guess)
     assert np.array_equal(np.asarray(draw(0)[0]), np.asarray(plain))
     assert not np.array_equal(np.asarray(draw(1)[0]), np.asarray(plain))
 
 
 @pytest.mark.parametrize("null_text", [False, True])
 def test_share_1_with_the_same_text_is_the_inverted_picture(tiny, drawing, monkeypatch, null_text):
-    steps_of(monkeypatch, 10)
-    monkeypatch.setattr(inversion, "NULL_STEPS", 2)
+    steps_of(monkeypatch, 6)
     near = through_vae(tiny, drawing)
     same_text = prompt_to_prompt(tiny, drawing, SOURCE, SOURCE, null_text=null_text)
     assert psnr(same_text(1, [0])[0], near) > 28
@@ -251,7 +254,7 @@ def test_sdedit_is_its_equation(pipe, image):
         guess = denoiser(
             pipe.unet,
             imagic.encode_text(pipe, TEXT),
-            empty_text(pipe),
+            embedding_of_negative(pipe),
             stage4_inference.DEFAULTS["tiny"]["guidance_scale"],
         )
         for t in times:
@@ -261,7 +264,7 @@ def test_sdedit_is_its_equation(pipe, image):
 
 
 def test_ledits_rebuilds_the_input_at_guidance_0_and_not_at_12(tiny, drawing, monkeypatch):
-    steps_of(monkeypatch, 10)
+    steps_of(monkeypatch, 6)
     near = through_vae(tiny, drawing)
     draw = METHODS["ledits"].start(tiny, drawing, TEXT)
     [again], [edited] = draw(0, [0]), draw(12, [0])
@@ -354,7 +357,7 @@ def test_a_method_draws_for_every_seed_and_leaves_the_model_as_it_was(pipe, imag
 def test_every_method_has_five_values_of_its_knob_a_title_of_its_own_and_a_paper():
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
     for method in METHODS.values():
-        assert len(set(method.values)) == 5 and all(method.checked(value) == value for value in method.values)
+        assert len(set(method.values)) == 5 and all(method.checked_knob(value) == value for value in method.values)
         assert "arXiv" in method.paper
 
 
@@ -413,12 +416,12 @@ def test_a_missing_knob_a_wrong_one_and_no_text_are_one_sentence(pipe, image):
 
 def test_a_file_that_is_not_the_community_pipeline_is_one_sentence(pipe, image, tmp_path):
     start = partial(community_methods(tmp_path / "none.py")["community"].start, pipe, image, TEXT)
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*none.py: give the path of diffusers'"):
+    with pytest.raises(FileNotFoundError, match=r"none.py does not exist: give the path of diffusers'"):
         start()
-    for content in ("x = 1", "this is no Python", "import no_such_package"):
+    for content in ("x = 1", "not Python at all", "no_such_name", "import no_such_package"):
         (tmp_path / "none.py").write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=r"none.py can't be used \("):
             start()
     (tmp_path / "none.txt").write_text("x = 1", encoding="utf-8")
-    with pytest.raises(ValueError, match="is no Python file"):
+    with pytest.raises(ValueError, match="is not a Python file"):
         community_methods(tmp_path / "none.txt")["community"].start(pipe, image, TEXT)

@@ -1,6 +1,7 @@
 """The notebooks in JupyterLab, as a reader sees them: all cells run, the η slider moves the picture, the studio edits.
 
-Needs Debian's Chromium (apt-get install chromium) and playwright; without one of them these tests are skipped.
+All tests share one JupyterLab, one Chromium and one studio. They need Debian's Chromium (apt-get install chromium) and
+playwright, and are skipped without them.
 """
 
 from __future__ import annotations
@@ -29,17 +30,11 @@ ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
             "--disable-component-update", "--disable-dev-shm-usage"]  # fmt: skip
-PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "600"))  # seconds for one notebook; a busy machine may want more
-SMALL = "small.ipynb"
+PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "600"))  # seconds for one notebook; a busy machine may need more
+NOTEBOOKS = ("04_interpolation.ipynb", "06_everything.ipynb")
 HASTE_IN_STUDIO = """desk.state.embedding_steps, desk.state.unet_steps, desk.state.sampling = 12, 12, {"steps": 2}
 studio_state.suggests_by_itself, studio_state.GALLERY_ETAS = lambda studio: False, (0.0, 1.0)"""
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-SMALL_CELLS = (
-    "from PIL import Image\nimport imagic_lib as imagic\nfrom imagic_lab.classroom import widgets",
-    'rows = [[Image.new("RGB", (16, 16), c) for c in ("red", "green", "blue", "black")]]',
-    "widgets.eta_explorer(rows, [0.0, 0.3, 0.6, 1.0])",
-    'print("the last cell")',
-)
 STUDIO = "studio.ipynb"
 STUDIO_CELLS = (
     "import imagic_lib as imagic\nfrom imagic_lab.studio import app as studio\n"
@@ -50,11 +45,13 @@ STUDIO_CELLS = (
 )
 LOAD = 'pipe = imagic.load_pipeline("tiny")'
 HASTE = """
-from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
-stage1_embedding.DEFAULTS["tiny"]["steps"] = stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = 30
-stage4_inference.DEFAULTS["tiny"]["steps"] = 10
-"""  # nbval runs the notebooks as they are; here the page is tested, and fewer steps make its pictures, too
-SETTINGS = {  # all cells are in the page, also those out of sight; no news from the network
+from imagic_lab.toyworld.reader import Reader
+from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference, suggestion
+stage1_embedding.DEFAULTS["tiny"]["steps"] = stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = 10
+stage4_inference.DEFAULTS["tiny"]["steps"], suggestion.SAMPLING["steps"] = 4, 2
+Reader.scene = lambda reader, picture: reader.glance(picture)[0]  # without the fit, which takes a second
+"""  # nbval runs the notebooks unchanged; these tests are about the page, which looks the same after fewer steps
+SETTINGS = {  # the page holds all cells, even those out of sight; no news from the network
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
@@ -74,7 +71,7 @@ def answer_of(lab: SimpleNamespace, path: str):
 
 
 def ask(lab: SimpleNamespace, path: str) -> None:
-    """POST it to the server."""
+    """POST a request to the server."""
     headers = {"Authorization": f"token {lab.token}"}
     urllib.request.urlopen(
         urllib.request.Request(f"{lab.address}/{path}", b"{}", headers, method="POST"), timeout=60
@@ -82,7 +79,7 @@ def ask(lab: SimpleNamespace, path: str) -> None:
 
 
 def fresh(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """As it was before it was ever run (its numbers tell later what has been run here), and in haste."""
+    """The notebook without its outputs and cell numbers (new numbers show which cells have run), and in haste."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -91,27 +88,23 @@ def fresh(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """JupyterLab on a copy of the notebooks beside the library, on a free port; shut down afterwards."""
-    if not Path(CHROMIUM).exists():
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed, as on Colab")
-    pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
-    home = tmp_path_factory.mktemp("lab")
-    shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns("__pycache__", ".ipynb_*"))
-    for path in (home / "notebooks").glob("*.ipynb"):
-        nbformat.write(fresh(nbformat.read(path, as_version=4)), path)
-    for name in ("imagic_lib", "data"):
+def fill(home: Path) -> None:
+    """The library, copies of the notebooks, the notebook of the studio, and JupyterLab's settings."""
+    for name in ("imagic_lib", "imagic_lab", "data"):
         (home / name).symlink_to(ROOT / name)
-    small = new_notebook(cells=[new_code_cell(c) for c in SMALL_CELLS], metadata={"kernelspec": KERNEL})
-    nbformat.write(small, home / "notebooks" / SMALL)
+    (home / "notebooks").mkdir()
+    for name in NOTEBOOKS:
+        nbformat.write(fresh(nbformat.read(ROOT / "notebooks" / name, as_version=4)), home / "notebooks" / name)
     studio = new_notebook(cells=[new_code_cell(c or "pass") for c in STUDIO_CELLS], metadata={"kernelspec": KERNEL})
     nbformat.write(studio, home / "notebooks" / STUDIO)
     for name, values in SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps(values))
+
+
+def start(home: Path) -> SimpleNamespace:
+    """JupyterLab on a free port, in its own process group."""
     port, token = free_port(), "of-the-test"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
     command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home}", "--ServerApp.ip=127.0.0.1"]
@@ -120,16 +113,27 @@ def lab(tmp_path_factory):
     environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(home)}
     with open(home / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
-    found = SimpleNamespace(address=f"http://127.0.0.1:{port}", token=token, home=home, process=process)
+    return SimpleNamespace(address=f"http://127.0.0.1:{port}", token=token, home=home, process=process)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """JupyterLab with the notebooks; shut down afterwards."""
+    if not Path(CHROMIUM).exists():
+        pytest.skip("Chromium is missing: apt-get install chromium")
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed, as on Colab")
+    pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
+    fill(home := tmp_path_factory.mktemp("lab"))
+    started = start(home)
     try:
-        wait_for_server(found)
-        yield found
+        wait_for_server(started)
+        yield started
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # the server and its kernels: a session of their own
+        os.killpg(started.process.pid, signal.SIGTERM)  # the server and its kernels
         try:
-            process.wait(30)
+            started.process.wait(30)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(started.process.pid, signal.SIGKILL)
 
 
 def wait_for_server(lab: SimpleNamespace) -> None:
@@ -144,7 +148,7 @@ def wait_for_server(lab: SimpleNamespace) -> None:
     raise TimeoutError((lab.home / "log.txt").read_text())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(lab):
     from playwright.sync_api import sync_playwright
 
@@ -154,54 +158,74 @@ def browser(lab):
         browser.close()
 
 
-@pytest.fixture
-def page(browser, tmp_path):
-    """A new page; how it looked at the end is kept in `tmp_path`, also after a failure."""
+def new_page(browser):
     page = browser.new_page(viewport={"width": 1400, "height": 1600})
     page.set_default_timeout(PATIENCE * 1000)
+    return page
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """A new page; a screenshot of its end is kept in `tmp_path`, even after a failure."""
+    page = new_page(browser)
     yield page
     page.screenshot(path=tmp_path / "page.png")
     page.close()
 
 
+@pytest.fixture(scope="session")
+def studio_page(lab, browser):
+    """The page with the studio. Each test leaves a studio that can begin another edit."""
+    page = new_page(browser)
+    open_studio(page, lab)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def studio(studio_page, tmp_path):
+    yield studio_page
+    studio_page.screenshot(path=tmp_path / "page.png")
+
+
 def until(page, found, what: str):
-    """Ask `found()` again and again until it answers something true, and return that."""
+    """Call `found()` until its answer is true, and return the answer."""
     deadline = time.monotonic() + PATIENCE
     while not (answer := found()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not after {PATIENCE:g} seconds")
+            raise TimeoutError(f"{what}: not within {PATIENCE:g} seconds")
         page.wait_for_timeout(500)
     return answer
 
 
 def idle(page, lab: SimpleNamespace) -> bool:
-    """Do server and page agree that the kernel is connected and has nothing to do?"""
+    """Do the server and the page agree that the kernel is connected and idle?"""
     status = page.evaluate("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status")
     try:
         kernels = answer_of(lab, "api/kernels")
     except urllib.error.HTTPError as error:
         if error.code < 500:
             raise
-        return False  # the server lists a kernel that is just being started or ended, and stumbles over it
+        return False  # the server fails to list a kernel that is just starting or ending
     connected = any(kernel["connections"] for kernel in kernels)
     return status == "idle" and connected and all(kernel["execution_state"] == "idle" for kernel in kernels)
 
 
 def open_notebook(page, lab: SimpleNamespace, name: str) -> None:
-    """The notebook in the single-document view, when its kernel is ready."""
+    """Open the notebook in the single-document view, and wait for its kernel."""
     page.goto(f"{lab.address}/doc/tree/notebooks/{name}?token={lab.token}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     until(page, lambda: idle(page, lab), "the kernel is ready")
 
 
 def run_all(page, lab: SimpleNamespace, cells: int) -> None:
-    """Run > Run All Cells, by mouse; returns when all code cells have their number and the kernel is idle.
+    """Run > Run All Cells, by mouse; returns when all code cells have a number and the kernel is idle.
 
-    JupyterLab may connect to a young kernel twice, and forgets at the second time what it was to run: after
-    a while without any work the menu is used again.
+    JupyterLab may connect twice to a new kernel, and the second connection drops the cells in the queue. So if the
+    kernel stays idle for a while, the menu is used again.
     """
     failed = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
-    rest = 0  # looks in a row at which nothing was done
+    rest = 0  # successive looks at an idle kernel
 
     def all_done() -> bool:
         nonlocal rest
@@ -214,7 +238,7 @@ def run_all(page, lab: SimpleNamespace, cells: int) -> None:
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         return executed == cells and rest > 1
 
-    until(page, all_done, f"all {cells} cells are run")
+    until(page, all_done, f"all {cells} cells have run")
 
 
 SEEN = """area => [...area.querySelectorAll('img.widget-image')].map(img => {
@@ -226,13 +250,13 @@ SEEN = """area => [...area.querySelectorAll('img.widget-image')].map(img => {
 
 
 def changed(page, area, before: list[str]) -> list[str]:
-    """The pixels of the pictures in an output, as soon as they are others than `before`."""
+    """The pixels of the pictures in an output, as soon as they differ from `before`."""
     until(page, lambda: area.evaluate(SEEN) != before, "the slider moved, the picture changes")
     return area.evaluate(SEEN)
 
 
 def moved(page, area, handle, key: str) -> None:
-    """Press a slider's key until its picture changes: the page may replace the widget after the first time."""
+    """Press a slider's key until its picture changes, because the page may replace the widget after the first time."""
     before = area.evaluate(SEEN)
 
     def changes() -> bool:
@@ -244,7 +268,7 @@ def moved(page, area, handle, key: str) -> None:
 
 
 def check_slider(page) -> None:
-    """The first η slider of the page: the arrow keys and the mouse each change what its output shows."""
+    """On the first η slider of the page, the arrow keys and the mouse change the picture in its output."""
     slider = page.locator(".widget-hslider", has=page.get_by_text("η", exact=True)).first
     area, handle = page.locator(".jp-OutputArea-output", has=slider).first, slider.locator(".noUi-handle")
     slider.scroll_into_view_if_needed()
@@ -267,7 +291,7 @@ def check_slider(page) -> None:
     assert len({tuple(pictures) for pictures in seen}) == 4
 
 
-@pytest.mark.parametrize("name", [SMALL, "04_interpolation.ipynb", "06_everything.ipynb"])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_all_cells_run_and_the_slider_moves_the_picture(lab, page, name):
     cells = [c for c in nbformat.read(lab.home / "notebooks" / name, as_version=4).cells if c.cell_type == "code"]
     open_notebook(page, lab, name)
@@ -276,7 +300,7 @@ def test_all_cells_run_and_the_slider_moves_the_picture(lab, page, name):
 
 
 def photo() -> dict:
-    """A photo as the browser hands it on: wide, red at the left and blue at the right."""
+    """A wide photo, red on the left and blue on the right, as the browser uploads it."""
     picture, buffer = Image.new("RGB", (300, 200), "blue"), io.BytesIO()
     picture.paste("red", (0, 0, 150, 200))
     picture.save(buffer, format="JPEG")
@@ -284,12 +308,12 @@ def photo() -> dict:
 
 
 def press(area, words: str) -> None:
-    """Click the button with these words; the icon before them is a letter of its name, too."""
+    """Click the button with these words; its icon is a part of its name, too."""
     area.get_by_role("button", name=re.compile(rf"{words}$")).click()
 
 
 def look(page, area, name: str) -> None:
-    """Take pictures of the studio on a wide and on a narrow page; with STUDIO_PICTURES set, into that folder."""
+    """If STUDIO_PICTURES is set, save screenshots of the studio there, on a wide and on a narrow page."""
     folder = os.environ.get("STUDIO_PICTURES")
     for width in (800, 1280) if folder else ():
         page.set_viewport_size({"width": width, "height": 3000})
@@ -297,18 +321,28 @@ def look(page, area, name: str) -> None:
         area.screenshot(path=Path(folder) / f"{name}-{width}.png")
 
 
-def test_an_edit_in_the_studio_from_the_upload_to_the_zip(lab, page):
-    """Upload, crop, drawing, text, run, stop, go on, click in the gallery, wipe, zip."""
+def open_studio(page, lab: SimpleNamespace):
+    """Open the studio's notebook, and return its output."""
     open_notebook(page, lab, STUDIO)
     run_all(page, lab, len(STUDIO_CELLS))
-    area = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Upload a photo")).last
+    return studio_of(page)
+
+
+def studio_of(page):
+    return page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Upload a photo")).last
+
+
+def upload(page, area, file: dict) -> None:
     with page.expect_file_chooser() as chooser:
         area.get_by_role("button", name="Upload a photo").click()
-    chooser.value.set_files([{**photo(), "name": "text.png", "buffer": b"no picture"}])
-    area.get_by_text("✗ text.png is no picture that can be read").wait_for()
-    with page.expect_file_chooser() as chooser:
-        area.get_by_role("button", name="Upload a photo").click()
-    chooser.value.set_files([photo()])
+    chooser.value.set_files([file])
+
+
+def choose_picture_and_text(page, area) -> None:
+    """A bad file, a photo with its crop, then a drawing with its caption, which is edited."""
+    upload(page, area, {**photo(), "name": "text.png", "buffer": b"this is text"})
+    area.get_by_text("✗ text.png is not a picture").wait_for()
+    upload(page, area, photo())
     area.get_by_text("my photo.jpg: 300 x 200 pixels").wait_for()
     across = area.locator(".widget-hslider", has=page.get_by_text("left ↔ right")).locator(".noUi-handle")
     moved(page, area, across, "Home")
@@ -319,6 +353,9 @@ def test_an_edit_in_the_studio_from_the_upload_to_the_zip(lab, page):
     text.fill("a yellow car parked in the snow")
     text.press("Tab")
     area.get_by_text("7 tokens:").wait_for()
+
+
+def run_stop_and_go_on(page, area) -> None:
     press(area, "Run")
     area.get_by_text("stage 1, the embedding: step").wait_for()
     press(area, "Stop")
@@ -328,39 +365,46 @@ def test_an_edit_in_the_studio_from_the_upload_to_the_zip(lab, page):
     area.get_by_text("stage 2, the UNet: step").wait_for()
     look(page, area, "running")
     area.get_by_text("✓ done").wait_for()
+
+
+def choose_in_the_gallery(page, area) -> None:
     chosen = area.get_by_text("chosen: η").inner_text()
     tiles = area.locator(".widget-gridbox .widget-gridbox button")
     until(page, lambda: tiles.count() >= 4, "the gallery is there")
     tiles.first.click()
     until(page, lambda: area.get_by_text("chosen: η").inner_text() != chosen, "a click chooses a picture")
     assert area.get_by_text("chosen: η = 0, seed 0").count() == 1
-    tiles.nth(tiles.count() // 2 - 1).click()  # the last of the first of two rows
+    tiles.nth(tiles.count() // 2 - 1).click()  # the last picture in the first of two rows
     area.get_by_text("chosen: η = 1, seed 0").wait_for()
     wipe = area.locator(".widget-hslider", has=page.get_by_text("edited", exact=True)).locator(".noUi-handle")
     moved(page, area, wipe, "ArrowRight")
     for _ in range(4):  # to the middle
         wipe.press("ArrowRight")
+
+
+def test_an_edit_in_the_studio_from_the_upload_to_the_zip(lab, studio):
+    """Upload, crop, drawing, text, run, stop, go on, click in the gallery, wipe, zip."""
+    area = studio_of(studio)
+    choose_picture_and_text(studio, area)
+    run_stop_and_go_on(studio, area)
+    choose_in_the_gallery(studio, area)
     press(area, "whole folder as zip")
     area.get_by_text(re.compile(r"kept: .*a-yellow-car-parked-in-the-snow.*\.zip")).wait_for()
     assert area.get_by_text("✗").count() == 0
     [archive] = (lab.home / "notebooks" / "edits").glob("*.zip")
     assert archive.stat().st_size > 10**6
-    look(page, area, "done")
+    look(studio, area, "done")
 
 
-def test_a_killed_kernel_loses_nothing(lab, page):
-    """A new kernel finds the unfinished edit, and goes on to the end."""
-    open_notebook(page, lab, STUDIO)
-    run_all(page, lab, len(STUDIO_CELLS))
-    area = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Upload a photo")).last
+def test_a_killed_kernel_loses_nothing(lab, studio):
+    """A new kernel finds the unfinished edit, and completes it."""
+    area = studio_of(studio)
     area.locator("select").first.select_option("dog-sitting.png")
     press(area, "Run")
     area.get_by_text("stage 1, the embedding: step").wait_for()
-    for kernel in answer_of(lab, "api/kernels"):
-        ask(lab, f"api/kernels/{kernel['id']}/restart")  # as Kernel > Restart does: the process is killed
-    open_notebook(page, lab, STUDIO)
-    run_all(page, lab, len(STUDIO_CELLS))
-    area = page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Upload a photo")).last
+    [kernel] = [session["kernel"]["id"] for session in answer_of(lab, "api/sessions") if session["name"] == STUDIO]
+    ask(lab, f"api/kernels/{kernel}/restart")  # like Kernel > Restart, this kills the process
+    area = open_studio(studio, lab)
     area.get_by_role("button", name="Open to go on").first.click()
     area.get_by_text("this edit is unfinished").wait_for()
     press(area, "Go on")

@@ -1,10 +1,12 @@
-"""The studio without a browser: every step from a file to a saved edit, by function and by click, also after a kill."""
+"""The studio without a browser: every step from a file to a saved edit, by function and by click, even after a kill."""
 
 import ast
 import copy
+import dataclasses
 import inspect
 import io
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,11 +23,12 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from PIL import Image
 
 import imagic_lib as imagic
-from imagic_lab.classroom.widgets import parts, png
+from imagic_lab.classroom.widgets import png, widgets_in
 from imagic_lab.studio import app as view_of
 from imagic_lab.studio import state as do
+from imagic_lab.studio.shelf import edits_in
 from imagic_lib import stage4_inference
-from imagic_lib.folder import INPUT_FILE, KOHYA_FILE, LORA_FILE, edits_in, new_folder, picture_name, read_facts
+from imagic_lib.folder import INPUT_FILE, KOHYA_FILE, LORA_FILE, new_folder, picture_name, read_facts
 from imagic_lib.planning import memory
 from imagic_lib.suggestion import Suggestion
 from imagic_lib.training import loop
@@ -35,29 +38,52 @@ TEXT = "a yellow car parked in the snow"
 STEPS = {"embedding_steps": 3, "unet_steps": 3}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Few sampler steps, a small gallery, no reader: what is tested is the way, not the pictures."""
-    monkeypatch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
-    monkeypatch.setattr(do, "GALLERY_ETAS", (0.0, 0.5, 1.0))
-    monkeypatch.setattr(do, "PREVIEW_STEPS", 2)
-    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: Suggestion(0.8, 0.5, {(0.8, 0.5): 0.9}))
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Few sampler steps, a small gallery, no reader: these tests are not about the quality of the pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
+        patch.setattr(do, "GALLERY_ETAS", (0.0, 0.5, 1.0))
+        patch.setattr(do, "PREVIEW_STEPS", 2)
+        patch.setattr(imagic.ImagicEdit, "suggest", lambda self: Suggestion(0.8, 0.5, {(0.8, 0.5): 0.9}))
+        yield
 
 
-@pytest.fixture
-def state(pipe, tmp_path) -> do.Studio:
-    """A studio with a drawing and a text."""
-    found = do.new_studio(pipe, tmp_path / "studio", **STEPS)
+def with_drawing(pipe, place: Path) -> do.Studio:
+    found = do.new_studio(pipe, place, **STEPS)
     do.choose_drawing(found, "car-parked.png")
     found.text = TEXT
     return found
 
 
 @pytest.fixture
-def finished(state) -> do.Studio:
+def state(pipe, tmp_path) -> do.Studio:
+    """A studio with a drawing and a text."""
+    return with_drawing(pipe, tmp_path / "studio")
+
+
+@pytest.fixture(scope="module")
+def made(pipe, tmp_path_factory) -> do.Studio:
+    """A finished edit. No test may change it; `finished` is a copy."""
+    state = with_drawing(pipe, tmp_path_factory.mktemp("made") / "studio")
     do.prepare(state)
     do.run_all(state, lambda: None)
     return state
+
+
+@pytest.fixture
+def finished(made, tmp_path) -> do.Studio:
+    place = Path(shutil.copytree(made.place, tmp_path / "studio"))
+    copies = {name: copy.copy(value) for name, value in vars(made).items() if isinstance(value, list | dict)}
+    copies |= {"place": place, "folder": place / made.folder.name, "stopping": threading.Event()}
+    return dataclasses.replace(made, **copies)
+
+
+@pytest.fixture(scope="module")
+def reference(pipe) -> imagic.ImagicEdit:
+    """The same edit, made by the library alone."""
+    image = imagic.load_image(imagic.DATA / "images" / "car-parked.png", pipe)
+    return imagic.run_edit(pipe, image, TEXT, **STEPS)
 
 
 @pytest.fixture
@@ -91,7 +117,7 @@ def photo(width: int = 48, height: int = 32, mode: str = "RGB") -> Image.Image:
 
 def turned(**settings) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees, clockwise
     return encoded(photo(), "JPEG", exif=exif.tobytes(), quality=95, **settings)
 
 
@@ -116,11 +142,11 @@ GOOD = {
 }
 BAD = {
     "zero.png": (lambda: b"", "is empty (0 bytes)"),
-    "text.png": (lambda: b"I am no picture", "no picture that can be read"),
+    "text.png": (lambda: b"This is text", "not a picture that can be read"),
     "cut.jpg": (lambda: turned()[:400], "damaged or cut short"),
     "bomb.png": (bomb, "megapixels: shrink it first"),
-    "small.png": (lambda: encoded(photo(8, 8), "PNG"), "each side must have 16"),
-    "drawing.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture that can be read"),
+    "small.png": (lambda: encoded(photo(8, 8), "PNG"), "each side must have at least 16"),
+    "drawing.eps": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture that can be read"),
 }
 
 
@@ -135,7 +161,7 @@ def test_a_strange_file_becomes_a_picture(state, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_one_sentence_with_its_own_name_and_the_picture_before_stays(state, name):
+def test_a_bad_file_is_one_sentence_with_its_name_and_the_old_picture_stays(state, name):
     before = state.picture
     content, sentence = BAD[name]
     with pytest.raises(ValueError) as caught:
@@ -181,13 +207,13 @@ def test_the_crop_is_a_square_in_the_picture(crop, box):
     assert do.box_of(crop, 200, 100) == box
 
 
-def test_the_frame_shows_the_whole_picture_and_the_rest_of_it_in_the_dark(state):
+def test_the_frame_shows_the_whole_picture_and_darkens_the_rest(state):
     shown = pixels(do.framed(photo(200, 100), do.Crop(0, 0, 1), 100))
     assert shown.shape == (50, 100, 3)
     assert shown[25, 10, 0] > 250 and 60 < shown[25, 90, 1] + 20 < 100
 
 
-def test_the_square_that_is_seen_is_the_one_that_is_edited(state):
+def test_the_visible_square_is_the_one_that_is_edited(state):
     state.picture, state.crop = photo(200, 100), do.Crop(0, 0, 1)
     do.prepare(state)
     kept = pixels(Image.open(state.folder / INPUT_FILE))
@@ -212,41 +238,44 @@ def test_the_text_is_shown_as_the_model_reads_it(state):
 # --------------------------------------------------------------------------------------- the forecast
 
 
-def test_the_forecast_times_real_steps_and_changes_nothing(state, monkeypatch):
-    steps, one_step = [], loop.one_step
-    monkeypatch.setattr(
-        loop, "one_step", lambda loss, progress: steps.append(progress.name) or one_step(loss, progress)
-    )
+def test_the_forecast_times_real_steps_and_changes_nothing(box, monkeypatch):
+    steps, step = [], loop.Training.step
+    monkeypatch.setattr(loop.Training, "step", lambda self, loss: steps.append(self.name) or step(self, loss))
+    state, view = box.state, box.view
+    view.drawing.value = "car-parked.png"
     state.embedding_steps, state.unet_steps = 400, 600
     before = [p.clone() for p in state.pipe.unet.parameters()]
-    found = do.foretell(state)
+    box.click("forecast_button")
+    box.wait(600)
+    found = state.forecast
     assert len(steps) == 8 and found.embedding > 0 < found.fine_tuning and found.picture > 0
     assert all(torch.equal(a, b) for a, b in zip(before, state.pipe.unet.parameters(), strict=True))
     assert state.folder is None and not state.place.exists()
-    assert "time: about" in view_of.forecast_words(state) and "stage 2" in view_of.forecast_words(state)
+    assert "time: about" in view.forecast.value and "stage 2" in view.forecast.value
+    view.method.value = "lora"
+    assert view.forecast.value == "" and state.method == "lora"
 
 
-def test_on_a_gpu_the_plan_chooses_and_says_what_fits(state, monkeypatch):
+def test_on_a_gpu_the_plan_chooses_and_names_the_reason_if_nothing_fits(state, monkeypatch):
     state.pipe = SimpleNamespace(device=torch.device("cuda"), unet=state.pipe.unet)
-    full, lora = (Strategy(kind, torch.float32, "Adam", False) for kind in ("full", "lora"))
-    rows = (memory.Row(full, 1, 9, 1), memory.Row(lora, 1, 2, 1))
-    monkeypatch.setattr(do, "plan", lambda pipe: memory.Plan("m", 512, state.gpu, 0.0, rows))
-    state.gpu = 10.0
-    assert do.strategy_of(state) == full
-    state.plan, state.gpu = None, 3.0
-    with pytest.raises(ValueError, match="no memory for training all weights: choose LoRA"):
-        do.strategy_of(state)
-    state.method = "lora"
-    assert do.strategy_of(state) == lora
-    state.plan, state.gpu = None, 1.0
+    full, lora = (Strategy(torch.float32, "Adam", checkpointing) for checkpointing in (False, True))
+    ways = [memory.Way("full", full, 1, 9, 1), memory.Way("lora", lora, 1, 2, 1)]
+
+    def chosen(method: str, gpu_gb: float) -> Strategy:
+        state.method, state.plan = method, memory.Plan("m", 512, gpu_gb + memory.MARGIN, ways)
+        return do.strategy_of(state)
+
+    assert chosen("full", 10) == full and chosen("lora", 3) == lora
+    with pytest.raises(ValueError, match="too little memory for training all weights: choose LoRA"):
+        chosen("full", 3)
     with pytest.raises(ValueError, match="nothing fits"):
-        do.strategy_of(state)
+        chosen("lora", 1)
 
 
 # ------------------------------------------------------------------------------------- run, stop, go on
 
 
-def test_an_edit_lies_in_a_folder_of_its_own_with_every_picture_of_its_gallery(finished):
+def test_an_edit_has_its_folder_with_every_picture_of_its_gallery(finished):
     assert finished.phase == "finished" and finished.folder.parent == finished.place
     assert finished.folder.name.endswith("-a-yellow-car-parked-in-the-snow")
     names = {picture_name(eta, seed, 0.5) for eta in (0.0, 0.5, 0.8, 1.0) for seed in (0, 1)}
@@ -255,16 +284,17 @@ def test_an_edit_lies_in_a_folder_of_its_own_with_every_picture_of_its_gallery(f
     assert finished.chosen == (0.8, 0.5, 0)
 
 
-def test_it_is_the_edit_that_run_edit_makes(finished, pipe):
-    image = imagic.load_image(imagic.DATA / "images" / "car-parked.png", pipe)
-    same = imagic.run_edit(pipe, image, TEXT, **STEPS)
-    assert torch.equal(same.e_opt, finished.edit.e_opt)
-    assert same.unet_history.loss == finished.edit.unet_history.loss
-    [[picture]] = same.pictures([0.5], [1], scale=0.5)
+def same_bits(edit: imagic.ImagicEdit, other: imagic.ImagicEdit) -> bool:
+    return torch.equal(edit.e_opt, other.e_opt) and edit.unet_history.loss == other.unet_history.loss
+
+
+def test_it_is_the_edit_that_run_edit_makes(finished, reference):
+    assert same_bits(finished.edit, reference)
+    [[picture]] = reference.pictures([0.5], [1], scale=0.5)
     assert np.abs(pixels(picture) - pixels(finished.pictures[0.5, 0.5, 1])).max() <= 2
 
 
-def test_a_second_edit_of_the_same_text_lies_beside_the_first(finished):
+def test_a_second_edit_of_the_same_text_leaves_the_first_alone(finished):
     first = finished.folder
     before = {path.name: path.read_bytes() for path in first.iterdir()}
     do.prepare(finished)
@@ -279,7 +309,7 @@ def test_any_text_names_a_folder(tmp_path, text):
     assert len(folders) == 3 and all(folder.parent == tmp_path and folder.is_dir() for folder in folders)
 
 
-def test_both_curves_and_sketches_of_two_eta_grow_while_it_trains(state, monkeypatch):
+def test_curves_and_sketches_of_two_eta_grow_while_it_trains_and_change_nothing(state, monkeypatch, reference):
     monkeypatch.setattr(do, "PREVIEW_SHARE", 1e9)  # at every probe
     seen = []
     do.prepare(state)
@@ -287,14 +317,7 @@ def test_both_curves_and_sketches_of_two_eta_grow_while_it_trains(state, monkeyp
     assert state.histories.keys() == {"embedding", "unet"} and seen[:2] == [(set(), 0), (set(), 1)]
     assert [s.stage for s in state.sketches] == ["embedding"] * 3 + ["unet"]
     assert all(len(s.pictures) == 2 and s.pictures[0].size == (128, 128) for s in state.sketches)
-
-
-def test_sketches_change_nothing_of_what_is_learned(state, monkeypatch, pipe):
-    monkeypatch.setattr(do, "PREVIEW_SHARE", 1e9)
-    do.prepare(state)
-    do.train(state, lambda: None)
-    image = imagic.load_image(state.folder / INPUT_FILE, pipe)
-    assert imagic.run_edit(pipe, image, TEXT, **STEPS).unet_history.loss == state.edit.unet_history.loss
+    assert same_bits(state.edit, reference)
 
 
 def test_of_many_sketches_the_first_the_last_and_some_between_are_kept():
@@ -312,24 +335,22 @@ def stopped_after(state, steps: int, stage: str = "embedding") -> None:
         do.train(state, tell)
 
 
-@pytest.mark.parametrize("stage", ["embedding", "unet"])
-def test_stopped_and_gone_on_gives_the_same_bits(state, pipe, stage):
+def test_stopped_in_both_stages_and_gone_on_gives_the_same_bits(state, reference):
     do.prepare(state)
-    stopped_after(state, 2, stage)
-    assert state.phase == "stopped" and state.edit is None
+    for stage in ("embedding", "unet"):
+        stopped_after(state, 2, stage)
+        assert state.phase == "stopped" and state.edit is None
     do.train(state, lambda: None)
-    image = imagic.load_image(state.folder / INPUT_FILE, pipe)
-    same = imagic.run_edit(pipe, image, TEXT, **STEPS)
-    assert torch.equal(same.e_opt, state.edit.e_opt) and same.unet_history.loss == state.edit.unet_history.loss
+    assert same_bits(state.edit, reference)
 
 
-def test_another_studio_finds_what_was_stopped_and_goes_on(state, pipe):
+def test_another_studio_finds_a_stopped_edit_and_goes_on(state, pipe):
     do.prepare(state)
     stopped_after(state, 2, "unet")
-    other = do.new_studio(pipe, state.place)  # with the model's own steps: those of the edit count
+    other = do.new_studio(pipe, state.place)  # the edit keeps its steps
     [kept] = do.shelf(other)
     assert kept.state == "begun" and kept.facts["text"] == TEXT
-    assert np.array_equal(pixels(do.thumbnail(kept)), pixels(state.picture))
+    assert np.array_equal(pixels(do.cover(kept)), pixels(state.picture))
     do.reopen(other, kept.folder)
     assert other.phase == "stopped" and len(other.histories["unet"].loss) == 2 and other.text == TEXT
     do.run_all(other, lambda: None)
@@ -341,8 +362,8 @@ import sys, os
 import torch
 import imagic_lib as imagic
 from imagic_lab.studio import state as do
-from imagic_lib.training import loop
-loop.SAVE_AFTER = 0.0
+from imagic_lib.training import checkpoint, loop
+checkpoint.SAVE_AFTER = 0.0
 pipe = imagic.load_pipeline(sys.argv[1])
 studio = do.new_studio(pipe, sys.argv[2], embedding_steps=3, unet_steps=3)
 do.choose_drawing(studio, "car-parked.png")
@@ -353,26 +374,28 @@ do.train(studio, lambda: os._exit(9) if len(studio.histories.get("unet", loop.Hi
 
 
 @pytest.mark.filterwarnings("ignore:the embedded model")
-def test_after_a_kill_in_the_middle_the_studio_offers_to_go_on_and_does(model_folder, pipe, tmp_path):
+def test_after_a_kill_the_studio_offers_to_go_on_and_does(model_folder, tmp_path, reference):
     place = tmp_path / "studio"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(model_folder), str(place)], check=False)
     assert done.returncode == 9
     box = view_of.studio(imagic.load_pipeline(model_folder), place=place)
     [card] = box.view.shelf.children
     assert card.open.description == "Open to go on" and any("unfinished" in str(getattr(part, "value", "")) for part in
-                                                            parts(card))  # fmt: skip
+                                                            widgets_in(card))  # fmt: skip
     card.open.click()
     assert box.view.go_on.layout.display == "" and "unfinished" in box.view.status.value
-    assert len(box.state.histories["embedding"].loss) == 3
+    assert {stage: len(history.loss) for stage, history in box.state.histories.items()} == {"embedding": 3, "unet": 1}
     box.click("go_on")
     edit = box.wait(600)
     assert len(edit.unet_history.loss) == 3 and len(box.state.pictures) == 8
-    image = imagic.load_image(imagic.DATA / "images" / "car-parked.png", pipe)
-    assert imagic.run_edit(pipe, image, TEXT, **STEPS).unet_history.loss == pytest.approx(edit.unet_history.loss)
+    assert reference.unet_history.loss == pytest.approx(edit.unet_history.loss)
 
 
-def test_what_can_t_be_edited_makes_no_folder(state):
-    for change, sentence in (({"text": " "}, "the text is empty"), ({"picture": None}, "there is no picture yet")):
+def test_without_a_picture_or_a_text_no_folder_is_made(state):
+    for change, sentence in (
+        ({"text": " "}, "the text is empty"),
+        ({"picture": None}, "choose a drawing or upload a photo"),
+    ):
         broken = do.Studio(**vars(state) | change)
         with pytest.raises(ValueError, match=sentence):
             do.prepare(broken)
@@ -382,7 +405,7 @@ def test_what_can_t_be_edited_makes_no_folder(state):
 # ---------------------------------------------------------------------------------------- the gallery
 
 
-def test_only_what_is_missing_is_drawn(finished, monkeypatch):
+def test_only_missing_pictures_are_drawn(finished, monkeypatch):
     drawn, pictures = [], imagic.ImagicEdit.pictures
 
     def noted(self, etas, seeds, **settings):
@@ -390,17 +413,17 @@ def test_only_what_is_missing_is_drawn(finished, monkeypatch):
         return pictures(self, etas, seeds, **settings)
 
     monkeypatch.setattr(imagic.ImagicEdit, "pictures", noted)
-    do.draw(finished, lambda: None)
+    do.draw_gallery(finished, lambda: None)
     assert drawn == []
     do.more_seeds(finished)
     finished.etas = sorted([*finished.etas, 0.25])
-    do.draw(finished, lambda: None)
+    do.draw_gallery(finished, lambda: None)
     assert drawn == [([0.25], [s], 0.5) for s in (0, 1)] + [([0.0, 0.25, 0.5, 0.8, 1.0], [s], 0.5) for s in (2, 3)]
     do.less_fine_tuning(finished)
     assert finished.scales == [0.5, 1.0]
 
 
-def test_finer_eta_lie_around_the_turn(finished):
+def test_finer_eta_lie_where_the_pictures_change_most(finished):
     black, white = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), "white")
     finished.etas, finished.seeds, finished.scales = [0.0, 0.4, 0.7, 1.0], [0, 1], [1.0]
     finished.pictures = {(eta, 1.0, seed): white if eta > 0.5 else black for eta in finished.etas for seed in (0, 1)}
@@ -408,7 +431,7 @@ def test_finer_eta_lie_around_the_turn(finished):
     do.finer(finished)
     assert finished.etas == [0.0, 0.4, 0.5, 0.6, 0.7, 1.0]
     finished.etas, finished.pictures = [0.5, 0.52], {(0.5, 1.0, 0): black, (0.52, 1.0, 0): white}
-    with pytest.raises(ValueError, match="lie side by side"):
+    with pytest.raises(ValueError, match="too close"):
         do.finer(finished)
     finished.pictures = {}
     with pytest.raises(ValueError, match="draw the gallery first"):
@@ -426,15 +449,23 @@ def test_seeds_and_scales_come_to_an_end(finished):
 
 def test_a_stop_ends_the_drawing_after_a_row(finished):
     do.more_seeds(finished)
-    do.draw(finished, lambda: do.stop(finished) if len(finished.pictures) > 8 else None)
+    do.draw_gallery(finished, lambda: do.stop(finished) if len(finished.pictures) > 8 else None)
     assert len(do.missing(finished)) == 4 and finished.phase == "finished"
+
+
+def test_a_stop_during_the_suggestion_counts(finished, monkeypatch):
+    monkeypatch.setattr(do, "train", lambda studio, tell: None)
+    monkeypatch.setattr(do, "add_suggestion", do.stop)
+    do.more_seeds(finished)
+    do.run_all(finished, lambda: None)
+    assert finished.stopping.is_set() and len(do.missing(finished)) == 8
 
 
 def test_the_choice_is_kept_and_becomes_the_thumbnail(finished, pipe):
     do.choose(finished, (0.0, 0.5, 1))
     assert read_facts(finished.folder)["chosen"] == {"eta": 0.0, "scale": 0.5, "seed": 1}
     [kept] = do.shelf(finished)
-    assert np.array_equal(pixels(do.thumbnail(kept)), pixels(finished.pictures[0.0, 0.5, 1]))
+    assert np.array_equal(pixels(do.cover(kept)), pixels(finished.pictures[0.0, 0.5, 1]))
     other = do.new_studio(pipe, finished.place)
     do.reopen(other, finished.folder)
     assert other.chosen == finished.chosen and other.pictures.keys() == finished.pictures.keys()
@@ -443,7 +474,14 @@ def test_the_choice_is_kept_and_becomes_the_thumbnail(finished, pipe):
         do.choose(other, (9.0, 1.0, 0))
 
 
-def test_an_edit_of_another_model_and_a_damaged_one_are_sentences_and_the_studio_stays(finished, state, pipe):
+@pytest.mark.parametrize("key", [(0.5, 1.0, 1), (-0.25, 0.75, 0), (1e-7, 0.5, 3), (10.0, 2.0, 2**62)])
+def test_the_name_of_a_picture_s_file_is_read_back(key):
+    eta, scale, seed = key
+    assert do.key_of(picture_name(eta, seed, scale)) == key
+    assert do.key_of("input.png") is None and do.key_of("eta-.png") is None
+
+
+def test_an_edit_of_another_model_or_a_damaged_one_leaves_the_studio_unchanged(finished, state, pipe):
     facts = read_facts(finished.folder)
     facts["base_model"] = {"name": "evil/model", "fingerprint": "x"}
     (finished.folder / "edit.json").write_text(json.dumps(facts))
@@ -455,10 +493,10 @@ def test_an_edit_of_another_model_and_a_damaged_one_are_sentences_and_the_studio
     assert edits_in(finished.place) == []
 
 
-# -------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------- files to keep
 
 
-def test_the_zip_holds_the_whole_edit_and_replaces_none(finished):
+def test_the_zip_holds_the_whole_edit_and_overwrites_none(finished):
     paths = [do.zipped(finished) for _ in range(2)]
     assert paths[0] != paths[1] and all(path.is_file() for path in paths)
     with zipfile.ZipFile(paths[0]) as file:
@@ -470,13 +508,13 @@ def test_the_zip_holds_the_whole_edit_and_replaces_none(finished):
 
 def test_without_an_edit_or_a_choice_there_is_nothing_to_keep(state):
     for make in (do.zipped, do.lora_files):
-        with pytest.raises(ValueError, match="no finished edit yet"):
+        with pytest.raises(ValueError, match="run an edit first"):
             make(state)
-    with pytest.raises(ValueError, match="no picture is chosen"):
+    with pytest.raises(ValueError, match="choose a picture first"):
         do.chosen_file(state)
 
 
-def test_a_lora_leaves_as_a_file_that_diffusers_opens_in_both_forms(state, pipe):
+def test_diffusers_opens_both_files_of_a_lora(state, pipe):
     state.method = "lora"
     do.prepare(state)
     do.run_all(state, lambda: None)
@@ -495,7 +533,7 @@ def test_an_edit_of_all_weights_has_no_lora(finished):
 
 
 class Hub:
-    """Stands in for `huggingface_hub.HfApi`, and notes what it is asked for."""
+    """Stands in for `huggingface_hub.HfApi`, and records the requests."""
 
     def __init__(self, logged_in=True):
         self.logged_in, self.asked = logged_in, []
@@ -517,7 +555,7 @@ class Hub:
         self.asked.append(("file", settings["repo_id"], settings))
 
 
-def test_a_push_makes_a_private_repository_of_the_edit_s_files_alone(finished):
+def test_a_push_makes_a_private_repository_of_only_the_edit_s_files(finished):
     (finished.folder / "my notes.txt").write_text("private")
     hub = Hub()
     assert do.push(finished, "me/my-car", hub) == "https://huggingface.co/me/my-car"
@@ -531,7 +569,7 @@ def test_a_push_makes_a_private_repository_of_the_edit_s_files_alone(finished):
 
 @pytest.mark.parametrize(
     ("hub", "name", "sentence"),
-    [(Hub(logged_in=False), "me/car", "nobody is logged in"), (Hub(), "no good/name/at all", "the hub refused")],
+    [(Hub(logged_in=False), "me/car", "not logged in"), (Hub(), "no good/name/at all", "the hub refused")],
 )
 def test_a_push_that_fails_is_one_sentence(finished, hub, name, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -542,52 +580,46 @@ def test_a_push_that_fails_is_one_sentence(finished, hub, name, sentence):
 # ---------------------------------------------------------------------------------------- by the mouse
 
 
-def test_with_the_mouse_alone_from_a_drawing_to_a_zip(box):
-    view = box.view
-    assert view.run.disabled and view.gallery_panel.layout.display == "none"
-    view.drawing.value = "car-parked.png"
-    assert "parked" in view.text.value and not view.run.disabled and view.source.value
-    view.text.value = TEXT
-    assert "tokens" in view.reading.value
+def run_by_click(box, drawing: str, text: str = "") -> None:
+    box.view.drawing.value = drawing
+    box.view.text.value = text or box.view.text.value
     box.click("run")
-    assert box.wait(600).text == TEXT
-    assert view.status.value == "✓ done" and view.gallery_panel.layout.display == ""
-    assert len([tile for tile in view.grid.children if hasattr(tile, "key")]) == 8
-    assert view.curves.value and view.sketches.value
+    assert box.wait(600).text == box.view.text.value
+    assert box.view.status.value == "✓ done" and box.view.gallery_panel.layout.display == ""
+
+
+def pictures_on_tiles(box) -> dict:
+    return {key: tile.small.value for key, tile in box.view.tiles.items() if tile.small.value}
+
+
+def test_with_the_mouse_alone_from_a_drawing_to_a_zip_and_to_a_second_edit(box):
+    view, grids = box.view, []
+    assert view.run.disabled and view.gallery_panel.layout.display == "none"
+    view.grid.observe(lambda change: grids.append(len(change["new"])), "children")
+    run_by_click(box, "car-parked.png", TEXT)
+    assert "tokens" in view.reading.value and view.source.value and view.curves.value and view.sketches.value
+    assert len([tile for tile in view.grid.children if hasattr(tile, "key")]) == len(pictures_on_tiles(box)) == 8
+    assert len(grids) <= 2  # laid out before the pictures come, and again after the suggestion of λ
+    assert all(view.tiles[key].layout.visibility == "visible" for key in box.state.pictures)
+    check_choice_and_files(box)
+    box.click("more_seeds")
+    box.wait(600)
+    assert len(pictures_on_tiles(box)) == 16 and box.state.seeds == [0, 1, 2, 3]
+    run_by_click(box, "dog-sitting.png")
+    drawn = {key: png(view_of.sized(picture, 2 * view_of.TILE), 0) for key, picture in box.state.pictures.items()}
+    assert pictures_on_tiles(box) == drawn and len(drawn) == 8
+
+
+def check_choice_and_files(box) -> None:
+    view = box.view
     view.tiles[0.0, 0.5, 1].over.click()
-    assert box.state.chosen == (0.0, 0.5, 1) and "seed 1" in view.choice.value
+    assert box.state.chosen == (0.0, 0.5, 1) and "seed 1" in view.choice.value and view.compare.children
     framed = [key for key, tile in view.tiles.items() if view_of.MARKED in tile.over.layout.get_state().values()]
     assert framed == [(0.0, 0.5, 1)]
-    assert view.compare.children
     for name in ("save_png", "save_zip"):
         box.click(name)
         assert "kept:" in view.kept.value and "download" in view.kept.value
     assert view.save_lora.disabled and len(view.shelf.children) == 1
-    tiles = len(view.tiles)
-    box.click("more_seeds")
-    box.wait(600)
-    assert len(view.tiles) == tiles + 8 and box.state.seeds == [0, 1, 2, 3]
-
-
-def test_a_second_edit_in_the_same_studio_shows_its_own_pictures(box):
-    for name in ("car-parked.png", "dog-sitting.png"):
-        box.view.drawing.value = name
-        box.click("run")
-        box.wait(600)
-        drawn = {key: png(view_of.sized(picture, 2 * view_of.TILE), 0) for key, picture in box.state.pictures.items()}
-        assert {key: tile.children[0].value for key, tile in box.view.tiles.items() if tile.children[0].value} == drawn
-
-
-def test_the_grid_of_the_gallery_is_laid_out_before_its_pictures_come(box):
-    """So that a new picture changes one tile, and not the list of all of them."""
-    box.view.drawing.value = "car-parked.png"
-    grids = []
-    box.view.grid.observe(lambda change: grids.append(len(change["new"])), "children")
-    box.click("run")
-    box.wait(600)
-    assert len(grids) <= 2 and len(box.state.pictures) == 8  # before and after the suggestion of λ
-    hidden = [key for key, tile in box.view.tiles.items() if tile.layout.visibility == "hidden"]
-    assert not set(hidden) & set(box.state.pictures)
 
 
 def test_stop_and_go_on_by_click(box, monkeypatch):
@@ -605,7 +637,7 @@ def test_stop_and_go_on_by_click(box, monkeypatch):
     box.view.drawing.value = "car-parked.png"
     box.click("run")
     assert reached.wait(600) and box.view.run.disabled and not box.view.stop.disabled
-    with pytest.raises(TimeoutError, match="still at work"):
+    with pytest.raises(TimeoutError, match="still working"):
         box.wait(0.01)
     box.click("run")
     assert "something is running" in box.view.note.value
@@ -618,15 +650,6 @@ def test_stop_and_go_on_by_click(box, monkeypatch):
     box.click("go_on")
     assert len(box.wait(600).embedding_history.loss) == 3
     assert box.view.go_on.layout.display == "none"
-
-
-def test_the_forecast_by_click(box):
-    box.view.drawing.value = "car-parked.png"
-    box.click("forecast_button")
-    box.wait(600)
-    assert "time: about" in box.view.forecast.value
-    box.view.method.value = "lora"
-    assert box.view.forecast.value == "" and box.state.method == "lora"
 
 
 def test_an_error_is_a_sentence_in_the_studio_and_raised_by_wait(box, monkeypatch):
@@ -642,25 +665,35 @@ def test_an_error_is_a_sentence_in_the_studio_and_raised_by_wait(box, monkeypatc
     assert not box.view.run.disabled and box.view.stop.disabled and box.view.go_on.layout.display == ""
 
 
-def test_a_photo_for_the_studio_comes_with_crop_and_reading(pipe, tmp_path):
+def test_an_error_at_once_stays_on_the_page(box, monkeypatch):
+    """Also if the thread has ended before the click has."""
+    monkeypatch.setattr(view_of.threading, "Thread", lambda target, daemon: SimpleNamespace(start=target))
+    monkeypatch.setattr(do, "run_all", lambda studio, tell: 1 / 0)
+    box.view.drawing.value = "car-parked.png"
+    box.click("run")
+    assert "✗ division by zero" in box.view.note.value
+
+
+def test_a_photo_comes_with_crop_and_unknown_words_with_a_note(pipe, tmp_path, recwarn):
     photo(96, 64).save(tmp_path / "my <photo>.png")
-    box = view_of.studio(pipe, tmp_path / "my <photo>.png", "a red car", place=tmp_path / "s", **STEPS)
+    box = view_of.studio(pipe, tmp_path / "my <photo>.png", "a red giraffe", place=tmp_path / "s", **STEPS)
     assert box.view.crop_controls.layout.display == "" and "my &lt;photo&gt;.png" in box.view.source_note.value
     before = box.view.source.value
     box.view.across.value = 0
     assert box.state.crop == do.Crop(0, 0.5, 1) and box.view.source.value != before
-    box.click("run")
-    box.wait(600)
-    assert (pixels(Image.open(box.state.folder / INPUT_FILE))[:, :, 0] > 100).mean() > 0.6
-
-
-def test_notes_of_unknown_words_are_shown_and_not_printed(box, recwarn):
-    box.view.drawing.value, box.view.text.value = "car-parked.png", "a yellow giraffe"
     assert "never seen by this model: giraffe" in box.view.reading.value
     box.click("run")
     assert "never saw &#x27;giraffe&#x27;" in box.view.note.value
     box.wait(600)
-    assert not [w for w in recwarn if "giraffe" in str(w.message)]
+    assert (pixels(Image.open(box.state.folder / INPUT_FILE))[:, :, 0] > 100).mean() > 0.6
+    assert not [w for w in recwarn if "giraffe" in str(w.message)]  # the note is shown rather than printed
+
+
+def test_the_curves_are_one_picture_with_a_description():
+    history = loop.History([0.3] * 20, [0, 10, 20], [0.3, 0.2, 0.1], steps=40)
+    drawn = view_of.probe_curves({"embedding": history})
+    assert drawn.startswith("<svg ") and 'aria-label="probe loss of both stages"' in drawn
+    assert drawn.count("<use ") > view_of.probe_curves({}).count("<use ")  # a mark for each probe
 
 
 # ------------------------------------------------------------------- ipywidgets 7, as on Colab
@@ -671,7 +704,7 @@ SETTINGS_OF_7 = {"value", "min", "max", "format", "options", "description", "sty
                  "placeholder", "multiple", "continuous_update"}  # fmt: skip
 
 
-def test_only_widgets_and_settings_that_ipywidgets_7_has_too():
+def test_only_widgets_and_settings_of_ipywidgets_7():
     tree = ast.parse(inspect.getsource(view_of))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     ours = [call for call in calls if getattr(call.func.value, "id", "") == "widgets"]
@@ -680,11 +713,11 @@ def test_only_widgets_and_settings_that_ipywidgets_7_has_too():
 
 
 def test_the_frontend_knows_every_widget(box):
-    for part in parts(box):
+    for part in widgets_in(box):
         assert part._model_module == "@jupyter-widgets/controls" and part._model_name.removesuffix("Model") in STOCK
 
 
-def test_what_waits_on_a_gpu_is_only_moved_there_for_a_sketch(state):
+def test_a_sketch_moves_the_vae_to_the_gpu_and_back(state):
     """The VAE is where it was, and the noise is seed 0's."""
     empty = do.embedding_of_negative(state.pipe)
     e = imagic.encode_text(state.pipe, TEXT)
@@ -693,7 +726,7 @@ def test_what_waits_on_a_gpu_is_only_moved_there_for_a_sketch(state):
     assert np.abs(pixels(one) - pixels(same)).max() <= 1
 
 
-def test_drive_is_used_in_colab_only_if_it_is_mounted(monkeypatch, tmp_path):
+def test_colab_uses_a_drive_only_if_it_is_mounted(monkeypatch, tmp_path):
     assert do.usual_place() == Path("out/studio")
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
     monkeypatch.setattr(do, "DRIVE", tmp_path)

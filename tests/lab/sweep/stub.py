@@ -1,10 +1,9 @@
 """Work for sweeps that test the bookkeeping, not the edits: a picture of one colour, at once. The text says what else
 happens."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
+import json
 import os
 import signal
 import time
@@ -13,21 +12,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from imagic_lab.sweep.table import Job, read_table
-from imagic_lab.sweep.work import Setup
+from imagic_lab.sweep import Job, read_table
+from imagic_lab.sweep.work import Setup, edit_and_draw
 
-DRAW = "tests.lab.sweep.stub:draw"
+DRAW, SLOW_EDIT = "tests.lab.sweep.stub:draw", "tests.lab.sweep.stub:slow_edit"
 
 
 def draw(job: Job, folder: Path, setup: Setup) -> dict:
     """A picture for each η and seed, whose colour is the job's name, and a mark that no second run would give."""
     if "bad" in job.text:
         raise ValueError(f"a bad job: {job.text}")
-    if "deadly" in job.text:
+    if "deadly" in job.text or ("mortal" in job.text and not died_before(job, setup)):
         os.kill(os.getpid(), signal.SIGKILL)
-    if "waits" in job.text:  # for the test to let it go on, or to kill it
-        while not (Path(setup.out) / "go").exists():
-            time.sleep(0.02)
+    if "waits" in job.text:
+        wait_for(Path(setup.out) / "go")
     pictures = []
     for seed in job.seeds:
         for eta in job.etas:
@@ -38,13 +36,33 @@ def draw(job: Job, folder: Path, setup: Setup) -> dict:
     return {"pictures": pictures, "mark": uuid.uuid4().hex, "worker": os.getpid()}
 
 
+def died_before(job: Job, setup: Setup) -> bool:
+    """False the first time, true ever after."""
+    try:
+        (Path(setup.out) / f"died-{job.name}").touch(exist_ok=False)
+        return False
+    except FileExistsError:
+        return True
+
+
 def one_at_a_time(job: Job, folder: Path, setup: Setup) -> dict:
     """The k-th edit waits for the file let-k, once k edits are finished: so the test knows when it can kill."""
     out = Path(setup.out)
-    count = len(list(out.glob("edits/[0-9a-f]*")))
-    while count and not (out / f"let-{count}").exists():
-        time.sleep(0.02)
+    if count := len(finished(out)):
+        wait_for(out / f"let-{count}")
     return draw(job, folder, setup)
+
+
+def slow_edit(job: Job, folder: Path, setup: Setup) -> dict:
+    """A real edit. It says which process it is in, and waits until the test lets it go on, or kills it."""
+    (Path(setup.out) / f"pid-{os.getpid()}").touch()
+    wait_for(Path(setup.out) / "go")
+    return edit_and_draw(job, folder, setup)
+
+
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.02)
 
 
 def write_table(folder: Path, texts: list[str], **columns: str) -> Path:
@@ -62,13 +80,19 @@ def jobs_in(folder: Path, texts: list[str], etas: str = "0.5") -> list[Job]:
     return read_table(write_table(folder, texts, etas=etas))
 
 
+def finished(out: Path) -> list[Path]:
+    return sorted((out / "edits").glob("[0-9a-f]*"))
+
+
 def marks(out: Path) -> dict[str, str]:
     """The mark of each finished job."""
-    from imagic_lab.sweep.work import read_json
-
-    return {p.parent.name: read_json(p)["mark"] for p in (out / "edits").glob("[0-9a-f]*/job.json")}
+    return {folder.name: json.loads((folder / "job.json").read_text("utf-8"))["mark"] for folder in finished(out)}
 
 
 def pictures(out: Path) -> dict[str, bytes]:
     """Every finished picture's bytes, by its path in the sweep."""
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted((out / "edits").glob("[0-9a-f]*/eta-*.png"))}
+
+
+def errors_of(out: Path) -> list[str]:
+    return sorted(json.loads(path.read_text("utf-8"))["error"] for path in (out / "errors").glob("*.json"))

@@ -1,22 +1,21 @@
 """What a sweep shows: one row a picture, a page that needs no network, an honest time left, exit codes."""
 
 import csv
-import html
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from imagic_lab import sweep as package
 from imagic_lab.sweep import report, run, sweep
-from imagic_lab.sweep.work import DONE, FAILED
+from imagic_lab.sweep.work import Setup, attempt, write_json
+from imagic_lab.toyworld import Scene
 from imagic_lib.__main__ import main
 from tests.lab.studio.test_browser import CHROMIUM, SWITCHES
-from tests.lab.sweep.stub import DRAW, marks, write_table
+from tests.lab.sweep.stub import DRAW, jobs_in, marks, write_table
 
 NASTY = '<script>alert("1")</script> & "a cat" \'\u202e'
 
@@ -80,7 +79,7 @@ def test_after_the_fault_is_gone_errors_are_empty(tmp_path, swept):
 def test_the_page_needs_no_network_and_takes_no_text_for_html(swept):
     page = (swept / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|<link|<iframe|fetch\(", page)
-    assert page.count("<script>") == 1 and html.escape(NASTY) in page and NASTY not in page
+    assert page.count("<script>") == 1 and str(escape(NASTY)) in page and NASTY not in page
     assert page.count("data:image/jpeg;base64,") == 8 and page.count("<section data-text=") == 2
     assert [float(eta) for eta in re.findall(r'<option value="([\d.]+)">', page)] == [0, 0.7]
     for link in re.findall(r'href="([^"]+)"', page):
@@ -88,7 +87,7 @@ def test_the_page_needs_no_network_and_takes_no_text_for_html(swept):
     assert "a bad job: bad" in page
 
 
-def test_many_pictures_are_links_in_place_of_thumbnails(tmp_path, swept, monkeypatch):
+def test_many_pictures_are_links_instead_of_thumbnails(tmp_path, swept, monkeypatch):
     monkeypatch.setattr(report, "EMBEDDED", 7)
     sweep(write_table(tmp_path, ["a car"], etas="0 0.7", seeds="1 2 3 4"), swept, work=DRAW)
     page = (swept / "report.html").read_text(encoding="utf-8")
@@ -99,32 +98,32 @@ def test_the_contact_sheet_shows_the_pictures_at_their_places(swept):
     sheet = Image.open(swept / "contact-sheet.png").convert("RGB")
     first = rows_of(swept / "results.csv")[1]  # η = 0.7 at the first seed: the third column
     color = Image.open(swept / first["file"]).convert("RGB").getpixel((0, 0))
-    x, y = 6 + 2 * (report.CELL + 6) + report.CELL // 2, 6 + 22 + report.CELL // 2
+    x, y = 6 + 2 * (report.CELL + 6) + report.CELL // 2, 6 + report.LINE + report.CELL // 2
     assert sheet.getpixel((x, y)) == color
     assert np.asarray(sheet)[6:24, 6:60].min() < 100  # the text above
+    assert np.asarray(sheet)[6 + report.LINE + report.CELL :, 6:60].min() < 100  # "input", below
 
 
-def test_a_long_text_is_cut_to_its_line():
-    from PIL import ImageDraw
-
-    draw, face = ImageDraw.Draw(Image.new("RGB", (10, 10))), report.font(14)
-    cut = report.shortened(draw, "a very long text " * 50, face, 300)
-    assert cut.endswith("…") and 200 < draw.textlength(cut, face) <= 300
-    assert report.shortened(draw, "two\nlines", face, 300) == "two lines"
+def test_a_long_text_is_cut_to_its_line(tmp_path):
+    sweep(write_table(tmp_path, ["a very long text " * 50], etas="0"), tmp_path / "out", work=DRAW)
+    sheet = np.asarray(Image.open(tmp_path / "out" / "contact-sheet.png"))
+    assert sheet[6:24, :-6].min() < 100 and sheet[6:24, -6:].min() == 255  # it ends before the edge
 
 
-def test_the_time_left_counts_only_what_is_done_in_this_run(monkeypatch):
-    bar = run.Bar(total=100, finished=60)
-    now = bar.bar.start_t
-    monkeypatch.setattr(bar.bar, "_time", lambda: now + 50.0)
-    for _ in range(10):
-        bar.note(None, DONE)
-    for _ in range(20):
-        bar.note(None, FAILED)
-    shown = bar.bar.format_dict
+def test_the_time_left_counts_only_what_is_done_in_this_start(tmp_path, monkeypatch):
+    jobs = jobs_in(tmp_path, [f"a car {k}" for k in range(100)])
+    setup = Setup(str(run.take(tmp_path / "out", DRAW)), "second")
+    bar = run.SweepBar(total=100, initial=60)
+    monkeypatch.setattr(bar, "_time", lambda now=bar.start_t: now + 50.0)
+    for job in jobs[:70]:
+        setup.folder(job).mkdir()
+    for number, job in enumerate(jobs[70:]):
+        write_json(setup.error_file(job), {"run": "second" if number < 20 else "first", "error": "bad"})
+    assert bar.look(jobs, setup) == 10
+    shown = bar.format_dict
     assert (shown["n"], shown["initial"], shown["total"]) == (70, 60, 80)
     # ten in 50 s; of 40 at the start ten more are to be done, for twenty failed: 50 s
-    assert "<00:50" in str(bar.bar)
+    assert "<00:50" in str(bar)
     bar.close()
 
 
@@ -136,9 +135,9 @@ def test_a_folder_with_files_of_the_user_s_is_refused_and_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
-def test_a_file_in_place_of_the_folder_and_a_sweep_of_other_work_are_refused(tmp_path, swept):
+def test_a_file_instead_of_the_folder_and_a_sweep_of_other_work_are_refused(tmp_path, swept):
     table = write_table(tmp_path, ["a car"])
-    with pytest.raises(ValueError, match=r"in\.png is no folder"):
+    with pytest.raises(ValueError, match=r"in\.png is not a folder"):
         sweep(table, tmp_path / "in.png", work=DRAW)
     with pytest.raises(ValueError, match="holds a sweep of other work"):
         sweep(table, swept)
@@ -178,9 +177,7 @@ def test_faults_are_a_line_each_and_one_sentence_and_nothing_is_started(tmp_path
 
 
 def test_a_stop_keeps_what_is_done_and_says_how_to_go_on(tmp_path, command, capsys, monkeypatch):
-    def stopped(jobs, setup, note):
-        from imagic_lab.sweep.work import attempt
-
+    def stopped(jobs, setup, look):
         attempt(jobs[0], setup)
         raise KeyboardInterrupt
 
@@ -204,7 +201,7 @@ def test_options_that_do_not_fit_are_a_sentence(tmp_path, command, capsys, more,
 
 def test_options_of_slurm_reach_it(tmp_path, command, monkeypatch, capsys):
     seen = {}
-    monkeypatch.setitem(run.ENGINES, "slurm", lambda jobs, setup, note, **options: seen.update(options))
+    monkeypatch.setitem(run.ENGINES, "slurm", lambda jobs, setup, look, **options: seen.update(options))
     more = ["--engine", "slurm", "--workers", "3", "--slurm", "timeout_min=60", "slurm_partition=gpu"]
     assert command(write_table(tmp_path, ["a car"]), *more) == 1
     assert seen == {"workers": 3, "options": {"timeout_min": 60, "slurm_partition": "gpu"}}
@@ -213,12 +210,15 @@ def test_options_of_slurm_reach_it(tmp_path, command, monkeypatch, capsys):
     assert "'partition' is not NAME=VALUE" in capsys.readouterr().err
 
 
-def test_the_command_itself_makes_a_real_edit(tmp_path, model_folder):
-    from imagic_lab.toyworld import Scene
-
+def test_the_command_makes_a_real_edit(tmp_path, model_folder, capsys):
     write_table(tmp_path, ["a brown dog"], model=str(model_folder), embedding_steps="1", unet_steps="1", etas="1")
     Scene.sample(1).render().save(tmp_path / "in.png")
-    arguments = ["sweep", str(tmp_path / "jobs.csv"), "--out", str(tmp_path / "out"), "--cores", "1"]
-    done = subprocess.run([sys.executable, "-m", "imagic_lib", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "1 done, 0 failed, 0 open" in done.stdout and len(rows_of(tmp_path / "out" / "results.csv")) == 1
+    assert main(["sweep", str(tmp_path / "jobs.csv"), "--out", str(tmp_path / "out"), "--cores", "1"]) == 0
+    assert "1 done, 0 failed, 0 open" in capsys.readouterr().out and len(rows_of(tmp_path / "out" / "results.csv")) == 1
+    assert 'alt="input"' in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_nothing_of_ray_and_submitit_is_loaded_before_it_is_needed():
+    """The command needs neither; so no module of the room imports them at its top."""
+    for path in Path(package.__file__).parent.glob("*.py"):
+        assert not re.search(r"^(import|from) (ray|submitit)", path.read_text(encoding="utf-8"), re.MULTILINE)

@@ -1,9 +1,12 @@
 """The table of a sweep: what it means, and that all its faults come at once, before anything is started."""
 
+import shutil
+from dataclasses import asdict, replace
+
 import pytest
 from PIL import Image
 
-from imagic_lab.sweep import Faults, read_table
+from imagic_lab.sweep import Faults, Job, read_table
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.edit import ETAS
 from imagic_lib.models import TINY
@@ -11,7 +14,7 @@ from imagic_lib.models import TINY
 
 @pytest.fixture
 def table(tmp_path):
-    """Write a table beside two pictures and a file that is none."""
+    """Write a table next to two pictures and a file that is not a picture."""
     for name, color in {"red.png": "red", "blue.png": "blue"}.items():
         Image.new("RGB", (32, 32), color).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
@@ -71,17 +74,17 @@ red.png,a cat,,,,,,,,one too many
         read_table(table(rows))
     found = [
         ("row 3: image: there is no file", "nowhere.png"),
-        ("row 4: image:", "notes.txt is no picture"),
+        ("row 4: image:", "notes.txt is not a picture"),
         ("row 5: text: the text is empty", ""),
         ("row 5: method: 'half' is unknown", "full or lora"),
         ("row 5: embedding_steps: '1.5' is not a whole number", ""),
         ("row 5: seeds: '-1' is not a whole number", ""),
-        ("row 5: etas: 'much' is not a number", ""),
-        ("row 5: scale: '3' is not from 0 to 2", ""),
-        ("row 5: model: 'no such model' is neither", ""),
+        ("row 5: etas: 'much' is not a number within ±10", ""),
+        ("row 5: scale: '3' is not a number from 0 to 2", ""),
+        ("row 5: model: 'no such model' is not tiny, a folder, or the id", ""),
         ("row 6: it is the same edit as row 2", ""),
-        ("row 7: model:", "is no diffusers model"),
-        ("row 7: etas: etas must be", "±10"),
+        ("row 7: model:", "is not a complete diffusers model"),
+        ("row 7: etas: '99' is not a number within ±10", ""),
         ("row 8: it has 10 cells, the header has 8", ""),
     ]
     faults = sorted(caught.value.faults)
@@ -94,7 +97,7 @@ red.png,a cat,,,,,,,,one too many
 @pytest.mark.parametrize(
     ("header", "faults"),
     [
-        ("picture,text", ["there is no column 'image'", "the column 'picture' is unknown: there are image, text"]),
+        ("picture,text", ["the column 'image' is missing", "the column 'picture' is unknown: use image, text"]),
         ("image,text,text", ["the column 'text' is there twice"]),
         ("image,text,", ["the column '' is unknown"]),
     ],
@@ -110,26 +113,26 @@ def test_columns_that_are_wrong_are_all_named(table, header, faults):
     ("content", "sentence"),
     [
         ("image,text\n", "has no rows"),
-        ('image,text\nred.png,"a car\n', "is no CSV file"),
-        ("image,text\nred.png,Stra\xdfe\n", "is no CSV file in UTF-8"),
+        ('image,text\nred.png,"a car\n', "is not a CSV file"),
+        ("image,text\nred.png,Stra\xdfe\n", "is not a CSV file in UTF-8"),
     ],
 )
-def test_what_is_no_table_is_one_sentence(table, content, sentence):
+def test_a_file_that_is_not_a_table_is_one_sentence(table, content, sentence):
     with pytest.raises(ValueError, match=sentence):
         read_table(table(content, "latin-1"))
 
 
 def test_a_table_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         read_table(tmp_path / "nothing.csv")
 
 
 def test_an_empty_file_has_no_columns(table):
-    with pytest.raises(Faults, match="there is no column 'image'"):
+    with pytest.raises(Faults, match="the column 'image' is missing"):
         read_table(table(""))
 
 
-def test_a_name_stands_for_settings_and_bytes_and_for_no_place(table, tmp_path):
+def test_a_name_stands_for_settings_and_bytes_wherever_the_files_are(table, tmp_path):
     first = read_table(table("image,text\nred.png,a car\n"))[0].name
     (tmp_path / "copy.png").write_bytes((tmp_path / "red.png").read_bytes())
     rows = f"image,text,model\nblue.png,x,\ncopy.png,a car,{TINY}\n"
@@ -146,8 +149,6 @@ def test_each_setting_changes_the_name(table):
 
 
 def test_other_weights_under_the_same_name_are_another_edit(table, model_folder, tmp_path):
-    import shutil
-
     shutil.copytree(model_folder, tmp_path / "model")
     path = table("image,text,model\nred.png,a car,model\n")
     [before] = read_table(path)
@@ -157,6 +158,24 @@ def test_other_weights_under_the_same_name_are_another_edit(table, model_folder,
     content[-1] ^= 1
     weights.write_bytes(content)
     assert read_table(path)[0].name != before.name
+
+
+def test_every_number_that_is_wrong_in_a_cell_is_named(table):
+    with pytest.raises(Faults) as caught:
+        read_table(
+            table("image,text,seeds,etas,scale,seed\nred.png,a car,1 -2 x 3,nan inf 1,nan,9223372036854775808\n")
+        )
+    assert [fault.removeprefix("row 2: ").split(" is not ")[0] for fault in caught.value.faults] == [
+        "seed: '9223372036854775808'",
+        *("seeds: '-2'", "seeds: 'x'", "etas: 'nan'", "etas: 'inf'", "scale: 'nan'"),
+    ]
+
+
+def test_a_job_that_is_not_of_a_table_can_name_what_is_not_here():
+    """As those of the benchmark, whose methods are not the table's."""
+    job = Job("nowhere.png", "a car", method="sdedit", seeds=(0, 1), etas=(0.1, 0.7), picture="dev-3", weights="abc")
+    assert (job.image, job.method, job.etas, job.embedding_steps) == ("nowhere.png", "sdedit", (0.1, 0.7), None)
+    assert job.name != replace(job, weights="abd").name == Job(**asdict(job) | {"weights": "abd", "row": 7}).name
 
 
 def test_a_hub_s_model_has_the_defaults_of_stable_diffusion(table):

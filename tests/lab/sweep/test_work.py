@@ -1,33 +1,56 @@
 """One job: done once, by one process, whole or not at all, wherever it was killed."""
 
-import fcntl
+import gc
 import os
 import re
 import shutil
 import signal
 import sys
+import time
+import warnings
+import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from imagic_lab.sweep import run, work
 from imagic_lab.sweep.table import read_table
-from imagic_lab.sweep.work import CLAIMED, DONE, EDIT, FAILED, Setup, attempt, read_json, work_through
+from imagic_lab.sweep.work import CLAIMED, DONE, EDIT_WORK, FAILED, TRIES, Setup, attempt, read_json, work_through
 from imagic_lab.toyworld import Scene
 from imagic_lib import edit as edits
 from imagic_lib.__main__ import main
-from imagic_lib.planning.memory import Plan, Row
-from imagic_lib.training.strategies import Strategy
-from tests.lab.sweep.stub import DRAW, jobs_in, marks, pictures
+from imagic_lib.files import save_tensors
+from imagic_lib.pictures import load_image
+from tests.lab.sweep.stub import DRAW, errors_of, finished, jobs_in, marks, pictures, write_table
 
 
 @pytest.fixture
 def setup(tmp_path):
     run.take(tmp_path / "out", DRAW)
     return Setup(str(tmp_path / "out"), run="first", cores=1, work=DRAW)
+
+
+@pytest.fixture
+def work_is(monkeypatch):
+    """Gives all jobs this function as their work."""
+    return lambda function: monkeypatch.setattr(work, "resolve_name", lambda name: function)
+
+
+def in_a_child(function, *arguments) -> int:
+    """How a child process that calls this function ends: its exit code, or minus the signal that killed it."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        function(*arguments)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def test_a_job_is_done_once(tmp_path, setup):
@@ -39,76 +62,112 @@ def test_a_job_is_done_once(tmp_path, setup):
     assert [p.name for p in (tmp_path / "out" / "edits").iterdir()] == [job.name]
 
 
-def test_the_lock_of_a_worker_killed_after_its_rename_is_taken_away(tmp_path, setup):
-    [job] = jobs_in(tmp_path, ["a car"])
-    assert attempt(job, setup) == DONE
-    lock = work.lock_of(setup.folder(job))
-    lock.touch()
-    assert attempt(job, setup) == DONE and not lock.exists()
+def test_a_job_that_another_process_has_is_left_to_it_until_that_is_killed(tmp_path, setup):
+    """The lock is the kernel's, so a process that was killed leaves none, though it leaves its file."""
+    [job] = jobs_in(tmp_path, ["waits"])
+    child = os.fork()
+    if not child:
+        attempt(job, setup)
+    part = setup.hidden(job, "part")
+    while not (part / ".tries").exists():
+        time.sleep(0.01)
+    assert attempt(job, setup) == CLAIMED and not setup.folder(job).exists()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    (tmp_path / "out" / "go").touch()
+    assert setup.hidden(job, "lock").exists() and attempt(job, setup) == DONE
 
 
-def test_a_job_that_another_process_has_is_left_to_it(tmp_path, setup):
-    [job] = jobs_in(tmp_path, ["a car"])
-    lock = setup.folder(job).with_name(f".{job.name}.lock")
-    with lock.open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert attempt(job, setup) == CLAIMED
-        assert not setup.folder(job).exists()
-    assert attempt(job, setup) == DONE
+@pytest.mark.parametrize("errno", [38, 37], ids=["ENOSYS, where filelock takes files for locks", "ENOLCK"])
+def test_a_disk_without_locks_is_said(tmp_path, setup, monkeypatch, errno):
+    import fcntl
 
-
-def test_a_lock_that_was_deleted_meanwhile_is_no_claim(tmp_path, setup, monkeypatch):
-    """Its owner ends between our opening the file and our locking it: we hold the lock of a file that is gone."""
-    [job] = jobs_in(tmp_path, ["a car"])
-    real = fcntl.flock
-
-    def late(descriptor, how):
-        os.unlink(setup.folder(job).with_name(f".{job.name}.lock"))
-        real(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    assert attempt(job, setup) == CLAIMED
-    monkeypatch.setattr(fcntl, "flock", real)
-    assert attempt(job, setup) == DONE
-
-
-def test_a_disk_without_locks_is_said(tmp_path, setup, monkeypatch):
     def none(descriptor, how):
-        raise OSError(38, "Function not implemented")
+        raise OSError(errno, os.strerror(errno))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(ValueError, match="is on a disk without locks"):
-        attempt(jobs_in(tmp_path, ["a car"])[0], setup)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="has no file locks"):
+        warnings.simplefilter("ignore")
+        work_through(jobs_in(tmp_path, ["a car"]), setup)
 
 
-def test_a_bad_job_fails_once_in_a_run_and_is_tried_again_in_the_next(tmp_path, setup, monkeypatch):
+def test_a_bad_job_fails_once_in_a_start_and_is_tried_again_in_the_next(tmp_path, setup, work_is):
     [job] = jobs_in(tmp_path, ["bad"])
     assert attempt(job, setup) == FAILED
-    assert read_json(setup.error_file(job))["error"] == "a bad job: bad"
-    monkeypatch.setattr(work, "named", lambda name: pytest.fail("it failed in this run"))
+    assert errors_of(tmp_path / "out") == ["a bad job: bad"]
+    work_is(lambda *arguments: pytest.fail("it failed in this start"))
     assert attempt(job, setup) == FAILED
-    monkeypatch.setattr(work, "named", lambda name: lambda job, folder, setup: {})
+    work_is(lambda *arguments: {})
     assert attempt(job, replace(setup, run="second")) == DONE
     assert not setup.error_file(job).exists()
 
 
-def test_what_can_t_be_used_of_a_killed_run_is_made_again(tmp_path, setup, monkeypatch):
+def test_a_job_that_kills_its_workers_is_given_up_even_if_each_is_of_another_start(tmp_path, setup):
+    jobs = jobs_in(tmp_path, ["deadly", "a car"])
+    for start in range(TRIES):
+        mine = replace(setup, run=f"start {start}")
+        assert in_a_child(work_through, jobs, mine) == -signal.SIGKILL and not finished(tmp_path / "out")
+    assert in_a_child(work_through, jobs, setup) == 0
+    assert len(finished(tmp_path / "out")) == 1
+    assert errors_of(tmp_path / "out") == ["its worker was lost 3 times: killed, or out of the computer's memory"]
+    # the next start tries it again: the reason can be gone
+    assert in_a_child(attempt, jobs[0], replace(setup, run="next")) == -signal.SIGKILL
+
+
+def test_a_stop_is_no_loss_of_a_worker(tmp_path, setup, work_is):
     [job] = jobs_in(tmp_path, ["a car"])
-    part = setup.folder(job).with_name(f".{job.name}.part")
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    for _ in range(TRIES + 1):
+        work_is(stopped)
+        with pytest.raises(KeyboardInterrupt):
+            attempt(job, setup)
+    work_is(lambda *arguments: {})
+    assert attempt(job, setup) == DONE
+
+
+@pytest.mark.parametrize("torn", ["checkpoint-full.safetensors", "edit.json", "input.png"])
+def test_damaged_files_of_an_earlier_start_are_set_aside_and_the_edit_begins_anew(tmp_path, setup, work_is, torn):
+    [job] = jobs_in(tmp_path, ["a car"])
+    part = setup.hidden(job, "part")
     part.mkdir()
-    (part / "checkpoint").write_text("torn")
+    (part / torn).write_bytes(b"\0" * 99)
 
     def reads(job, folder, setup):
-        if (folder / "checkpoint").exists():
-            raise ValueError("the checkpoint is damaged")
+        if (folder / torn).exists():
+            raise ValueError("it is damaged")
         return {}
 
-    monkeypatch.setattr(work, "named", lambda name: reads)
+    work_is(reads)
     assert attempt(job, setup) == DONE
     assert [p.name for p in setup.folder(job).iterdir()] == ["job.json"]
+    [aside] = (tmp_path / "out" / "edits").glob(f".{job.name}.damaged-*")
+    assert (aside / torn).read_bytes() == b"\0" * 99
+    assert aside.name in read_json(setup.folder(job) / "job.json")["notes"][0]
 
 
-def test_an_edit_that_another_worker_finished_meanwhile_stands(tmp_path, setup, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
+def test_an_error_of_any_kind_leaves_whole_checkpoints_where_they_are(tmp_path, setup, work_is, error):
+    """A full disk is a ValueError: once it cost hours of training."""
+    [job] = jobs_in(tmp_path, ["a car"])
+    part = setup.hidden(job, "part")
+    save_tensors(part / "checkpoint-full.safetensors", {"weights": torch.ones(9)}, {"step": 900})
+    before = (part / "checkpoint-full.safetensors").read_bytes()
+
+    def full(*arguments):
+        raise error("its checkpoint takes 10.3 GB on disk, and there is room for 0.1 GB")
+
+    work_is(full)
+    assert attempt(job, setup) == FAILED
+    assert (part / "checkpoint-full.safetensors").read_bytes() == before
+    seen = []
+    work_is(lambda job, folder, setup: seen.extend(p.name for p in folder.glob("*.safetensors")) or {})
+    assert attempt(job, replace(setup, run="second")) == DONE and seen == ["checkpoint-full.safetensors"]
+
+
+def test_an_edit_that_another_worker_finished_meanwhile_stands(tmp_path, setup, work_is):
     """As on a network disk, whose folders are seen late."""
     [job] = jobs_in(tmp_path, ["a car"])
 
@@ -117,7 +176,7 @@ def test_an_edit_that_another_worker_finished_meanwhile_stands(tmp_path, setup, 
         (setup.folder(job) / "theirs").touch()
         return {}
 
-    monkeypatch.setattr(work, "named", lambda name: overtaken)
+    work_is(overtaken)
     assert attempt(job, setup) == DONE
     assert [p.name for p in (tmp_path / "out" / "edits").iterdir()] == [job.name]
     assert (setup.folder(job) / "theirs").exists()
@@ -131,14 +190,34 @@ def test_jobs_that_others_hold_are_waited_for(tmp_path, setup, monkeypatch):
         return CLAIMED if job.text == "a cat" and tried.count("a cat") < 3 else DONE
 
     monkeypatch.setattr(work, "attempt", held_twice)
-    seen = []
-    work_through(jobs, setup, lambda job, state: seen.append(job.text), pause=0)
-    assert tried == ["a car", "a cat", "a dog", "a cat", "a cat"] and seen == ["a car", "a dog", "a cat"]
+    monkeypatch.setattr(work, "LOOK", -1)
+    monkeypatch.setattr(work.time, "sleep", lambda seconds: None)
+    looks = []
+    work_through(jobs, setup, lambda: looks.append(len(tried)))
+    assert tried == ["a car", "a cat", "a dog", "a cat", "a cat"] and looks == [1, 2, 3, 4, 5]
 
 
 def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
-    with pytest.raises(ValueError, match="it must lie on a disk that all machines share"):
-        work.begin_worker(Setup(str(tmp_path / "nowhere"), "first", cores=torch.get_num_threads()))
+    with pytest.raises(ValueError, match="it must be on a disk that all machines share"):
+        work_through([], Setup(str(tmp_path / "nowhere"), "first"))
+
+
+def test_no_bar_is_shown_while_a_job_is_done_whichever_module_makes_it(tmp_path, setup, work_is, capsys):
+    from imagic_lib import stage4_inference
+    from imagic_lib.planning import memory
+
+    def shows(*arguments):
+        for module in (stage4_inference, memory):
+            list(module.tqdm(range(3), desc="of a module"))
+        with tqdm(total=3, desc="of nobody", disable=False) as bar:
+            bar.update(2)
+        return {}
+
+    work_is(shows)
+    assert attempt(jobs_in(tmp_path, ["a car"])[0], setup) == DONE
+    assert capsys.readouterr().err == ""
+    shows()
+    assert "of a module" in capsys.readouterr().err
 
 
 # --- killed
@@ -147,51 +226,61 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod")
 
 
-def killed_before(number: int, jobs: list, setup: Setup) -> bool:
-    """Work in a process of its own, which kills itself (-9) before its file operation of this number. False if it
-    came to its end before that."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
-        return os.WIFSIGNALED(status)
-    try:
-        count = 0
+def kill_myself_before(number: int, jobs: list, setup: Setup) -> None:
+    """Work, until the file operation of this number: there it is kill -9."""
+    count = 0
 
-        def audit(event, arguments):
-            nonlocal count
-            if event in OPERATIONS and setup.out in str(arguments[0]):
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
+    def audit(event, arguments):
+        nonlocal count
+        if event in OPERATIONS and setup.out in str(arguments[0]):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(audit)
-        work_through(jobs, setup)
-        os._exit(0)
-    finally:
-        os._exit(1)
+    sys.addaudithook(audit)
+    work_through(jobs, setup)
 
 
 def test_killed_before_any_of_its_file_operations_it_goes_on(tmp_path, setup):
     """Nothing that was finished is lost or done again, and what is seen under its own name is whole."""
-    jobs = jobs_in(tmp_path, ["a car", "bad", "a cat"])
-    kills = 0
-    for number in range(1, 1000):
-        out = tmp_path / f"out{number}"
+    jobs = jobs_in(tmp_path, ["a car", "bad"])
+    kills, killed = 0, True
+    while killed:
+        kills += 1
+        out = tmp_path / f"out{kills}"
         run.take(out, DRAW)
         mine = replace(setup, out=str(out))
-        killed = killed_before(number, jobs, mine)
+        killed = in_a_child(kill_myself_before, kills, jobs, mine) == -signal.SIGKILL
         before = marks(out)
         assert all((out / "edits" / name / "eta-0.5-seed-0.png").is_file() for name in before)
         work_through(jobs, replace(mine, run="second"))
         after = marks(out)
-        assert after.keys() == {jobs[0].name, jobs[2].name} and before.items() <= after.items()
+        assert after.keys() == {jobs[0].name} and before.items() <= after.items()
         beside = {p.name for p in (out / "edits").iterdir()} - after.keys()
         assert all(name.endswith(".lock") or name == f".{jobs[1].name}.part" for name in beside)
-        if not killed:
-            break
-        kills += 1
     assert kills > 20
+
+
+def test_a_sweep_that_is_killed_goes_on_and_does_nothing_twice(tmp_path):
+    """The whole sweep, at the moments when one and two edits are finished."""
+    table, out = write_table(tmp_path, [f"a car {k}" for k in range(5)]), tmp_path / "out"
+    options, known = {"work": "tests.lab.sweep.stub:one_at_a_time"}, {}
+    for count in (1, 2):
+        child = os.fork()
+        if not child:
+            run.sweep(table, out, **options)
+        while len(finished(out)) < count:
+            time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        now = marks(out)
+        assert known.items() <= now.items() and len(now) == count
+        known = now
+        (out / f"let-{count}").touch()
+    for count in (3, 4):
+        (out / f"let-{count}").touch()
+    assert run.sweep(table, out, **options).done == 5
+    assert known.items() <= marks(out).items()
 
 
 # --- the edit itself
@@ -209,7 +298,7 @@ def edit_jobs(tmp_path, model_folder):
 
 
 def test_an_edit_s_folder_has_its_pictures_and_what_they_measure(tmp_path, edit_jobs, pipe):
-    run.take(tmp_path / "out", EDIT)
+    run.take(tmp_path / "out", EDIT_WORK)
     setup = Setup(str(tmp_path / "out"), "first", cores=1)
     for job, much in zip(edit_jobs, ("", "-scale-0.5"), strict=True):
         assert attempt(job, setup) == DONE, read_json(setup.error_file(job))
@@ -220,14 +309,14 @@ def test_an_edit_s_folder_has_its_pictures_and_what_they_measure(tmp_path, edit_
         assert {one["file"] for one in facts["pictures"]} == names and facts["strategy"] is None
         made = edits.run_edit(
             pipe,
-            edits.load_image(tmp_path / "in.png", pipe),
+            load_image(tmp_path / "in.png", pipe),
             job.text,
             embedding_steps=2,
             unet_steps=2,
             method=job.method,
         )
-        for one in facts["pictures"]:
-            expected = made.pictures([one["eta"]], [one["seed"]], scale=job.scale)[0][0]
+        drawn = [picture for row in made.pictures(job.etas, job.seeds, scale=job.scale) for picture in row]
+        for one, expected in zip(facts["pictures"], drawn, strict=True):
             found = Image.open(folder / one["file"])
             assert np.abs(np.asarray(found, dtype=int) - np.asarray(expected, dtype=int)).max() <= 2
             assert one["distance"] == pytest.approx(edits_distance(found, made), abs=2e-4)
@@ -241,14 +330,14 @@ def edits_distance(picture, made) -> float:
 
 def test_an_edit_that_was_killed_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path, edit_jobs, monkeypatch):
     for name in ("out", "whole"):
-        run.take(tmp_path / name, EDIT)
+        run.take(tmp_path / name, EDIT_WORK)
     setup, job = Setup(str(tmp_path / "out"), "first", cores=1), edit_jobs[0]
     real = edits.fine_tune
     monkeypatch.setattr(edits, "fine_tune", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         attempt(job, setup)
     monkeypatch.setattr(edits, "fine_tune", real)
-    part = setup.folder(job).with_name(f".{job.name}.part")
+    part = setup.hidden(job, "part")
     assert (part / "checkpoint-embedding.safetensors").is_file()
     losses = []
     descend = edits.stage1_embedding.denoising_loss
@@ -259,7 +348,7 @@ def test_an_edit_that_was_killed_goes_on_from_its_checkpoint_with_the_same_bits(
 
 
 def test_kept_weights_let_show_draw_again(tmp_path, edit_jobs, model_folder, capsys):
-    run.take(tmp_path / "out", EDIT)
+    run.take(tmp_path / "out", EDIT_WORK)
     setup = Setup(str(tmp_path / "out"), "first", cores=1, keep=True)
     assert attempt(edit_jobs[0], setup) == DONE
     folder = str(setup.folder(edit_jobs[0]))
@@ -267,15 +356,42 @@ def test_kept_weights_let_show_draw_again(tmp_path, edit_jobs, model_folder, cap
     assert (setup.folder(edit_jobs[0]) / "eta-0.3-seed-0.png").is_file()
 
 
-def test_on_a_gpu_the_first_way_of_the_method_that_fits_is_taken(monkeypatch):
-    ways = [Strategy("full", torch.float32, "Adam", False), Strategy("full", torch.float32, "Adam in backward", False)]
-    rows = (Row(ways[0], 9, 9, 9), Row(ways[1], 5, 5, 5), Row(Strategy("lora", torch.float16, "Adam", True), 8, 8, 8))
-    monkeypatch.setattr("imagic_lib.planning.memory.plan", lambda pipe: Plan("some", 512, 9.0, 3.0, rows))
+@pytest.fixture
+def no_models_yet():
+    work.model_and_plan.cache_clear()
+    yield
+    work.model_and_plan.cache_clear()
 
-    class Gpu:
-        unet = torch.nn.Linear(1, 1)
 
-    Gpu.unet.device = torch.device("cuda")
-    assert work.strategy_for(Gpu, "full") == ways[1]
-    with pytest.raises(MemoryError, match=re.escape("the method 'lora' does not fit into this GPU")):
-        work.strategy_for(Gpu, "lora")
+def test_on_a_gpu_the_first_way_of_the_method_that_fits_is_taken(tmp_path, edit_jobs, monkeypatch, no_models_yet):
+    fitting = {"full": [SimpleNamespace(strategy="the first", name="first"), "the second"], "lora": []}
+    gpu, runs = SimpleNamespace(unet=SimpleNamespace(device=torch.device("cuda"))), []
+    monkeypatch.setattr(work, "load_pipeline", lambda model, device: gpu)
+    monkeypatch.setattr(work, "load_image", lambda path, pipe: None)
+    monkeypatch.setattr(work, "plan", lambda pipe: SimpleNamespace(fitting=fitting.get, advice="take a larger GPU"))
+    monkeypatch.setattr(work, "run_edit", lambda *arguments, run, **settings: runs.append(run) or 1 / 0)
+    setup = Setup(str(tmp_path / "out"), "first")
+    with pytest.raises(ZeroDivisionError):
+        work.edit_and_draw(edit_jobs[0], tmp_path, setup)
+    assert [run.strategy for run in runs] == ["the first"]
+    with pytest.raises(MemoryError, match=re.escape("the method 'lora' does not fit into this GPU: take a larger GPU")):
+        work.edit_and_draw(edit_jobs[1], tmp_path, setup)
+
+
+def test_of_two_models_never_more_than_one_is_in_memory(monkeypatch, no_models_yet):
+    class Pipe:
+        unet = SimpleNamespace(device=torch.device("cpu"))
+
+    alive, loads = weakref.WeakSet(), []
+
+    def load(model, device):
+        gc.collect()
+        assert not alive, "the model before it is still there"
+        loads.append(model)
+        alive.add(pipe := Pipe())
+        return pipe
+
+    monkeypatch.setattr(work, "load_pipeline", load)
+    for model in ("a/b", "a/b", "c/d", "a/b"):
+        work.model_and_plan(model, None)
+    assert loads == ["a/b", "c/d", "a/b"]

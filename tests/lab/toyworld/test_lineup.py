@@ -1,4 +1,4 @@
-"""The line-up: cut-outs that fit where the very car stands, and what stays with a car in other pictures."""
+"""The line-up, whose cut-outs fit at the position of their own car, and what stays with a car in other pictures."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_a_mirrored_or_shifted_picture_has_the_same_distance(lineup):
 
 
 def test_the_distance_is_the_rmse_inside_the_cutout(lineup):
-    """Against a picture pasted together by hand, and by the sum over all places in a plain loop."""
+    """A picture is pasted together here, and a plain loop sums over all places."""
     colours, cover = cutout(CAR, 1.0)
     height, width = cover.shape[1:]
     canvas = torch.full((3, 128, 128), 0.5)

@@ -1,4 +1,4 @@
-"""The yardstick: what a scene shows as numbers, what a drawing explains, and which details were kept."""
+"""What a scene shows as numbers, what a drawing explains, and which details a picture keeps."""
 
 from dataclasses import replace
 
@@ -7,26 +7,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagic_lab.toyworld import Scene, dataset, load_reader, load_scene, vae
+from imagic_lab.toyworld import Scene, dataset, load_reader, load_scene
 from imagic_lab.toyworld.details import DETAILS, canonical, from_numbers, share_kept, to_numbers, visible
-from imagic_lab.toyworld.drawing import draw
-from imagic_lab.toyworld.edits import KINDS as EDIT_KINDS
-from imagic_lab.toyworld.edits import SIZES, toyedit
-from imagic_lab.toyworld.fitting import fit
-from imagic_lab.toyworld.monsters import KINDS, monsters
-from imagic_lab.toyworld.reader import Reader, ReaderNet, as_stack, parting, reading_loss, targets, unexplained
+from imagic_lab.toyworld.edits import EDIT_COUNTS, EDIT_KINDS, toyedit
+from imagic_lab.toyworld.fitting import fit_scene
+from imagic_lab.toyworld.monsters import MONSTER_KINDS, monsters
+from imagic_lab.toyworld.reader import Reader, ReaderNet, as_stack, best_bound, reading_loss, targets, unexplained
 from imagic_lib import DATA, open_image
 
 
 def pictures(scenes):
-    return vae.to_tensor(np.stack([dataset.pixels(s) for s in scenes]))
+    return dataset.to_batch(np.stack([dataset.pixels(s) for s in scenes]))
 
 
 # ------------------------------------------------------------------------------------- scenes as numbers
 
 
 def test_a_scene_written_as_numbers_and_back_draws_the_same_picture():
-    """But for stars and snowflakes, which are not read, and a bird's spots, whose size is not."""
+    """Except stars and snowflakes, and the size of a bird's spots, which are not read."""
     for scene in dataset.test_scenes(60):
         plain = replace(scene, identity=replace(scene.identity, sparks=(-1.0,) * 16))
         if scene.subject == "bird":
@@ -53,7 +51,7 @@ def test_what_a_picture_shows():
 
 
 def test_every_detail_that_is_called_visible_changes_the_picture():
-    """Moved from one end to the other, each switch and amount shows: it is asked for with right."""
+    """Each switch and amount shows when it is moved from one end to the other."""
     seen = set()
     for scene in dataset.test_scenes(120):
         numbers = to_numbers(scene)
@@ -81,6 +79,12 @@ def test_targets_ask_only_for_what_is_shown():
 # ---------------------------------------------------------------------------------- what a drawing explains
 
 
+@pytest.fixture(scope="module")
+def some_monsters():
+    """Three of each kind, in the order of the kinds."""
+    return monsters(3)
+
+
 def test_a_drawing_explains_itself_also_soft_and_a_pixel_off():
     for picture in pictures(dataset.test_scenes(12)):
         assert unexplained(picture, picture).max() == 0
@@ -89,18 +93,21 @@ def test_a_drawing_explains_itself_also_soft_and_a_pixel_off():
         assert unexplained(moved, picture)[9:-9, 9:-9].max() < 0.02 and unexplained(soft, picture).max() < 0.1
 
 
-def test_what_is_missing_or_too_much_stays_unexplained():
-    """Of every kind of monster; and the measure is the same both ways: a leg too many is as bad as one too few."""
-    left = {kind: [] for kind in KINDS}
-    for kind, scene, picture in monsters(4):
-        spoiled, drawing = as_stack(picture)[0], pictures([scene])[0]
-        assert torch.allclose(unexplained(spoiled, drawing), unexplained(drawing, spoiled))
-        left[kind].append(unexplained(spoiled, drawing).max().item())
+def test_missing_and_extra_parts_stay_unexplained_in_every_kind_of_monster(some_monsters):
+    left = {kind: [] for kind in MONSTER_KINDS}
+    for kind, scene, picture in some_monsters:
+        left[kind].append(unexplained(as_stack(picture)[0], pictures([scene])[0]).max().item())
     assert all(np.median(values) > 0.12 for values in left.values()), left
 
 
+def test_a_leg_too_many_is_as_bad_as_one_too_few(some_monsters):
+    for _, scene, picture in some_monsters[::3]:
+        spoiled, drawing = as_stack(picture)[0], pictures([scene])[0]
+        assert torch.allclose(unexplained(spoiled, drawing), unexplained(drawing, spoiled))
+
+
 class Perfect(Reader):
-    """A reader that knows the answer: for the rules that follow from what is read."""
+    """A reader that knows the answer, to test the rules that follow from what is read."""
 
     def __init__(self, scene, bound=0.1):
         self.scene_read, self.bound = scene, bound
@@ -109,25 +116,24 @@ class Perfect(Reader):
         return self.scene_read
 
 
-def test_success_wants_the_right_attributes_and_a_good_drawing():
+def test_success_needs_the_right_attributes_and_a_good_drawing(some_monsters):
     scene = Scene.sample(3, subject="dog", pose="standing")
     reader, picture = Perfect(canonical(scene)), scene.render()
     assert reader.report(picture, scene).success and not reader.report(picture, scene.edit(pose="sitting")).success
-    legless = next(p for kind, s, p in monsters(1) if kind == "no legs")
-    spoiled = next(s for kind, s, p in monsters(1) if kind == "no legs")
+    spoiled, legless = next((s, p) for kind, s, p in some_monsters if kind == "no legs")
     assert not Perfect(spoiled).drawn_well(legless) and Perfect(spoiled).drawn_well(spoiled.render())
 
 
 def test_fitting_finds_the_details_that_the_first_glance_missed():
-    """Through a blur, as through the VAE: the wrong guesses are set right, and the drawing explains the picture."""
+    """It corrects the wrong guesses about a blurred picture, and then the drawing explains the picture."""
     truth = Scene.sample(21, subject="cat", pose="standing", place="beach", colour="orange")
     numbers = to_numbers(truth)
-    guess = {name: numbers[name] for name in numbers}
+    guess = dict(numbers)
     for name in ("belly", "socks", "eye patch", "collar"):
         guess[name] = 1 - guess[name]
     guess |= {"x": numbers["x"] + 0.1, "size": 0.5, "shade": 0.5, "light x": numbers["light x"] - 0.05}
     picture = F.avg_pool2d(pictures([truth]), 3, stride=1, padding=1, count_include_pad=False)[0]
-    found = fit(picture, [from_numbers(truth.attributes, guess)])
+    found = fit_scene(picture, [from_numbers(truth.attributes, guess)])
     assert share_kept(found, truth) == 1
     before, after = (
         unexplained(picture, pictures([s])[0]).max() for s in (from_numbers(truth.attributes, guess), found)
@@ -137,13 +143,13 @@ def test_fitting_finds_the_details_that_the_first_glance_missed():
 
 def test_of_several_starts_the_one_that_fits_is_kept():
     truth = Scene.sample(12, subject="dog", colour="brown", pose="jumping", place="grass")
-    found = fit(pictures([truth])[0], [truth.edit(pose="standing"), truth.edit(colour="orange"), truth])
+    found = fit_scene(pictures([truth])[0], [truth.edit(pose="standing"), truth.edit(colour="orange"), truth])
     assert found.attributes == truth.attributes
 
 
-def test_the_bound_parts_good_pictures_from_bad_ones():
-    assert parting([0.1, 0.2], [0.4, 0.5]) == 0.2
-    assert parting([0.1, 0.2, 0.3, 0.9], [0.25, 0.5, 0.6, 0.7]) == 0.3  # three of four on either side
+def test_the_bound_separates_good_pictures_from_bad_ones():
+    assert best_bound([0.1, 0.2], [0.4, 0.5]) == 0.2
+    assert best_bound([0.1, 0.2, 0.3, 0.9], [0.25, 0.5, 0.6, 0.7]) == 0.3  # three of four on each side
 
 
 def test_kept_counts_the_details_that_agree():
@@ -156,7 +162,7 @@ def test_kept_counts_the_details_that_agree():
     assert share_kept(other, dog) < 0.7
 
 
-def test_details_that_the_input_did_not_show_are_not_asked_for():
+def test_details_that_the_input_did_not_show_do_not_count():
     bird = Scene.sample(8, subject="bird", pose="standing")
     cat = bird.edit(subject="cat")
     socks = replace(cat, identity=replace(cat.identity, socks=(cat.identity.socks + 0.6) % 1.0, ears=0.0, tail=0.5))
@@ -187,7 +193,7 @@ def test_the_shipped_reader_reads_the_shipped_drawings():
         assert report.success and report.kept >= 0.9 and report.distance < 0.08, (path.name, report)
 
 
-def test_what_the_glance_takes_for_another_pose_is_read_rightly():
+def test_a_pose_that_the_glance_gets_wrong_is_read_correctly():
     reader, truth = load_reader(), Scene.sample(12, subject="dog", colour="brown", pose="jumping", place="grass")
     picture = truth.render()
     assert reader.glance(as_stack(picture))[0].pose == "standing"
@@ -196,16 +202,16 @@ def test_what_the_glance_takes_for_another_pose_is_read_rightly():
 
 
 def test_a_cloud_is_found_where_no_small_move_leads():
-    """Two clouds, one above the other, half behind the head: small moves put both into one place."""
+    """Two clouds, one above the other and half behind the head. Small moves alone would put both into one place."""
     reader, truth = load_reader(), Scene.sample(13, subject="dog", colour="brown", pose="jumping", place="grass")
     picture = truth.render()
     assert reader.left(picture, reader.scene(picture)) < 0.1
 
 
-def test_the_shipped_reader_catches_the_monsters():
-    """One of each kind, sharp as drawn; the card counts them through the VAE."""
+def test_the_shipped_reader_catches_the_monsters(some_monsters):
+    """One of each kind, sharp as drawn. The reader's card counts them after the VAE."""
     reader = load_reader()
-    passed = [kind for kind, _, picture in monsters(1) if reader.drawn_well(picture)]
+    passed = [kind for kind, _, picture in some_monsters[::3] if reader.drawn_well(picture)]
     assert len(passed) <= 1, passed
 
 
@@ -220,8 +226,8 @@ def test_a_damaged_or_missing_reader_ends_in_a_sentence(tmp_path):
 # --------------------------------------------------------------------------------------------- ToyEdit
 
 
-def test_toyedit_has_forty_and_sixty_edits_of_four_kinds_alike():
-    for split, size in SIZES.items():
+def test_toyedit_has_forty_and_sixty_edits_the_same_number_of_each_kind():
+    for split, size in EDIT_COUNTS.items():
         edits = toyedit(split)
         assert len(edits) == size and edits == toyedit(split)
         kinds = [next(iter(change)) for _, change in edits]
@@ -229,7 +235,7 @@ def test_toyedit_has_forty_and_sixty_edits_of_four_kinds_alike():
         for scene, change in edits:
             (kind, value), truth = *change.items(), scene.edit(**change)
             assert getattr(scene, kind) != value == getattr(truth, kind)
-            assert draw(truth).size == (128, 128)
+            assert truth.render().size == (128, 128)
     assert not {s for s, _ in toyedit("dev")} & {s for s, _ in toyedit("test")}
     with pytest.raises(ValueError, match="choose 'dev' or 'test'"):
         toyedit("train")

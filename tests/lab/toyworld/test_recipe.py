@@ -1,6 +1,8 @@
-"""Making the embedded model: the shared loop, and the whole recipe in miniature."""
+"""Training the embedded model, first the shared loop, then the whole recipe in miniature."""
 
 import json
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,86 +11,139 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 import imagic_lib as imagic
-from imagic_lab.toyworld import Scene, clip, dataset, recipe, training, unet, vae
-from imagic_lab.toyworld.reader import load_reader
-from imagic_lib.training.checkpoints import load_tensors
+from imagic_lab.toyworld import Scene, clip, dataset, drawing, load_reader, reader, recipe, training, unet, vae
+from imagic_lib.files import load_tensors
+from imagic_lib.training import checkpoint
+
+# ------------------------------------------------------------------------------------------- the shared loop
 
 
 class Killed(BaseException):
     pass
 
 
-def fit(folder, steps=120, die_at=None, ema=0.9, seed=0):
-    """Learn to brighten pictures, by a network like ours: convolutions in channels_last, and dropout.
-    `die_at`: like a kill, in the middle of that step."""
+@pytest.fixture
+def saved_often(monkeypatch):
+    """A checkpoint after every step."""
+    monkeypatch.setattr(checkpoint, "SAVE_AFTER", 0.0)
+    monkeypatch.setattr(checkpoint, "pause_after", lambda took: 0.0)
+
+
+def kill():
+    raise Killed
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def brighten(folder, steps=60, at=None, stop=kill, seed=0):
+    """Train a network like ours, with convolutions in channels_last and dropout, to brighten pictures. `stop` is called
+    in step `at`."""
     torch.manual_seed(0)
     layers = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Dropout(0.2), torch.nn.Conv2d(8, 3, 3, padding=1)
     model = torch.nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
     def loss(step, generator):
-        if step == die_at:
-            raise Killed
+        if step == at:
+            stop()
         x = torch.randn(4, 3, 8, 8, generator=generator)
         return (model(x) - (2 * x + 1)).square().mean()
 
-    history = training.train("fit", model, loss, folder, steps=steps, lr=0.01, warmup=5, ema=ema, seed=seed)
-    return model.state_dict(), history
+    curve = training.train_network("brighten", model, loss, folder, steps=steps, lr=0.01, warmup=5, ema=0.9, seed=seed)
+    return model.state_dict(), curve
 
 
-def test_a_killed_training_goes_on_with_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    whole, history = fit(tmp_path / "a")
-    for step in (70, 110):
-        with pytest.raises(Killed):
-            fit(tmp_path / "b", die_at=step)
-    resumed, again = fit(tmp_path / "b")
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole) and history["loss"] == again["loss"]
-    assert history["loss"][-1] < 0.5 * history["loss"][0]
+@pytest.mark.parametrize(("stop", "error"), [(kill, Killed), (press_ctrl_c, KeyboardInterrupt)])
+def test_a_stopped_training_continues_with_the_same_bits(tmp_path, saved_often, stop, error):
+    whole, curve = brighten(tmp_path / "a")
+    for step in (30, 55):
+        with pytest.raises(error):
+            brighten(tmp_path / "b", at=step, stop=stop)
+    resumed, again = brighten(tmp_path / "b")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole) and curve["loss"] == again["loss"]
+    assert curve["step"] == again["step"] == [50, 60] and curve["loss"][-1] < 0.5 * curve["loss"][0]
 
 
-def test_a_run_may_be_made_longer_as_long_as_its_rate_is_level(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    whole, history = fit(tmp_path / "a", steps=200)
+def test_a_run_can_become_longer_while_its_rate_is_level(tmp_path, saved_often):
+    whole, curve = brighten(tmp_path / "a", steps=100)
     with pytest.raises(Killed):
-        fit(tmp_path / "b", steps=120, die_at=70)  # the rate of 120 steps begins to fall at 84
-    longer, again = fit(tmp_path / "b", steps=200)
-    assert all(torch.equal(whole[k], longer[k]) for k in whole) and history["loss"] == again["loss"]
+        brighten(tmp_path / "b", at=35)  # the rate of 60 steps begins to fall at 42
+    longer, again = brighten(tmp_path / "b", steps=100)
+    assert all(torch.equal(whole[k], longer[k]) for k in whole) and curve["loss"] == again["loss"]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    fit(tmp_path)
-    for other in ({"steps": 130}, {"seed": 1}):
-        with pytest.raises(ValueError, match="continue it with the same settings, or delete the file"):
-            fit(tmp_path, **other)
+    brighten(tmp_path)
+    for other, said in (({"steps": 70}, "ask for 60 steps"), ({"seed": 1}, "another seed")):
+        with pytest.raises(ValueError, match=f"{said}.*delete this file"):
+            brighten(tmp_path, **other)
 
 
-def test_a_loss_that_is_no_number_stops_at_once(tmp_path):
+def test_a_loss_that_is_not_finite_stops_at_once(tmp_path):
     model = torch.nn.Linear(1, 1)
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 0"):
-        training.train("x", model, lambda s, g: model.weight.sum() * float("nan"), tmp_path, steps=3, lr=0.1)
+    with pytest.raises(FloatingPointError, match=r"x diverged at step 1 \(loss nan"):
+        training.train_network("x", model, lambda s, g: model.weight.sum() * float("nan"), tmp_path, steps=3, lr=0.1)
 
 
-def test_the_learning_rate_warms_up_and_ends_at_zero():
-    rates = [training.learning_rate(s, 100, 1.0, 10) for s in range(101)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 == rates[10] and rates[100] == pytest.approx(0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+# ------------------------------------------------------------------------------ drawings and latents on disk
 
 
-def test_rendered_parts_are_reused_and_equal_the_drawings(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "PART", 3)
-    scenes = dataset.training_scenes(5)
+def blackened(folder, scenes):
+    """Make the file of these scenes black, which shows whether pictures are read from it or drawn again."""
+    np.save(folder / f"{dataset.name_for(scenes)}.npy", np.zeros((len(scenes), 128, 128, 3), np.uint8))
+
+
+def test_drawings_are_kept_and_read_again(tmp_path):
+    scenes = dataset.training_scenes(3)
     drawn = dataset.render(scenes, tmp_path)
-    assert drawn.shape == (5, 128, 128, 3) and np.array_equal(drawn[4], np.asarray(scenes[4].render()))
-    first = min(tmp_path.iterdir())
-    np.save(first.open("wb"), np.zeros((3, 128, 128, 3), np.uint8))
-    assert not dataset.render(scenes, tmp_path)[:3].any() and len(list(tmp_path.iterdir())) == 2
+    assert np.array_equal(drawn, np.stack([np.asarray(scene.render()) for scene in scenes]))
+    blackened(tmp_path, scenes)
+    assert not dataset.render(scenes, tmp_path).any() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_drawings_of_other_scenes_are_not_reused(tmp_path):
+    """Another order, another detail, or only some of the scenes: all are drawn."""
+    scenes = dataset.training_scenes(2)
+    blackened(tmp_path, scenes)
+    moved = replace(scenes[0], identity=replace(scenes[0].identity, x=0.5))
+    for others in (scenes[::-1], [moved, scenes[1]], scenes[:1]):
+        assert np.array_equal(dataset.render(others, tmp_path)[0], dataset.pixels(others[0]))
+
+
+def test_drawings_by_other_drawing_code_are_not_reused(tmp_path, monkeypatch):
+    scenes = dataset.training_scenes(1)
+    blackened(tmp_path, scenes)
+    (tmp_path / "drawing.py").write_text("an older illustrator")
+    monkeypatch.setattr(drawing, "__file__", str(tmp_path / "drawing.py"))
+    assert dataset.render(scenes, tmp_path).any()
+
+
+def test_latents_are_reused_only_for_the_same_vae_and_the_same_drawings(tmp_path):
+    torch.manual_seed(0)
+    one, other = vae.build_vae().eval(), vae.build_vae().eval()
+    drawings = np.stack([dataset.pixels(Scene.sample(seed)) for seed in range(3)])
+    path = tmp_path / "latents.safetensors"
+
+    def means_of(model, pictures):
+        found, expected = recipe.cached_latents(model, pictures, path), unet.encode_all(model, pictures)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        return path.stat().st_mtime_ns
+
+    written = means_of(one, drawings)
+    assert means_of(one, drawings) == written
+    for model, pictures in ((other, drawings), (other, drawings[:2]), (other, drawings[::-1][:2])):
+        assert written != (written := means_of(model, pictures))
+
+
+# -------------------------------------------------------------------------------------------- the networks
 
 
 @torch.no_grad()
 def test_stretching_the_latents_changes_no_reconstruction():
     torch.manual_seed(0)
-    model = vae.build().eval()
-    pictures = vae.to_tensor(np.stack([dataset.pixels(Scene.sample(s)) for s in range(4)]))
+    model = vae.build_vae().eval()
+    pictures = dataset.to_batch(np.stack([dataset.pixels(Scene.sample(s)) for s in range(4)]))
     before, spread = vae.reconstruct(model, pictures), model.encode(pictures).latent_dist.std.mean()
     vae.stretch_latents(model, pictures)
     torch.testing.assert_close(vae.reconstruct(model, pictures), before, rtol=1e-3, atol=1e-4)
@@ -99,31 +154,43 @@ def test_stretching_the_latents_changes_no_reconstruction():
 
 def test_psnr_is_20_log10_of_one_over_the_error():
     a = torch.zeros(1, 3, 4, 4)
-    assert vae.psnr(a, a + 0.2).item() == pytest.approx(20.0)  # 0.2 of [-1, 1] is a tenth of the range
+    assert vae.psnr_per_picture(a, a + 0.2).item() == pytest.approx(20.0)  # 0.2 of [-1, 1] is a tenth of the range
 
 
 def test_the_clip_towers_ignore_what_comes_after_the_end_mark():
-    """So that training may read only as far as the longest caption."""
+    """Training relies on this, because it reads only as far as the longest caption."""
     torch.manual_seed(0)
-    model = clip.build(300).eval()
+    model = clip.build_clip(300).eval()
     ids = torch.tensor([[298, 5, 6, 299, 299, 299], [298, 7, 299, 299, 299, 299]])
     both = [model.get_text_features(input_ids=part) for part in (ids, ids[:, :4])]
     long, short = (getattr(part, "pooler_output", part) for part in both)
     torch.testing.assert_close(long, short)
 
 
+# -------------------------------------------------------------------------------------------- the recipe
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The whole recipe: 64 scenes and 10 steps a network, stopped once on the way."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(unet, "BATCH", 4)
-    patch.setattr(clip, "BATCH", 8)
+def quick():
+    """Small batches. The bound of the reader comes from its first guesses: to fit them is the work of other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for network in (vae, unet):
+            patch.setattr(network, "BATCH", 2)
+        patch.setattr(recipe, "PREVIEW_TEXTS", recipe.PREVIEW_TEXTS[:1])
+        patch.setattr(clip, "BATCH", 8)
+        patch.setattr(reader, "BATCH", 12)
+        patch.setattr(reader, "fit_scene", lambda picture, starts: starts[0])
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(quick, tmp_path_factory):
+    """The whole recipe with 32 scenes and 10 steps for each network, started twice."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("out")
     recipe.make(runs, out, scale=0.0)
-    stamp = (runs / "unet.safetensors").stat().st_mtime_ns
-    recipe.make(runs, out, scale=0.0)  # everything is finished: nothing is trained again
-    patch.undo()
-    assert (runs / "unet.safetensors").stat().st_mtime_ns == stamp
+    written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.parent.name != "tokenizer"}
+    recipe.make(runs, out, scale=0.0)
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "a second run repeats no work"
     return runs, out
 
 
@@ -152,28 +219,28 @@ def test_the_recipe_writes_curves_previews_and_a_reader(made):
     assert list(history) == ["vae", "clip", "unet", "reader"]
     assert all(h["step"] == [10] and h["loss"][0] > 0 for h in history.values())
     assert (runs / "vae-000010.png").exists() and (runs / "unet-000010.png").exists()
-    reader = load_reader(out / "reader" / "reader.safetensors")
-    assert 0 < reader.bound < 1
-    assert list(reader.scene(Scene.sample(0).render()).attributes) == ["subject", "colour", "pose", "place"]
+    found = load_reader(out / "reader" / "reader.safetensors")
+    assert 0 < found.bound < 1
+    assert list(found.scene(Scene.sample(0).render()).attributes) == ["subject", "colour", "pose", "place"]
 
 
-def test_a_model_can_be_trained_on(made, tmp_path, monkeypatch):
-    """Its VAE and UNet go on from their weights, its mini-CLIP and tokenizer stay."""
-    monkeypatch.setattr(unet, "BATCH", 4)
+def test_a_model_can_be_trained_further(made, tmp_path):
+    """Its VAE and UNet start from their weights; its mini-CLIP, tokenizer and reader stay."""
     runs, start = made
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "scenes").symlink_to(runs / "scenes")
-    only = ("vae", "unet", "reader")
-    recipe.make(tmp_path / "runs", tmp_path / "out", start=start, only=only, scale=0.0)
+    recipe.make(tmp_path / "runs", tmp_path / "out", start=start, only=("vae", "unet"), scale=0.0)
     old, new = (imagic.load_pipeline(folder / "tiny-sd", device="cpu") for folder in (start, tmp_path / "out"))
     for part, moved in (("unet", True), ("vae", True), ("text_encoder", False)):
         before, after = getattr(old, part).state_dict(), getattr(new, part).state_dict()
         far = max((after[k] - before[k]).abs().max().item() for k in before)
-        near = {"unet": 0.05, "vae": 2.0}.get(part, 0.0)  # the VAE's latents are stretched anew
+        near = {"unet": 0.05, "vae": 2.0}.get(part, 0.0)  # the VAE's latents are stretched again
         assert (far > 0) == moved and far <= near, (part, far)
-    assert "clip" not in json.loads((tmp_path / "out" / "tiny-sd" / "training.json").read_text())
+    assert list(json.loads((tmp_path / "out" / "tiny-sd" / "training.json").read_text())) == ["vae", "unet"]
+    kept = [(folder / "reader" / "reader.safetensors").read_bytes() for folder in (start, tmp_path / "out")]
+    assert kept[0] == kept[1]
     texts = [path.read_text(encoding="utf-8") for path in (tmp_path / "out").rglob("*.json")]
-    assert not any(str(start) in text for text in texts)  # no folder of the maker's stands in what is handed on
+    assert not any(str(start) in text for text in texts)  # no path of the computer that trained it
 
 
 def test_without_a_start_all_networks_are_trained(tmp_path):

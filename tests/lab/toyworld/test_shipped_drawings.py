@@ -1,4 +1,4 @@
-"""The drawings in data/images, and the list of their scenes."""
+"""The drawings in data/images and the list of their scenes."""
 
 import numpy as np
 import pytest

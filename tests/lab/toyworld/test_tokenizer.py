@@ -8,13 +8,11 @@ from transformers import CLIPTokenizer
 
 from imagic_lab.toyworld import captions
 from imagic_lab.toyworld.clip import CONTEXT, END, START, tokenize
-from imagic_lab.toyworld.scene import COLOURS
 from imagic_lib.models import encode_text
 
 PHRASES = [
-    *(form for table in (captions.SUBJECTS, captions.COLOURS, captions.POSES, captions.PLACES)
-      for forms in table.values() for form in forms),
-    *captions.OPENINGS, *COLOURS, "is", "that is", "an",
+    *(form for values in captions.PHRASES.values() for forms in values.values() for form in forms),
+    *captions.OPENINGS, "is", "that is", "an",
 ]  # fmt: skip
 WORDS = sorted({word for phrase in PHRASES for word in phrase.split()})
 PLAIN = "a brown dog sitting on the grass"

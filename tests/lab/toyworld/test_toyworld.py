@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagic_lab.toyworld import captions, dataset
-from imagic_lab.toyworld.scene import ATTRIBUTES, COMBINATIONS, POSES_OF, TEST_SEEDS, Scene, held_out
+from imagic_lab.toyworld.scene import TEST_SEEDS, Scene
+from imagic_lab.toyworld.world import ATTRIBUTES, COMBINATIONS, POSES_OF, held_out
 
 LAST = 1 - 2**-53  # the highest value that a field of an identity can have
 
@@ -246,9 +247,8 @@ def test_the_plain_caption_names_every_attribute_in_the_plain_order(attributes, 
 
 def phrase_table() -> dict[str, set[tuple[str, str]]]:
     """Every phrase of the captions with what it can mean; 'standing still' is said of dogs and of cars."""
-    table: dict[str, set[tuple[str, str]]] = {c: {("colour", c)} for c in ATTRIBUTES["colour"]}
-    parts = (captions.SUBJECTS, captions.COLOURS, captions.POSES, captions.PLACES)
-    for name, forms_of in zip(ATTRIBUTES, parts, strict=True):
+    table: dict[str, set[tuple[str, str]]] = {}
+    for name, forms_of in captions.PHRASES.items():
         for value, forms in forms_of.items():
             for form in forms:
                 table.setdefault(form, set()).add((name, value))
@@ -290,8 +290,8 @@ def test_varied_captions_name_only_what_is_true_each_thing_once_and_always_the_s
 def test_what_a_caption_names_is_read_back_from_it():
     for seed in range(1000):
         scene = Scene.sample(seed)
-        assert captions.named(scene.caption()) == scene.attributes
-        found = captions.named(scene.caption(seed))
+        assert captions.attributes_in(scene.caption()) == scene.attributes
+        found = captions.attributes_in(scene.caption(seed))
         assert found.items() <= scene.attributes.items() and "subject" in found, scene.caption(seed)
         assert len(found) == len(read(scene.caption(seed))), scene.caption(seed)
 
@@ -307,7 +307,7 @@ def test_what_a_caption_names_is_read_back_from_it():
     ],
 )
 def test_any_text_names_what_it_names(text, found):
-    assert captions.named(text) == found
+    assert captions.attributes_in(text) == found
 
 
 def test_captions_vary_by_seed_and_a_seed_repeats_itself():
@@ -316,15 +316,17 @@ def test_captions_vary_by_seed_and_a_seed_repeats_itself():
     assert said == [scene.caption(seed) for seed in range(500)]
     assert len(set(said)) > 200
     assert all(any(c.startswith(o) for c in said) for o in captions.OPENINGS)
-    for part in (captions.SUBJECTS["dog"], captions.COLOURS["brown"], captions.POSES["sitting"]):
-        assert all(any(form in c for c in said) for form in part)
+    for name in ("subject", "colour", "pose"):
+        assert all(any(form in c for c in said) for form in captions.PHRASES[name][getattr(scene, name)])
 
 
 def test_each_plain_word_is_said_more_than_half_of_the_time():
     scene = Scene.sample(0, subject="rabbit", colour="grey", pose="sitting", place="grass")
     said = [scene.caption(seed) for seed in range(1000)]
     assert sum("rabbit" in c for c in said) > 500
-    assert sum("grass" in c for c in said) > 0.5 * sum(any(p in c for p in captions.PLACES["grass"]) for c in said)
+    assert sum("grass" in c for c in said) > 0.5 * sum(
+        any(p in c for p in captions.PHRASES["place"]["grass"]) for c in said
+    )
 
 
 def test_articles_fit_their_words():

@@ -1,0 +1,94 @@
+"""The command `benchmark`: `python -m imagic_lab.benchmark --help`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagic_lab.benchmark import jobs
+from imagic_lab.benchmark.rows import current_rows, measured_rows, read_rows
+from imagic_lab.benchmark.tables import method_tables
+from imagic_lab.benchmark.versions import versions_of
+from imagic_lab.methods import Method, community_methods
+from imagic_lab.toyworld.edits import EDIT_COUNTS
+from imagic_lib.__main__ import exit_code_of, printable
+from imagic_lib.models import DATA
+
+BENCHMARK = """Edit the pictures of ToyEdit by several methods and measure the results: success, details kept, seconds,
+UNet evaluations. Start it again after any stop and it continues; rows that are in the CSV file are not measured twice.
+Each method has one knob, which is chosen on the edits of dev and then used for the table of test."""
+SHIPPED_DEV = DATA / "experiments" / "toyedit-dev.csv"
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="python -m imagic_lab benchmark", description=BENCHMARK)
+    options.add_argument("--split", choices=EDIT_COUNTS, default="dev", help="which edits of ToyEdit (default: dev)")
+    options.add_argument("--methods", metavar="NAME", nargs="+", help="names in imagic_lab/methods (default: all)")
+    options.add_argument("--edits", type=int, help="only this many, the first ones (default: 40 of dev, 60 of test)")
+    options.add_argument("--out", type=Path, help="CSV file for the rows (default: runs/benchmark/toyedit-SPLIT.csv)")
+    options.add_argument("--dev", type=Path, default=SHIPPED_DEV, help="rows that choose the knobs (default: in data/)")
+    options.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="work folder: jobs and pictures")
+    options.add_argument("--engine", choices=("local", "ray", "slurm"), default="local", help="(default: local)")
+    options.add_argument("--community", metavar="PATH", help="diffusers' imagic_stable_diffusion.py, to measure it too")
+    return options
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    """Measure what is missing and print the tables. 0 if every edit has its row, 1 if workers were lost before that."""
+    methods, split, out = chosen_methods(args.methods, args.community), args.split, args.out
+    count = EDIT_COUNTS[split] if args.edits is None else args.edits
+    if not 1 <= count <= EDIT_COUNTS[split]:
+        raise ValueError(f"edits is {count}: {split!r} has from 1 to {EDIT_COUNTS[split]}")
+    out = out or Path("runs/benchmark") / f"toyedit-{split}.csv"
+    versions = versions_of(jobs.the_model(), jobs.the_reader())
+    rows = read_rows(out, versions)
+    dev = [] if split == "dev" else knob_rows(args.dev, versions, methods)
+    key = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
+    if args.community:
+        args.runs.joinpath(key).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(args.community, args.runs / key / jobs.COMMUNITY_COPY)  # every worker sees this folder
+    missing = jobs.missing_jobs(split, count, methods, rows)
+    rows, left = jobs.run_jobs(missing, args.runs / key, rows, out, args.engine)
+    rows = current_rows(rows, methods)
+    print(method_tables(methods, rows, dev or rows))
+    print(f"the rows: {printable(out)}" + (f"; {left} are open: start it again" if left else ""))
+    return 1 if left else 0
+
+
+def knob_rows(path: Path, versions: dict[str, str], methods: dict[str, Method]) -> list[dict]:
+    """The rows of dev by which the knobs are chosen. Raises ValueError if a method has none."""
+    advice = "measure dev here, with --split dev, and give its rows with --dev"
+    known = current_rows(read_rows(path, versions, advice), methods)
+    if unknown := [name for name in methods if not measured_rows(known, name)]:
+        raise ValueError(f"{path} has no rows of {', '.join(unknown)} with their current settings: {advice}")
+    return known
+
+
+def chosen_methods(names: Sequence[str] | None, community: str | None) -> dict[str, Method]:
+    """The methods with these names, or all. Raises ValueError for an unknown name, FileNotFoundError for the path."""
+    if community and not Path(community).is_file():
+        raise FileNotFoundError(f"{community} does not exist: give the path of diffusers' imagic_stable_diffusion.py")
+    known = jobs.methods_by_name(community)
+    for name in names or ():
+        if name in community_methods("") and name not in known:
+            raise ValueError(f"the method {name!r} needs diffusers' imagic_stable_diffusion.py: give --community PATH")
+        if name not in known:
+            raise ValueError(f"the method {name!r} is unknown: choose from {', '.join(known)}")
+    return {name: known[name] for name in names or known}
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["benchmark"]:  # from `python -m imagic_lab benchmark`
+        arguments = arguments[1:]
+    args = parser().parse_args(arguments)
+    return exit_code_of(lambda: run_benchmark(args), "; the same command continues where it was")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

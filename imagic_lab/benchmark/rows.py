@@ -1,0 +1,79 @@
+"""The rows of the benchmark: a CSV file with one row for each edit and method; and the knob, chosen on its dev rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from imagic_lab.benchmark.measuring import READINGS, cell_of
+from imagic_lab.benchmark.versions import hash_of_settings
+from imagic_lab.methods import Method
+from imagic_lib.files import write_atomically
+
+COMPARABLE = ("toyedit", "library", "torch", "diffusers", "model", "reader")  # what must agree in rows to compare
+LISTS = (*READINGS, "seconds_a_picture", "evaluations_a_picture")  # cells with a number for each value of the knob
+ROW_COLUMNS = (
+    *("split", "edit", "kind", "from", "to", "method", "settings", "knob", "values", "pictures", *LISTS),
+    *("psnr", "seconds", "evaluations", "with_gradient", "error", "date", *COMPARABLE),
+)
+
+
+def read_rows(path: Path, versions: dict[str, str], advice: str = "move it away, or give another --out") -> list[dict]:
+    """The rows of a file, none if it does not exist yet. Raises ValueError for a file that is not the benchmark's, or
+    whose rows have other versions; then `advice` says what to do."""
+    if not path.exists():
+        return []
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a readable CSV file ({error})") from None
+    for row in rows:
+        if tuple(row) != ROW_COLUMNS or None in row.values():
+            raise ValueError(f"{path} does not have the benchmark's columns: {advice}")
+        # a failed edit has no versions in its row, and is tried again
+        if other := [name for name in COMPARABLE if row[name] and row[name] != versions[name]]:
+            said = ", ".join(f"{name} {row[name]} (here {versions[name]})" for name in other)
+            raise ValueError(f"{path} was measured with {said}: {advice}")
+    return rows
+
+
+def add_rows(path: Path, rows: Sequence[dict], new: Sequence[dict]) -> list[dict]:
+    """The rows with the new ones, which replace those of the same edit and method; all of them are written."""
+    found = {(int(row["edit"]), row["method"]): row for row in rows}
+    found |= {(int(r["edit"]), r["method"]): {name: str(r.get(name, "")) for name in ROW_COLUMNS} for r in new}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=ROW_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found[key] for key in sorted(found))
+    write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), encoding="utf-8"))
+    return [found[key] for key in sorted(found)]
+
+
+def current_rows(rows: Sequence[dict], methods: dict[str, Method]) -> list[dict]:
+    """The rows of these methods, with the settings and the knob values that the methods have now; and the failures."""
+    now = {name: (cell_of(method.values), hash_of_settings(method)) for name, method in methods.items()}
+    return [r for r in rows if r["method"] in now and (r["error"] or now[r["method"]] == (r["values"], r["settings"]))]
+
+
+def measured_rows(rows: Sequence[dict], method: str) -> list[dict]:
+    """The rows of one method, without its failures."""
+    return [row for row in rows if row["method"] == method and not row["error"]]
+
+
+def numbers_in(cell: str) -> list[float]:
+    return [float(number) for number in cell.split()]
+
+
+def success_times_kept(row: dict) -> np.ndarray:
+    """What an edit is worth, for each value of the knob: success × details kept. A failure keeps nothing."""
+    success, kept = (np.array(numbers_in(row[name])) for name in ("success", "kept"))
+    return success * np.nan_to_num(kept)
+
+
+def best_index(rows: Sequence[dict], method: str) -> int:
+    """Which value of the knob is worth most, by its index; of equally good values the first, the most faithful one."""
+    return int(np.argmax(np.mean([success_times_kept(row) for row in measured_rows(rows, method)], axis=0)))

@@ -1,0 +1,54 @@
+"""What a measured number depends on, in short strings: all that took part, and the settings of the method."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from importlib import metadata
+
+import diffusers
+import torch
+from diffusers import StableDiffusionPipeline
+
+from imagic_lab.methods import Method
+from imagic_lab.toyworld.edits import VERSION
+from imagic_lab.toyworld.reader import Reader
+from imagic_lib import stage4_inference
+from imagic_lib.models import DATA, fingerprint
+
+
+def versions_of(pipe: StableDiffusionPipeline, reader: Reader) -> dict[str, str]:
+    """What a number depends on, apart from its edit and its method; torch's version without the kind of its build."""
+    return {
+        "toyedit": VERSION,
+        "library": library_version(),
+        "torch": torch.__version__.partition("+")[0],
+        "diffusers": diffusers.__version__,
+        "model": fingerprint(pipe),
+        "reader": hash_of_reader(reader),
+    }
+
+
+def library_version() -> str:
+    """The version of the installed package; in a folder that is not installed, the one in pyproject.toml."""
+    try:
+        return metadata.version("imagic-taught")
+    except metadata.PackageNotFoundError:
+        text = (DATA.parent / "pyproject.toml").read_text(encoding="utf-8")
+        return re.search(r'^version = "(.+)"', text, re.MULTILINE)[1]
+
+
+def hash_of_reader(reader: Reader) -> str:
+    """A short name for the reader's weights and its bound for 'drawn well'."""
+    digest = hashlib.sha256(f"{reader.bound:.6g}".encode())
+    for name, value in sorted(reader.net.state_dict().items()):
+        digest.update(name.encode() + value.detach().half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hash_of_settings(method: Method) -> str:
+    """A short name for everything that a method's result depends on, such as steps and rates, except its knob."""
+    given = getattr(method.prepare, "keywords", {}).items()
+    facts = [stage4_inference.DEFAULTS, *method.settings, {name: str(value) for name, value in given if name != "path"}]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,87 @@
+"""What users give: numbers, lists, texts and tensors, checked in one sentence each."""
+
+import math
+import operator
+import sys
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LONGEST_TEXT = 10_000  # characters; the tokenizer's time grows with the square of the longest word
+FARTHEST_ETA = 10.0  # nothing shows anything beyond; the sum of two embeddings times 1e30 draws black
+
+
+def warn_caller(message: str) -> None:
+    """A warning that points at the caller's own line: the first one outside these packages and torch."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("imagic_lib", "imagic_lab", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def whole_number(name: str, value: object) -> int:
+    """A whole number of any kind, NumPy's too, as Python's own. Raises ValueError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number") from None
+
+
+def check_setting(name: str, value: float, zero: bool) -> None:
+    """Raises ValueError for a number that no stage can use. zero: 0 is allowed."""
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} is {value}: it must be {'0 or more' if zero else 'above 0'}")
+    if name == "decay" and value > 1:
+        raise ValueError(f"decay is {value}: it is a share of the steps, from 0 to 1")
+
+
+def seeds_of(seeds: Sequence[int]) -> list[int]:
+    """A list of at least one whole number below 2**63, NumPy's too. Raises ValueError for anything else."""
+    try:
+        numbers = [operator.index(seed) for seed in seeds]
+    except TypeError:
+        numbers = []
+    if not numbers or not all(0 <= seed < 2**63 for seed in numbers):
+        raise ValueError("seeds must be a list of one or more whole numbers from 0 up, e.g. seeds=[0, 1, 2]")
+    return numbers
+
+
+def etas_of(etas: Sequence[float]) -> list[float]:
+    """A list of at least one η, each from -10 to 10. Raises ValueError for anything else."""
+    try:
+        numbers = [float(eta) for eta in etas]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or not all(abs(eta) <= FARTHEST_ETA for eta in numbers):
+        raise ValueError(f"etas must be a list of one or more numbers within ±{FARTHEST_ETA:g}, e.g. [0, 0.5, 1]")
+    return numbers
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError for a text that is empty, endless or not a text."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the text is empty: say what the edited picture shows, e.g. 'a brown dog jumping'")
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"the text has {len(text)} characters: one sentence is enough, {LONGEST_TEXT} are the limit")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("the text has bytes that are not letters: write it in UTF-8")
+
+
+def check_one_image_one_embedding(image: Tensor, embedding: Tensor) -> None:
+    """Raises ValueError unless these are one picture and one embedding, of finite numbers."""
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise ValueError(f"the picture has the shape {tuple(image.shape)}, not (1, 3, size, size): use load_image")
+    if embedding.ndim != 3 or len(embedding) != 1:
+        raise ValueError(f"the embedding has the shape {tuple(embedding.shape)}, not (1, tokens, width)")
+    if not (torch.isfinite(image).all() and torch.isfinite(embedding).all()):
+        raise ValueError("the picture or the embedding has values that are not finite")
+
+
+def cpu_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The caller's generator, or one of seed 0. Noise is drawn on the CPU, so that a seed means the same on every
+    machine. Raises ValueError for a generator of another device."""
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"the generator is on {generator.device}: give torch.Generator() on the CPU")
+    return generator or torch.Generator().manual_seed(0)

@@ -1,0 +1,65 @@
+"""Figures: grids of pictures, the sheet of one edit, loss curves. Their labels are readable on a projector."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from imagic_lib.training.loop import History
+
+RAW, PROBE = "#999999", "#0072B2"  # of Okabe and Ito, which colour-blind readers can tell apart
+
+
+def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), labels: Sequence[str] = (),
+                 title: str = "", inch: float = 1.6) -> Figure:  # fmt: skip
+    """Rows of pictures, each `inch` wide, with a title above each column and a label before each row.
+
+    A $ in these texts is a dollar sign: users write them, so they are never read as formulas."""
+    columns = max(len(row) for row in rows)
+    size = inch * columns + 0.3, (inch + 0.12) * len(rows) + (0.75 if title else 0.35)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for r, row in enumerate(rows):
+        for c in range(columns):
+            axis = axes[r, c]
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if c < len(row):
+                axis.imshow(row[c])
+            if r == 0 and c < len(titles):
+                axis.set_title(titles[c], fontsize=12, parse_math=False)
+        if r < len(labels):
+            axes[r, 0].set_ylabel(labels[r], fontsize=11, parse_math=False)
+    figure.suptitle(title, fontsize=14, parse_math=False)
+    return figure
+
+
+def edit_sheet(edit, etas: Sequence[float], seeds: Sequence[int], rows: list[list[Image.Image]],
+               truth: Image.Image | None = None) -> Figure:  # fmt: skip
+    """The sheet of an `ImagicEdit`: input, reconstruction by the VAE, one picture per η, the ground truth if known."""
+    first, last = [edit.input_picture, edit.reconstruction], [truth] if truth else []
+    titles = ["input", "VAE only", *(f"η = {eta:g}" for eta in etas), *(["ground truth"] if truth else [])]
+    labels = [f"seed {seed}" for seed in seeds]
+    return picture_grid([first + row + last for row in rows], titles, labels, f"“{edit.text}”")
+
+
+def loss_curve(axis: Axes, history: History, title: str) -> None:
+    """The raw loss of each step, noisy because its timesteps are random, and the probe loss, whose timesteps stay."""
+    axis.plot(range(1, len(history.loss) + 1), history.loss, color=RAW, linewidth=1, label="raw loss")
+    probe = {"color": PROBE, "linewidth": 2.5, "marker": "o", "markersize": 4, "label": "probe loss"}
+    axis.plot(history.probe_step, history.probe_loss, **probe)
+    axis.set_xlabel("step", fontsize=12)
+    axis.set_ylabel("mean squared error of the noise", fontsize=12)
+    axis.set_yscale("log")
+    axis.set_title(title, fontsize=13)
+    axis.legend(fontsize=11)
+
+
+def loss_curves(embedding_history: History, unet_history: History) -> Figure:
+    """Both trainings of an edit on one scale: stage 2 starts at the loss where stage 1 stopped."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    loss_curve(left, embedding_history, "stage 1: the embedding learns")
+    loss_curve(right, unet_history, "stage 2: the UNet learns")
+    return figure

@@ -1,0 +1,197 @@
+"""The checkpoint of a training: its whole state in one file, written at intervals, continued by the same job only."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from imagic_lib.arguments import warn_caller
+from imagic_lib.files import free_on_disk, load_facts, load_tensors, remove_leftovers, remove_tensors, save_tensors
+from imagic_lib.models import fingerprint
+from imagic_lib.pictures import to_picture
+
+if TYPE_CHECKING:
+    from imagic_lib.training.loop import Run, Training
+
+SAVE_AFTER = 30.0  # seconds between two checkpoints of a small model
+LOSE_AT_MOST = 600.0  # seconds of work, if the process is killed
+SAVING_SHARE = 0.05  # of the time, where `LOSE_AT_MOST` allows it: a large model's checkpoint takes a minute to write
+LARGE = 10**9  # bytes of a checkpoint that are worth a word
+NEAR = 0.01  # of a row's length: machines differ by a thousandth at most, two texts by a tenth at least
+DIFFERENT = {"model": "another model", "method": "another method", "images": "another picture", "seed": "another seed"}
+
+
+class TrainingJob(NamedTuple):
+    """What a training is of. facts: as JSON, equal on every machine. near: tensors that a network computed: each row of
+    them, their last dimension, has to be the same up to `NEAR`."""
+
+    facts: dict
+    near: dict[str, Tensor]
+
+    def difference(self, found: object, near: dict[str, Tensor]) -> str | None:
+        """How the job of a checkpoint differs, in words; None if it is the same training."""
+        found = {"bias": 0.0} | found if isinstance(found, dict) else {}  # version 0.1 did not write down a bias of 0
+        for key, value in (self.facts | {"bias": self.facts.get("bias", 0.0)}).items():
+            if key not in found:
+                return "an older version of this library"
+            if found[key] != value:
+                return DIFFERENT.get(key, f"{key} {found[key]!r}, not {value!r}")
+        if self.near.keys() != near.keys():
+            return f"another {next(iter(self.near.keys() ^ near.keys()))}"
+        return next((f"another {name}" for name, value in self.near.items() if not is_near(value, near[name])), None)
+
+
+def job_of(pipe: StableDiffusionPipeline, images: Iterable[Tensor], settings: dict, generator: torch.Generator,
+           run: Run, *, near: dict[str, Tensor], **more) -> TrainingJob:  # fmt: skip
+    """The bytes of the pictures, the settings (but for the steps: next time there may be more), the model, the loss,
+    and `near`, e.g. the text's embedding."""
+    facts = {"model": fingerprint(pipe), **more, "images": [hash_of_picture(image) for image in images]}
+    facts |= {name: value for name, value in settings.items() if name != "steps"}
+    facts |= {"loss": getattr(run.loss, "__name__", type(run.loss).__name__), "seed": generator.initial_seed()}
+    return TrainingJob(facts, {name: value.detach().to("cpu", torch.float16) for name, value in near.items()})
+
+
+def hash_of_picture(image: Tensor) -> str:
+    """Sixteen hexadecimal digits for the bytes of a picture, (1, 3, size, size): the same in every precision."""
+    return hashlib.sha256(to_picture(image).tobytes()).hexdigest()[:16]
+
+
+def is_near(a: Tensor, b: Tensor) -> bool:
+    """Are all rows, vectors along the last dimension, the same up to `NEAR` of their length?"""
+    if a.shape != b.shape:
+        return False
+    a, b = a.double(), b.double()
+    return bool(((a - b).norm(dim=-1) <= NEAR * b.norm(dim=-1) + 1e-6).all())
+
+
+class CheckpointFile:
+    """The file of one training. With the path None nothing is kept."""
+
+    def __init__(self, path: Path | str | None, training: Training):
+        self.path, self.training = Path(path) if path else None, training
+        self.due = time.monotonic() + SAVE_AFTER
+
+    def open(self, count: int, decay: float) -> None:
+        """Put the state back if the file is there. Raises ValueError if the file is damaged or of another training, or
+        if the disk has no room for it."""
+        if self.path is None:
+            return
+        remove_leftovers(self.path)
+        if self.path.exists():
+            self._load()
+            self._check_length(count, decay)
+        need, room = self.training.bytes_on_disk(), free_on_disk(self.path) + size_on_disk(self.path)
+        takes = f"{self.training.name}: its checkpoint takes {need / 1e9:.1f} GB on disk"
+        where = f"{self.path.parent} has room for {room / 1e9:.1f} GB"
+        if need > room:
+            raise ValueError(f"{takes}, and {where}: choose another folder, or train a LoRA, whose checkpoint is small")
+        if need > LARGE:
+            tqdm.write(
+                f"{takes}; {where}" + " (so the old one is deleted before a new one is written)" * (2 * need > room)
+            )
+
+    def _check_length(self, count: int, decay: float) -> None:
+        """A longer or shorter run is the same training only as long as the rate has not begun to fall in either."""
+        done, planned = self.training.done, self.training.history.steps
+        if done > count:
+            raise ValueError(f"{self.path} has done {done} steps, not {count}: ask for {done}, or delete this file")
+        if planned and planned != count and done > (1 - decay) * min(planned, count):
+            falls = f"{self.path} is of a training of {planned} steps, whose learning rate is falling already"
+            raise ValueError(f"{falls}: ask for {planned} steps, or delete this file")
+
+    def _load(self) -> None:
+        training, path = self.training, self.path
+        other = TrainingJob(training.facts, {}).difference(
+            load_facts(path).get("identity"), {}
+        )  # before gigabytes are read
+        if not other:
+            tensors, facts = load_tensors(path)
+            near = {k.removeprefix("near."): v for k, v in tensors.items() if k.startswith("near.")}
+            other = training.job.difference(facts["identity"], near)
+        if other:
+            raise ValueError(f"{path} is from a training with {other}: choose another folder, or delete this file")
+        try:
+            for key, weight in training.weights.items():
+                if (value := tensors[f"trained.{key}"]).shape != weight.shape:
+                    raise ValueError(f"{key} has the shape {tuple(value.shape)}")
+                weight.data.copy_(value)
+            unpack_optimizer(training.optimizer, tensors)
+            training.generator.set_state(tensors["generator"])
+            if training.scaler and facts["scaler"]:
+                training.scaler.load_state_dict(facts["scaler"])
+            training.history = type(training.history)(**facts["history"] | {"stopped": False})
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a whole checkpoint of {training.name} ({error!r}): delete it") from error
+
+    def save(self) -> None:
+        """Write the state. If the disk is full the training goes on, with a warning that nothing is kept."""
+        if self.path is None:
+            return
+        began = time.monotonic()
+        try:
+            self._write()
+        except OSError as error:
+            warn_caller(f"{self.path} could not be written ({error}): a stop would lose the training")
+        self.due = time.monotonic() + pause_after(time.monotonic() - began)
+
+    def _write(self) -> None:
+        """The old file is kept until the new one is whole, unless the disk has no room for both."""
+        training, path = self.training, self.path
+        tensors = {f"trained.{k}": v for k, v in training.weights.items()} | pack_optimizer(training.optimizer)
+        tensors |= {f"near.{k}": v for k, v in training.job.near.items()}
+        facts = {"identity": training.facts, "history": asdict(training.history)}
+        facts["scaler"] = training.scaler.state_dict() if training.scaler else {}
+        free = free_on_disk(path)
+        if free < training.bytes_on_disk() <= free + size_on_disk(path):
+            remove_tensors(path)
+        save_tensors(path, tensors | {"generator": training.generator.get_state()}, facts)
+
+
+def pause_after(took: float) -> float:
+    """Seconds until the next checkpoint, if this one took so many to write: writing takes its share of the time, and a
+    kill loses `LOSE_AT_MOST` at most, the time of writing included."""
+    return max(SAVE_AFTER, min(took / SAVING_SHARE, LOSE_AT_MOST - 2 * took))
+
+
+def size_on_disk(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def weights_in(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an Adam-like optimizer as named tensors."""
+    states = ((index, optimizer.state.get(weight, {})) for index, weight in enumerate(weights_in(optimizer)))
+    return {f"optimizer.{index}.{key}": torch.as_tensor(x) for index, state in states for key, x in state.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `pack_optimizer`; names of other things are left alone. Raises ValueError for a moment of another
+    shape than its weight's: a fused Adam would read and write beyond it."""
+    weights, state = weights_in(optimizer), {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            if not int(index) < len(weights):
+                raise ValueError(f"{key} belongs to no weight")
+            wanted = weights[int(index)].shape if name.startswith(("exp_avg", "max_exp_avg", "state")) else value.shape
+            if value.shape != wanted or (name == "step" and value.numel() != 1):
+                raise ValueError(f"{key} has the shape {tuple(value.shape)}")
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for weight, values in optimizer.state.items():
+        for name, value in values.items():
+            # fused Adam walks through memory: its moments must lie as the weight does (channels_last or not)
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

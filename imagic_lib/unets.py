@@ -1,0 +1,115 @@
+"""UNets: copied, given a LoRA, put into a pipeline, or taken with only a part of their fine-tuning."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import cast_training_params
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
+from torch import Tensor, nn
+
+from imagic_lib.arguments import whole_number
+
+MOST_SCALE = 2.0
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """What a LoRA adds to the UNet: adapters of this rank on the layers with these names (Hu et al. 2021: two kinds of
+    layers and a small rank suffice, tables 5 and 6). Raises ValueError for an invalid rank."""
+
+    rank: int = 4
+    targets: Sequence[str] = ("to_q", "to_v")
+
+    def __post_init__(self):
+        if whole_number("rank", self.rank) < 1:
+            raise ValueError(f"rank is {self.rank}: it must be 1 or more")
+        if isinstance(self.targets, str) or not self.targets:
+            raise ValueError(f"targets is {self.targets!r}: give a list of layers, e.g. targets=['to_q', 'to_v']")
+
+    @property
+    def facts(self) -> dict:
+        """The adapters as JSON, for the job of a checkpoint."""
+        return asdict(self) | {"targets": list(self.targets)}
+
+
+def unet_copy(
+    unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype | None = None, checkpointing: bool = False
+) -> UNet2DConditionModel:
+    """The UNet again, on `device`, in another precision (dtype) or with gradient checkpointing. Each tensor
+    goes straight to its place: copied first and moved later, the UNet would be in the computer's memory twice."""
+
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device, dtype if tensor.is_floating_point() else None, copy=True)
+
+    known = {id(p): nn.Parameter(placed(p), requires_grad=p.requires_grad) for p in unet.parameters()}
+    known |= {id(b): placed(b) for b in unet.buffers()}
+    other = copy.deepcopy(unet, known)  # `known` says which tensor of the copy stands for which of the original
+    if checkpointing:
+        other.enable_gradient_checkpointing()
+    return other
+
+
+def add_lora(unet: UNet2DConditionModel, lora: LoRA, *, seed: int = 0) -> None:
+    """Freeze the UNet and add trainable adapters W + (α/r)·B·A, with α = r, in float32; they start from `seed`.
+    Raises ValueError if no layer has such a name."""
+    from peft import LoraConfig
+
+    names = [name for name, _ in unet.named_modules()]
+    for target in lora.targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            raise ValueError(f"this UNet has no layer named {target!r}: try to_q, to_k, to_v, to_out.0")
+    r, layers = lora.rank, list(lora.targets)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet.add_adapter(LoraConfig(r=r, lora_alpha=r, init_lora_weights="gaussian", target_modules=layers))
+    cast_training_params(unet, torch.float32)
+
+
+def with_unet(pipe: StableDiffusionPipeline, unet: nn.Module) -> StableDiffusionPipeline:
+    """A pipeline that shares every part with `pipe` but its UNet, and remembers that one as `loaded_unet`."""
+    other = StableDiffusionPipeline(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    other.loaded_unet = pipe.unet
+    return other
+
+
+def check_scale(scale: float) -> None:
+    """Raises ValueError for a share of the fine-tuning outside [0, 2]."""
+    if not 0 <= scale <= MOST_SCALE:
+        raise ValueError(f"scale is {scale}: it goes from 0, no fine-tuning, over 1, all of it, to {MOST_SCALE:g}")
+
+
+@contextmanager
+def scaled(pipe: StableDiffusionPipeline, scale: float, dtype: torch.dtype | None = None):
+    """The UNet of a fine-tuned pipeline with a part of its fine-tuning: θ_λ = θ + λ(θ* - θ), λ = `scale`.
+
+    A LoRA is scaled in place; otherwise, or for another dtype, a copy is made. Raises ValueError for a scale outside
+    [0, 2], or if `pipe` was not fine-tuned."""
+    check_scale(scale)
+    if scale != 1 and not hasattr(pipe, "loaded_unet"):
+        raise ValueError(f"scale is {scale}, but this model was not fine-tuned: leave scale out")
+    tuned, has_lora = pipe.unet, bool(getattr(pipe.unet, "peft_config", None))
+    if has_lora and scale != 1:
+        scale_lora_layers(tuned, scale)
+    try:
+        if dtype in (None, tuned.dtype) and (has_lora or scale == 1):
+            yield tuned
+            return
+        unet = unet_copy(tuned, tuned.device, dtype)
+        if not has_lora and scale != 1:
+            interpolate_weights(unet, pipe.loaded_unet, tuned, scale)
+        yield unet
+    finally:
+        if has_lora and scale != 1:
+            unscale_lora_layers(tuned, scale)
+
+
+@torch.no_grad()
+def interpolate_weights(unet: nn.Module, loaded: nn.Module, tuned: nn.Module, scale: float) -> None:
+    """Write θ + λ(θ* - θ) into the weights of `unet`, one by one."""
+    for weight, a, b in zip(unet.parameters(), loaded.parameters(), tuned.parameters(), strict=True):
+        weight.copy_(torch.lerp(a.to(b), b, scale))
