@@ -10,8 +10,8 @@ PYTHON      ?= python3
 RUN         := .venv/bin/python
 COLAB       := .venv-colab/bin/python
 PYTEST      := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
-# two files at once, each on one core, are sooner done than one file on two
-TWO         := -n 2 --dist loadscope
+# two files at once, each on one core, are sooner done than one file on two; the longest, the notebooks, come first
+TWO         := -n 2 --dist loadscope --no-loadscope-reorder
 INSTALL     := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .PHONY: demo test lint test-library test-notebooks test-colab mutants notebooks lab clean
@@ -19,17 +19,18 @@ INSTALL     := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_I
 demo: .venv/ready
 	$(RUN) -m imagic_lib demo
 
-# the library's tests come last: their last line says whether the notebooks were opened in a browser
-test: lint test-notebooks test-library
+# the last line says if the notebooks could not be opened in a browser
+test: lint .venv/ready-dev # how the notebooks are run: tests/notebook_run.py
+	$(PYTEST) -p tests.notebook_run notebooks tests $(TWO) --cov --cov-report=term --cov-fail-under=97
 
 lint: .venv/ready-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
 test-library: .venv/ready-dev
-	$(PYTEST) $(TWO) --cov --cov-report=term --cov-fail-under=97
+	$(PYTEST) $(TWO)
 
-test-notebooks: .venv/ready-dev # how: tests/notebook_run.py
+test-notebooks: .venv/ready-dev
 	$(PYTEST) -p tests.notebook_run notebooks $(TWO)
 
 test-colab: .venv-colab/ready

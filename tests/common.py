@@ -57,7 +57,7 @@ def kill_after_a_save(monkeypatch, stage: str) -> None:
 
 @contextmanager
 def disk_of(size: int):
-    """No file may be larger than so many bytes: to a program it is a full disk."""
+    """No file can grow beyond so many bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""A pytest plugin: the last line of a run says if the notebooks were not opened in a browser, and why."""
+"""A pytest plugin whose last line says if the notebooks were not opened in a browser, and why."""
 
 import pytest
 

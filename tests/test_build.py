@@ -74,7 +74,7 @@ def test_on_colab_the_repository_is_cloned_at_its_tag(folder, on_colab):
     assert command[:3] == ["git", "clone", "-q"] and command[-4:-1] == ["--branch", "v2.3.4", build.address()[0]]
 
 
-def test_a_repository_without_an_address_is_not_cloned_from_whoever_takes_the_placeholder(folder, on_colab):
+def test_a_repository_without_an_address_is_not_cloned_from_the_owner_of_the_placeholder_s_name(folder, on_colab):
     build.PYPROJECT.write_text(build.PYPROJECT.read_text().replace("a-class", "OWNER"))
     assert build.address() == (None, "v2.3.4")
     with pytest.raises(FileNotFoundError, match="imagic_lib is not here"):
@@ -103,7 +103,7 @@ def test_notebooks_are_built_offline_and_on_the_cpu(folder):
     assert read(folder / "01_made_up.ipynb")[2].outputs[0].text == "1 ['']\n"
 
 
-def test_tidy_leaves_out_what_no_reader_sees():
+def test_tidy_removes_outputs_that_no_reader_sees():
     output = [
         new_output("stream", name="stderr", text="100%|####|"),
         new_output("display_data", {build.WIDGET: {"model_id": "a"}, "text/plain": "Slider"}),
@@ -122,7 +122,7 @@ def test_tidy_leaves_out_what_no_reader_sees():
     assert "widgets" not in notebook.metadata and "version" not in notebook.metadata.language_info
 
 
-def test_what_runs_is_stored_and_what_fails_stays_as_it_was(folder):
+def test_a_notebook_that_runs_is_stored_and_one_that_fails_stays_as_it_was(folder):
     good, bad, other = (folder / f"0{n}_made_up.ipynb" for n in (1, 2, 3))
     widget = "import ipywidgets, sys\nprint(1, file=sys.stderr)\nprint(2)\nipywidgets.IntSlider()"
     write(good, "from pathlib import Path\nprint(Path.cwd().name)", widget)

@@ -94,7 +94,7 @@ def edit(tmp_path):
 
 @pytest.fixture
 def again(edit, picture, out, monkeypatch):
-    """`edit` once more on a finished edit: it draws, and trains nothing."""
+    """`edit` once more on a finished edit, which draws and trains nothing."""
     no_more_steps(monkeypatch)
     return lambda *arguments: edit(picture, TEXT, *arguments)
 
@@ -119,7 +119,7 @@ def test_edit_writes_sheet_curves_pictures_and_prints_where(edit, picture, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere.png", "a cat"], "there is no file nowhere.png"),
+        (["nowhere.png", "a cat"], "no file nowhere.png"),
         ([".", "a cat"], "is a folder"),
         (["PICTURE", ""], "the text is empty"),
         (["PICTURE", "   "], "the text is empty"),
@@ -141,7 +141,7 @@ def test_bad_input_is_one_sentence_and_exit_2(edit, picture, tmp_path, capsys, a
         (["--eta", "-10", "-11.5"], "imagic: etas must be a list of one or more numbers within ±10"),
         (["--eta"], "argument --eta: expected at least one argument"),
         (["--scale", "2.5"], "imagic: scale is 2.5: it goes from 0"),
-        (["--scale", "nan"], "imagic: scale is nan: it goes from 0"),
+        (["--scale", "nan"], "imagic: scale is nan"),
         (["--scale", "half"], "argument --scale: invalid float value: 'half'"),
         (["--seed", "-1"], "imagic: seeds must be a list of one or more whole numbers from 0"),
         (["--seed", str(2**63)], "imagic: seeds must be a list of one or more whole numbers from 0"),
@@ -219,7 +219,7 @@ def test_a_note_is_one_line_without_python_s_own_words(picture, model_folder, tm
     command = [sys.executable, "-m", "imagic_lib", "edit", picture, "a zebra", "--eta", "1", *STEPS]
     command += ["--model", str(model_folder), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "\nnote: the embedded model never saw 'zebra'" in "\n" + done.stderr
+    assert any(line.startswith("note: ") and "never saw 'zebra'" in line for line in done.stderr.splitlines())
     assert not any(word in done.stderr for word in ("UserWarning", "torchvision", "http"))
 
 
@@ -235,7 +235,7 @@ def test_a_note_is_one_line_without_python_s_own_words(picture, model_folder, tm
         (["--eta", "-0.1", "-.5", "1"], {"eta--0.1-seed-0.png", "eta--0.5-seed-0.png", "eta-1-seed-0.png"}),
     ],
 )
-def test_every_picture_is_drawn_once_under_a_name_of_its_own(again, out, capsys, arguments, names):
+def test_every_picture_is_drawn_once_and_has_its_own_name(again, out, capsys, arguments, names):
     (out / "eta-0.5-seed-0.png").unlink()
     assert again(*arguments) == 0
     assert {p.name for p in out.glob("eta*")} == names
@@ -269,7 +269,7 @@ def test_without_an_eta_the_pictures_are_drawn_at_the_scale_that_the_models_own_
     suggestion()
     assert again("--scale", "1") == again("--eta", "1") == 0
     monkeypatch.setattr(command_line, "plugin_of", lambda pipe, name: None)
-    assert again() == 0, "a model without a measure of its own suggests nothing unasked"
+    assert again() == 0, "a model that names no measure suggests nothing unasked"
 
 
 def test_a_suggestion_can_be_asked_for(again, out, suggestion, capsys):
@@ -330,7 +330,7 @@ def stopped(monkeypatch):
 
 def test_resume_goes_on_with_the_edit_that_was_stopped_and_with_no_other(unnamed, stopped, monkeypatch, capsys):
     assert unnamed("--resume") == 2
-    assert "out holds no unfinished edit of this picture and text" in capsys.readouterr().err
+    assert "unfinished edit of this picture and text" in capsys.readouterr().err
     assert unnamed("--eta", "1") == 130
     assert "stopped; the same command with --resume goes on where it was" in capsys.readouterr().err
     stopped.undo()
@@ -341,7 +341,7 @@ def test_resume_goes_on_with_the_edit_that_was_stopped_and_with_no_other(unnamed
     assert trained == ["stage 2, all weights"] * 2
     assert len(list(Path("out").iterdir())) == 1
     assert unnamed("--resume", "--out", "elsewhere") == 2
-    assert "there is no edit in elsewhere that could go on" in capsys.readouterr().err
+    assert "no edit in elsewhere that could go on: leave out --resume" in capsys.readouterr().err
 
 
 def test_a_bad_text_makes_no_folder(unnamed, picture):
@@ -508,7 +508,7 @@ def test_show_loads_no_model_that_an_edit_of_a_stranger_names(shown, out, monkey
     assert code == 2 and "names 'evil/model' as its model: if you trust that, say so with --model" in errors
 
 
-def test_show_finds_the_embedded_model_by_itself(shown, out, pipe, monkeypatch):
+def test_show_finds_the_embedded_model_without_its_name(shown, out, pipe, monkeypatch):
     renamed(out, "tiny")
     asked = []
     monkeypatch.setattr(imagic, "load_pipeline", lambda name: asked.append(name) or pipe)
@@ -579,7 +579,7 @@ def counted(monkeypatch):
 def test_plan_prints_the_table_and_what_is_chosen(counted, model_folder, capsys):
     assert main(["plan", "--model", str(model_folder), "--gpu-gb", "14.75"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{model_folder}, 128 x 128 pixels, 14.75 GiB of memory, of which 3 stay free\n")
+    assert printed.startswith(f"{model_folder}, 128 x 128 pixels, 14.75 GiB of memory")
     assert printed.splitlines()[-1] == "chosen: full, float32, Adam"
 
 

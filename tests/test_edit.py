@@ -1,4 +1,4 @@
-"""An edit as a folder: it comes back as it was saved, goes on where it was, and a stranger's is refused in a sentence."""
+"""An edit comes back from its folder as it was saved or goes on where it was; a stranger's is refused in a sentence."""
 
 import copy
 import json

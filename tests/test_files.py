@@ -155,7 +155,7 @@ def test_a_file_of_another_program_has_tensors_and_no_facts(tmp_path):
 
 
 def test_every_kind_of_number_is_written_as_the_format_says(tmp_path):
-    """Other programs read the files: the header ends at a multiple of 8 bytes, and no number straddles its own size."""
+    """Other programs read the files. The header ends at a multiple of 8 bytes, and every number at one of its size."""
     path = tmp_path / "c.safetensors"
     tensors = {str(kind)[6:]: torch.arange(3).to(kind) for kind in DTYPES}  # of odd length, so that order matters
     save_tensors(path, tensors, {"done": 1})
@@ -281,7 +281,7 @@ def test_a_missing_file_is_missing_and_not_damaged(tmp_path):
 
 @pytest.fixture
 def in_parts(tmp_path):
-    """A file of three tensors as version 0.1 wrote more than 1 GiB: the first file names the others."""
+    """A file of three tensors, as version 0.1 wrote more than 1 GiB. The first file names the others."""
     path = tmp_path / "c.safetensors"
     parts = [f"{path.name}.1a2b3c-{k}" for k in (1, 2)]
     save_file({"a": torch.zeros(40)}, path, {"facts": json.dumps({"step": 1, "parts": parts})})

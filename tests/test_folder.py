@@ -161,7 +161,7 @@ def test_a_file_that_was_put_there_while_the_edit_trained_is_left_alone(pipe, im
     assert (tmp_path / "my.png").read_bytes() == b"mine"
 
 
-def test_a_claim_replaces_only_what_is_listed_and_lists_only_what_is_its_own(whole, tmp_path):
+def test_a_claim_replaces_only_listed_files_and_lists_only_its_own_kind(whole, tmp_path):
     folder = whole.save(tmp_path / "edit")
     (tmp_path / "thesis.docx").write_bytes(b"mine")
     (folder / "thesis.docx").write_bytes(b"mine")
@@ -379,7 +379,7 @@ def test_the_edits_of_a_place_are_listed_the_newest_first_and_strangers_are_pass
     assert [(kept.folder.name, kept.state) for kept in found] == [("begun", "begun"), ("finished", "finished")]
     assert found[0].facts["text"] == "another text" and found[1].facts["settings"] == whole.settings
     assert folders.unfinished(tmp_path, identity) == tmp_path / "begun"
-    with pytest.raises(ValueError, match="holds no unfinished edit of this picture and text"):
+    with pytest.raises(ValueError, match="unfinished edit of this picture and text"):
         folders.unfinished(tmp_path, identity | {"text": "a third text"})
 
 
@@ -396,7 +396,7 @@ PICTURE = st.tuples(st.floats(-10, 10), st.integers(0, 2**63 - 1), st.floats(0, 
 @given(PICTURE, PICTURE)
 def test_different_pictures_have_different_names_of_the_edits_own_kind(one, other):
     for eta, seed, scale in (one, other):
-        assert folders.WRITTEN.fullmatch(picture_name(eta, seed, scale)), "so that it may be written again"
+        assert folders.WRITTEN.fullmatch(picture_name(eta, seed, scale)), "so that it can be written again"
     assert (picture_name(*one) == picture_name(*other)) == (str(one) == str(other))
 
 

@@ -81,7 +81,7 @@ def test_drive_is_mounted_only_if_asked_for(cells):
     assert names["mounted"] == ["/content/drive"]
 
 
-def test_with_a_gpu_the_notebook_waits_for_who_presses_run(tmp_path):
+def test_with_a_gpu_the_notebook_waits_until_run_is_pressed(tmp_path):
     """And says so instead of going on without an edit."""
     cells = [c.source for c in nbformat.read(FOLDER / "07_stable_diffusion.ipynb", 4).cells if c.cell_type == "code"]
     [waits] = [source for source in cells if "desk.wait()" in source]
@@ -94,8 +94,8 @@ def test_with_a_gpu_the_notebook_waits_for_who_presses_run(tmp_path):
 
 @pytest.fixture
 def large(pipe, monkeypatch):
-    """Stable Diffusion 1.4's own architecture at a twentieth of its width, with random weights. The library takes it for
-    a Stable Diffusion."""
+    """Stable Diffusion 1.4's own architecture at a twentieth of its width, with random weights; to the library it is a
+    Stable Diffusion."""
     for module in (models, stage4_inference, suggestion, studio_state, studio):
         monkeypatch.setattr(module, "family", lambda pipe: "stable-diffusion")
     for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"], stage4_inference.DEFAULTS):

@@ -27,7 +27,7 @@ def test_too_little_coverage_fails():
 
 
 @pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n", "2"]], ids=["one process", "two workers"])
-def test_a_missing_browser_is_said_in_the_last_line(tmp_path, workers):
+def test_the_last_line_says_if_the_browser_is_missing(tmp_path, workers):
     """The same plugin as here, on a browser test that is skipped as on a machine without Chromium."""
     if workers:
         pytest.importorskip("xdist", reason="pytest-xdist is not installed, as on Colab")
@@ -36,13 +36,15 @@ def test_a_missing_browser_is_said_in_the_last_line(tmp_path, workers):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "NOT TESTED: the notebooks in a browser. no Chromium"
+    assert done.stdout.splitlines()[-1].split(": ")[0] == "NOT TESTED" and done.stdout.endswith(
+        "browser. no Chromium\n"
+    )
 
 
 def test_every_run_has_the_plugin_that_says_it(request):
     assert any(isinstance(plugin, last_line.Browser) for plugin in request.config.pluginmanager.get_plugins())
 
 
-def test_the_tests_with_the_browser_run_last():
-    lines = commands("test")
-    assert "-m pytest" in lines[-1] and "--cov" in lines[-1] and any("notebook_run" in line for line in lines)
+def test_the_notebooks_and_all_tests_are_one_run_and_the_notebooks_begin():
+    [run] = [line for line in commands("test") if "-m pytest" in line]
+    assert " -p tests.notebook_run notebooks tests " in run and "--no-loadscope-reorder" in run

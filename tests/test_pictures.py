@@ -385,7 +385,7 @@ def test_even_a_strip_becomes_a_square_with_a_warning(long, tall):
         assert square(picture, 32).size == (32, 32)
 
 
-def test_a_crop_is_said_out_loud_with_what_is_lost(pipe):
+def test_a_crop_warns_and_says_how_much_is_lost(pipe):
     with pytest.warns(UserWarning, match=r"200x100.*central square.*50% is cut off") as caught:
         load_image(map_of_positions(200, 100), pipe)
     assert len(caught) == 1

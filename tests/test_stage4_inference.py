@@ -196,7 +196,7 @@ def test_the_sampling_loop_knows_only_a_function(pipe):
     torch.testing.assert_close(found, last.sqrt() * z + (1 - last).sqrt() * noise, rtol=1e-3, atol=1e-3)
 
 
-def test_the_sampling_loop_starts_and_asks_as_the_scheduler_wants_it():
+def test_the_sampling_loop_scales_its_start_and_its_questions_as_the_scheduler_says():
     """Some schedulers begin with more noise than one, and show the network a smaller picture than they keep."""
     asked = []
 

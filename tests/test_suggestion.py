@@ -62,12 +62,12 @@ def test_the_score_is_the_mean_over_the_seeds():
         ("a unicorn", {}),
     ],
 )
-def test_the_goal_of_an_edit_is_what_the_text_names_and_all_else_of_the_input(text, changed):
+def test_the_goal_of_an_edit_has_the_text_s_words_and_everything_else_from_the_input(text, changed):
     before = Scene.sample(3, subject="dog", colour="brown", pose="sitting", place="grass")
     assert edits.goal(before, text) == before.edit(**changed)
 
 
-def test_a_drawing_is_worth_what_it_keeps_and_a_wrong_or_spoiled_one_nothing():
+def test_a_drawing_scores_by_how_much_it_keeps_and_a_wrong_or_spoiled_one_scores_0():
     before = Scene.sample(3, subject="dog", colour="brown", pose="sitting", place="grass")
     edit = SimpleNamespace(image=imagic.pictures.to_tensor(before.render()), text="a brown dog jumping on the grass")
     truth, stranger = before.edit(pose="jumping"), Scene.sample(15, **before.edit(pose="jumping").attributes)
@@ -102,7 +102,7 @@ def test_clip_s_measure_is_the_way_to_the_text_times_the_nearness_to_the_input(c
     assert undone < 1e-4 and 0.1 < done < 1 and noise < 0.1
 
 
-def test_an_edit_suggests_by_the_models_own_measure_what_it_then_draws(pipe, image, monkeypatch):
+def test_an_edit_measures_the_same_pictures_that_it_then_draws(pipe, image, monkeypatch):
     edit = imagic.run_edit(pipe, image, "a brown dog jumping on the grass", embedding_steps=1, unet_steps=1)
     monkeypatch.setattr(models, "name_of", lambda pipe: "tiny")  # whose folder names the reader of drawings
     monkeypatch.setattr(suggestion, "SAMPLING", {"steps": 1})

@@ -88,7 +88,7 @@ def keywords(function) -> set[str] | None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_what_a_notebook_uses_is_there(path, pipe):
+def test_every_name_that_a_notebook_uses_exists(path, pipe):
     assert not missing(code_of(path), {"pipe": pipe})
 
 
@@ -96,7 +96,7 @@ def test_there_are_notebooks():
     assert PATHS
 
 
-def test_what_is_not_there_is_found(pipe):
+def test_missing_names_are_found(pipe):
     tree = ast.parse(
         "import no_such_module\nimport matplotlib.figure\nimport imagic_lib as imagic\n"
         "from imagic_lib import no_such_name\nfrom imagic_lab.classroom import plots\n"

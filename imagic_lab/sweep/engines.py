@@ -30,19 +30,33 @@ Look = Callable[[], int]
 def supervise(start: Callable[[object], object], places: Iterable[object], look: Look) -> None:
     """Keep a worker running in each place (a device, say) until no job is open.
 
-    start(place) gives a future of a worker (done, exception), which ends when it finds nothing to do. A worker that is
-    lost is started again. Raises ValueError if many are lost while no job is settled.
+    start(place) gives a future (done, exception) of a worker, which ends when no job is open. Lost workers are started
+    again. Raises ValueError if many are lost while no job is settled.
     """
     workers, left, lost = {place: start(place) for place in places}, look(), 0
     while left:
         time.sleep(LOOK)
-        ended = [place for place, worker in workers.items() if worker.done()]
+        errors = {place: worker.exception() for place, worker in workers.items() if worker.done()}
         before, left = left, look()
-        lost = 0 if left < before else lost + len(ended)
+        if None in errors.values():
+            return
+        lost = 0 if left < before else lost + len(errors)
         if lost > TRIES * len(workers):
-            error = workers[ended[-1]].exception()
+            error = next(iter(errors.values()))
             raise ValueError(f"the workers are lost one after the other, the last one by this: {error}") from error
-        workers |= {place: start(place) for place in ended if left}
+        workers |= {place: start(place) for place in errors if left}
+
+
+def portable_worker(jobs: Sequence[Job], setup: Setup) -> Callable[[object], None]:
+    """A worker for other machines. It travels as a whole, as nested functions do, and finds this library by `path`."""
+    path, packed = [entry or os.getcwd() for entry in sys.path], pickle.dumps((work_through, jobs, setup))
+
+    def worker(place: object) -> None:
+        sys.path.extend(entry for entry in path if entry not in sys.path)
+        function, *arguments = pickle.loads(packed)
+        function(*arguments)
+
+    return worker
 
 
 def run_local(jobs: Sequence[Job], setup: Setup, look: Look, devices: Sequence[str] = ()) -> None:
@@ -92,20 +106,20 @@ def run_slurm(jobs: Sequence[Job], setup: Setup, look: Look, workers: int = 8, c
     logging.getLogger("submitit").setLevel(logging.ERROR)  # at every look it warns of a Slurm without accounting
 
     class Task(submitit.helpers.Checkpointable):  # sent again if Slurm takes its machine away
-        __call__ = staticmethod(work_through)
+        __call__ = staticmethod(portable_worker(jobs, setup))
 
-    def send(count: int) -> list[submitit.Job]:
+    def send(places: Iterable[int]) -> list[submitit.Job]:
         how = {"name": "imagic-sweep", "cpus_per_task": setup.cores, "slurm_array_parallelism": workers}
         try:
             executor = submitit.AutoExecutor(Path(setup.out) / "slurm" / "%j", cluster)
             executor.update_parameters(**how | (options or {}))
-            return executor.map_array(Task(), [jobs] * count, [setup] * count)
+            return executor.map_array(Task(), places)
         except (RuntimeError, NameError, TypeError, OSError) as error:  # no sbatch, an unknown option, Slurm's refusal
             raise ValueError(f"submitit can't send the array: {error}") from error
 
-    count = min(workers, len(jobs))
-    sent = send(count)
-    supervise(lambda place: sent.pop() if sent else send(1)[0], range(count), look)
+    places = range(min(workers, len(jobs)))
+    sent = send(places)
+    supervise(lambda place: sent.pop() if sent else send([place])[0], places, look)
 
 
 def run_ray(jobs: Sequence[Job], setup: Setup, look: Look, address: str | None = None) -> None:
@@ -113,19 +127,13 @@ def run_ray(jobs: Sequence[Job], setup: Setup, look: Look, address: str | None =
     come and go. address: of a cluster, "auto" for the one of this machine; left out, Ray is started here. Raises
     ValueError without Ray, without that cluster, or if none of its machines is large enough."""
 
-    def worker(
-        path: list[str], packed: bytes
-    ) -> None:  # nested, so it travels as a whole: only `path` finds this module
-        sys.path.extend(entry for entry in path if entry not in sys.path)
-        function, *arguments = pickle.loads(packed)
-        function(*arguments)
+    ray, started = connected_ray(address)
+    tasks = []
 
     def start(place: int):
-        tasks.append(task.remote(path, packed))
+        tasks.append(task.remote(place))
         return tasks[-1].future()
 
-    ray, started = connected_ray(address)
-    tasks, path = [], [entry or os.getcwd() for entry in sys.path]
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
@@ -133,10 +141,7 @@ def run_ray(jobs: Sequence[Job], setup: Setup, look: Look, address: str | None =
         if not room:
             raise ValueError(f"no machine of the Ray cluster has {setup.cores} cores: choose fewer with --cores")
         needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": setup.cores}
-        task, packed = (
-            ray.remote(**needs, max_retries=TRIES)(worker),
-            ray.put(pickle.dumps((work_through, jobs, setup))),
-        )
+        task = ray.remote(**needs, max_retries=TRIES)(portable_worker(jobs, setup))
         supervise(start, range(min(len(jobs), room + SPARE)), look)
     finally:
         for reference in tasks:

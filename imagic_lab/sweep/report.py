@@ -20,8 +20,7 @@ from imagic_lab.sweep.work import FACTS, Setup, read_json, settled_jobs
 from imagic_lib.files import write_atomically
 from imagic_lib.folder import INPUT_FILE
 
-SETTINGS = ("image", "text", "model", "method", "embedding_steps", "unet_steps", "seed", "scale")
-MEASURED = ("eta", "noise_seed", "file", "distance", "psnr")
+SETTINGS = ("name", "row", "image", "text", "model", "method", "embedding_steps", "unet_steps", "seed", "scale")
 EMBEDDED = 3000  # thumbnails inside report.html; more would make it slow, so then the pictures are linked
 THUMBNAIL = 128  # pixels
 SHEET_ROWS, CELL, LINE, GAP = 40, 112, 20, 6  # edits on the contact sheet; its pictures, lines of text, gaps in pixels
@@ -30,7 +29,8 @@ SHEET_ROWS, CELL, LINE, GAP = 40, 112, 20, 6  # edits on the contact sheet; its 
 def write_report(out: Path, jobs: list[Job], setup: Setup) -> tuple[int, int]:
     """Write all four files. Returns how many jobs are done and how many failed in this start."""
     done, failed = settled_jobs(jobs, setup)
-    write_csv(out / "results.csv", ("job", "row", *SETTINGS, *MEASURED), result_rows(done, setup))
+    header = ("job", *SETTINGS[1:], "eta", "noise_seed", "file", "distance", "psnr")
+    write_csv(out / "results.csv", header, result_rows(done, setup))
     errors = ([job.row, job.name, job.image, job.text, error] for job, error in failed)
     write_csv(out / "errors.csv", ("row", "job", "image", "text", "error"), errors)
     write_page(out / "report.html", done, failed, setup)
@@ -46,9 +46,9 @@ def facts_in(done: Iterable[Job], setup: Setup) -> Iterator[tuple[Job, dict]]:
 def result_rows(done: Iterable[Job], setup: Setup) -> Iterator[list]:
     """A row for each picture."""
     for job, facts in facts_in(done, setup):
+        settings = [getattr(job, name) for name in SETTINGS]
         for one in facts["pictures"]:
-            measured = [one["eta"], one["seed"], f"edits/{job.name}/{one['file']}", one["distance"], one["psnr"]]
-            yield [job.name, job.row, *(getattr(job, name) for name in SETTINGS), *measured]
+            yield [*settings, one["eta"], one["seed"], f"edits/{job.name}/{one['file']}", one["distance"], one["psnr"]]
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> None:

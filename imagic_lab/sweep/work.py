@@ -12,12 +12,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain, product
 from pathlib import Path
 from pkgutil import resolve_name
+from unittest.mock import patch
 
 import filelock
 import torch
@@ -152,8 +153,7 @@ def finish_in(part: Path, job: Job, setup: Setup) -> None:
         read_json(part / FACTS)  # a kill can come between this file and the rename
     except (OSError, ValueError):
         write_json(part / FACTS, {"settings": asdict(job), **facts_of(job, part, setup)})
-    unneeded = () if setup.keep else ("edit.json", DIFFERENCE_FILE, LORA_FILE)  # edit.json marks a whole edit: first
-    for name in (*unneeded, ".tries"):
+    for name in (".tries", *(() if setup.keep else ("edit.json", DIFFERENCE_FILE, LORA_FILE))):
         (part / name).unlink(missing_ok=True)
     for path in (*part.iterdir(), part):
         wait_for_disk(path)
@@ -177,7 +177,8 @@ def wait_for_disk(path: Path) -> None:
 def facts_of(job: Job, part: Path, setup: Setup) -> dict:
     """What the work function returns, its seconds and its notes. Damaged files of an earlier start are set aside."""
     work, began = resolve_name(setup.work), time.monotonic()
-    with warnings.catch_warnings(record=True) as notes, no_bars():
+    no_bars = patch.object(tqdm, "__init__", begin_without_bar)  # thousands would push away the sweep's own
+    with warnings.catch_warnings(record=True) as notes, no_bars:
         warnings.simplefilter("always", UserWarning)
         try:
             facts = work(job, part, setup)
@@ -205,15 +206,9 @@ def is_damaged(folder: Path) -> bool:
     return False
 
 
-@contextmanager
-def no_bars():
-    """No progress bar of any module is shown inside, because thousands would push away the sweep's own."""
-    begin = tqdm.__init__  # every kind of bar comes here
-    tqdm.__init__ = lambda bar, *args, **options: begin(bar, *args, **options | {"disable": True})
-    try:
-        yield
-    finally:
-        tqdm.__init__ = begin
+def begin_without_bar(bar: tqdm, *arguments, _begin=tqdm.__init__, **options) -> None:
+    """What every kind of progress bar calls at its start, with the bar switched off."""
+    _begin(bar, *arguments, **options | {"disable": True})
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -441,6 +441,5 @@ def draw_scene(scene: SceneFacts, figure: bool = True) -> Image.Image:
     shrink = 0.72 if lift else 1.0
     Pen(image, (x, ground), scale, flip).ellipse(-2, 0, 32 * shrink, 5.2 * shrink, shade)
     pen = Pen(image, (x, ground - lift * scale), scale, flip, angle)
-    coat = Coat(scene)
-    {"bird": draw_bird, "car": draw_car}.get(scene.subject, draw_animal)(pen, scene, coat)
+    {"bird": draw_bird, "car": draw_car}.get(scene.subject, draw_animal)(pen, scene, Coat(scene))
     return image.reduce(OVERSAMPLING)

@@ -34,9 +34,7 @@ ATTRIBUTES = {  # every labelled attribute with its values, in the reader's orde
     "pose": (*ANIMAL_POSES, "flying", "parked", "driving"),
     "place": ("grass", "beach", "snow", "night"),
 }
-COMBINATIONS = tuple(
-    (subject, c, pose, p) for subject, c, pose, p in product(*ATTRIBUTES.values()) if pose in POSES_OF[subject]
-)
+COMBINATIONS = tuple((s, c, pose, p) for s, c, pose, p in product(*ATTRIBUTES.values()) if pose in POSES_OF[s])
 
 
 def held_out(subject: str, colour: str, pose: str, place: str) -> bool:

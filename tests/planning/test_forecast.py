@@ -19,7 +19,7 @@ def test_seconds_are_spoken_and_rounded_up(seconds, words):
 
 
 @pytest.mark.parametrize("unit", [1, 0.01], ids=["slow", "fast"])
-def test_a_step_a_probe_and_what_is_done_once_are_told_apart(monkeypatch, unit):
+def test_the_times_of_a_step_of_a_probe_and_of_the_rest_are_told_apart(monkeypatch, unit):
     """A training in which each takes its own time, by a clock that this test moves."""
     now = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
@@ -40,7 +40,7 @@ def test_a_step_a_probe_and_what_is_done_once_are_told_apart(monkeypatch, unit):
 
 
 @pytest.mark.parametrize("unit", [1, 0.01], ids=["slow", "fast"])
-def test_a_picture_is_what_its_steps_take_and_what_is_done_once(monkeypatch, unit):
+def test_a_picture_takes_its_steps_and_a_fixed_time(monkeypatch, unit):
     now = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
 
@@ -50,7 +50,7 @@ def test_a_picture_is_what_its_steps_take_and_what_is_done_once(monkeypatch, uni
     assert sampling_pace(draw).seconds(50) == pytest.approx(unit * 104)
 
 
-def test_what_is_timed_is_what_the_edit_will_do(pipe, image, monkeypatch):
+def test_the_timed_steps_are_those_of_the_edit(pipe, image, monkeypatch):
     """A few steps with its method, its strategy and its sampler."""
     calls = []
     monkeypatch.setattr(module, "optimize_embedding", lambda *_, run, **how: calls.append((1, run.strategy, how)))
@@ -78,8 +78,8 @@ def test_steps_in_a_checkpoint_are_not_counted_again(pipe, image, tmp_path, monk
 
 
 def test_a_forecast_is_near_what_the_edit_then_takes(pipe, image, monkeypatch):
-    """Within a factor, because it is the order of magnitude that people ask for. A busy machine changes nothing: the
-    clock of this test is the processor's."""
+    """Within a factor, because people ask for the order of magnitude. A busy machine changes nothing, because the clock
+    of this test is the processor's."""
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     found = forecast(pipe, image, settings_of(pipe, "full", 12, 12, 0))
     began = time.process_time()

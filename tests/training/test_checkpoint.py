@@ -60,7 +60,7 @@ def test_near_is_row_by_row():
     assert not is_near(rows, other) and not is_near(rows, rows[:, :4]) and not is_near(rows, rows * float("nan"))
 
 
-def test_near_is_a_hundredth_of_each_row_s_own_length_and_a_row_of_zeros_is_near_itself():
+def test_near_is_within_a_hundredth_of_a_row_s_length_and_a_row_of_zeros_is_near_another():
     rows = torch.tensor([[100.0, 0.0], [1.0, 0.0]])
     assert is_near(rows * 1.009, rows)
     assert not is_near(rows + torch.tensor([[0.0], [0.05]]), rows)
@@ -159,8 +159,8 @@ def test_moments_of_channels_last_weights_lie_in_memory_as_the_weights_do():
 
 
 class LikeBitsandbytes(torch.optim.Adam):
-    """Its 8-bit Adam keeps whole numbers, which torch's own would turn into the kind of number that the weight is. Next to
-    the moments are tables, which have other shapes than the weight; since 0.49, `state_dict` has all that in a dict."""
+    """Its 8-bit Adam keeps whole numbers, which torch's own would turn into the kind of number that the weight is. The
+    tables next to the moments have other shapes than the weight. Since 0.49, `state_dict` has all that in a dict."""
 
     NESTED = "__bnb_optimizer_quant_state__"
 

@@ -1,4 +1,4 @@
-"""Strategies for little memory: half precision is real, the weights are the same, and no other network is in the way."""
+"""Strategies for little memory give the same weights; half precision is real, and no other network is in the way."""
 
 import sys
 from contextlib import nullcontext
@@ -52,7 +52,7 @@ def test_a_copy_shares_nothing_and_has_the_precision_that_was_asked_for(pipe):
         assert new.requires_grad == old.requires_grad and new.stride() == old.stride()
 
 
-def test_what_was_frozen_is_frozen_in_the_copy_and_counters_stay_whole_numbers():
+def test_frozen_weights_are_frozen_in_the_copy_and_counters_stay_whole_numbers():
     unet = torch.nn.BatchNorm1d(2).requires_grad_(False)
     copied = unet_copy(unet, torch.device("cpu"), torch.bfloat16)
     assert not any(p.requires_grad for p in copied.parameters())
@@ -221,7 +221,7 @@ class Adam8bit(torch.optim.Adam):
 made = []
 
 
-def test_the_8_bit_optimizer_trains_and_its_state_is_of_its_own_kind(pipe, image, e_tgt, plain, monkeypatch, tmp_path):
+def test_the_8_bit_optimizer_trains_and_a_plain_one_refuses_its_state(pipe, image, e_tgt, plain, monkeypatch, tmp_path):
     """bitsandbytes needs a GPU: a stand-in module shows that the branch does its work."""
     made.clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))

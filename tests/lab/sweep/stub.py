@@ -60,8 +60,11 @@ def slow_edit(job: Job, folder: Path, setup: Setup) -> dict:
     return edit_and_draw(job, folder, setup)
 
 
-def wait_for(file: Path) -> None:
+def wait_for(file: Path, seconds: float = 100.0) -> None:
+    end = time.monotonic() + seconds
     while not file.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{file} did not come")
         time.sleep(0.02)
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -98,24 +99,26 @@ def test_two_devices_are_two_processes_and_a_lost_one_is_replaced(tmp_path):
 def test_workers_that_are_only_lost_end_the_sweep_in_a_sentence(monkeypatch):
     monkeypatch.setattr(engines, "LOOK", 0)
 
-    class Lost:
-        def done(self):
-            return True
-
-        def exception(self):
-            return ValueError("no such driver")
-
-    started = []
+    lost, started = Future(), []
+    lost.set_exception(ValueError("no such driver"))
     with pytest.raises(ValueError, match="lost one after the other, the last one by this: no such driver"):
-        engines.supervise(lambda place: started.append(place) or Lost(), "ab", lambda: 1)
+        engines.supervise(lambda place: started.append(place) or lost, "ab", lambda: 1)
     assert len(started) == 2 + 2 * 3
+
+
+def test_a_worker_that_ended_by_itself_ends_the_sweep_though_the_disk_shows_its_last_jobs_late(monkeypatch):
+    monkeypatch.setattr(engines, "LOOK", 0)
+    worker = Future()
+    worker.set_result(None)
+    engines.supervise(lambda place: worker, "ab", lambda: 1)
 
 
 # --- Slurm, by submitit's local executor
 
 
-def test_slurm_s_array_gives_the_same_bits_and_a_lost_task_is_sent_again(tmp_path, edits, bits):
-    pytest.importorskip("submitit", reason="submitit is not installed: pip install submitit")
+def test_slurm_s_array_gives_the_same_bits_and_a_lost_task_is_sent_again(tmp_path, edits, bits, monkeypatch):
+    submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install submitit")
+    monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0)  # so long a lost task's result is waited for
     out = tmp_path / "out"
     running = InBackground(edits, out, "slurm", cores=1, workers=2, cluster="local", work=SLOW_EDIT)
     running.wait_until(lambda: len(list(out.glob("pid-*"))) == 2)
@@ -132,10 +135,13 @@ def test_a_task_that_slurm_takes_away_is_sent_again(tmp_path, monkeypatch):
     monkeypatch.setattr(submitit.AutoExecutor, "map_array", lambda self, *arguments: sent.append(arguments) or [None])
     monkeypatch.setattr(engines, "supervise", lambda start, places, look: None)
     jobs, setup = jobs_in(tmp_path, TEXTS), Setup(str(take(tmp_path / "out", DRAW)), "first", cores=1, work=DRAW)
-    engines.run_slurm(jobs, setup, lambda: 4, workers=1, cluster="local")
-    [(task, *arguments)] = sent
-    again = task.checkpoint(*(argument for [argument] in arguments))
-    assert again.function is task and again.args == (jobs, setup)
+    engines.run_slurm(jobs, setup, lambda: 4, workers=3, cluster="local")
+    [(task, places)] = sent
+    assert list(places) == [0, 1, 2]
+    again = task.checkpoint(1)
+    assert again.function is task and again.args == (1,)
+    again.result()
+    assert len(finished(tmp_path / "out")) == 4
 
 
 # --- Ray
