@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,9 +26,6 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[3]
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-            "--disable-component-update", "--disable-dev-shm-usage"]  # fmt: skip
 PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "600"))  # seconds for one notebook; a busy machine may need more
 NOTEBOOKS = ("04_interpolation.ipynb", "06_everything.ipynb")
 HASTE_IN_STUDIO = """desk.state.embedding_steps, desk.state.unet_steps, desk.state.sampling = 12, 12, {"steps": 2}
@@ -117,12 +113,9 @@ def start(home: Path) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
+def lab(browser, tmp_path_factory):
     """JupyterLab with the notebooks; shut down afterwards."""
-    if not Path(CHROMIUM).exists():
-        pytest.skip("Chromium is missing: apt-get install chromium")
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed, as on Colab")
-    pytest.importorskip("playwright", reason="playwright is not installed: pip install -r requirements-dev.txt")
     fill(home := tmp_path_factory.mktemp("lab"))
     started = start(home)
     try:
@@ -146,16 +139,6 @@ def wait_for_server(lab: SimpleNamespace) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
     raise TimeoutError((lab.home / "log.txt").read_text())
-
-
-@pytest.fixture(scope="session")
-def browser(lab):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield browser
-        browser.close()
 
 
 def new_page(browser):

@@ -14,7 +14,6 @@ from imagic_lab.sweep import report, run, sweep
 from imagic_lab.sweep.work import Setup, attempt, write_json
 from imagic_lab.toyworld import Scene
 from imagic_lib.__main__ import main
-from tests.lab.studio.test_browser import CHROMIUM, SWITCHES
 from tests.lab.sweep.stub import DRAW, jobs_in, marks, write_table
 
 NASTY = '<script>alert("1")</script> & "a cat" \'\u202e'
@@ -33,26 +32,21 @@ def swept(tmp_path):
     return tmp_path / "out"
 
 
-def test_browser_filters_the_edits_by_text_and_eta(swept):
-    if not Path(CHROMIUM).exists():
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        page = browser.new_page(offline=True)
-        page.goto((swept / "report.html").as_uri())
+def test_browser_filters_the_edits_by_text_and_eta(swept, browser):
+    page = browser.new_page(offline=True)
+    page.goto((swept / "report.html").as_uri())
 
-        def seen():
-            return page.inner_text("#shown"), page.locator("figure:visible").count()
+    def seen():
+        return page.inner_text("#shown"), page.locator("figure:visible").count()
 
-        assert seen() == ("2 of 2 edits", 8)
-        page.select_option("#eta", "0.7")
-        assert seen() == ("2 of 2 edits", 4)
-        page.fill("#text", "CAR a")
-        assert seen() == ("1 of 2 edits", 2) and page.inner_text("h2:visible") == "a car"
-        page.fill("#text", "rabbit")
-        assert seen() == ("0 of 2 edits", 0)
-        browser.close()
+    assert seen() == ("2 of 2 edits", 8)
+    page.select_option("#eta", "0.7")
+    assert seen() == ("2 of 2 edits", 4)
+    page.fill("#text", "CAR a")
+    assert seen() == ("1 of 2 edits", 2) and page.inner_text("h2:visible") == "a car"
+    page.fill("#text", "rabbit")
+    assert seen() == ("0 of 2 edits", 0)
+    page.close()
 
 
 def test_results_have_a_row_for_each_picture(swept):
