@@ -61,7 +61,7 @@ def denoising_loss(unet: UNet2DConditionModel, process: DDPMScheduler, latents: 
                    generator: torch.Generator, loss: Loss = mse, bias: float = 0.0) -> Tensor:  # fmt: skip
     """Imagic eq. 2: E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², over a batch of stratified timesteps.
 
-    latents: (1 or batch, 4, h, w). embedding: (1 or batch, tokens, width). Both may be more precise than the UNet."""
+    latents: (1 or batch, 4, h, w). embedding: (1 or batch, tokens, width). Both can be more precise than the UNet."""
     t = stratified_timesteps(batch, process.config.num_train_timesteps, generator, bias).to(latents.device)
     noise = torch.randn((batch, *latents.shape[1:]), generator=generator).to(latents)
     z_t, target = noised(process, latents.expand(batch, -1, -1, -1), noise, t)
@@ -75,7 +75,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 class Probe:
-    """The probe loss of one picture: the mean squared error on fixed noises at fixed timesteps."""
+    """The probe loss of one picture, the mean squared error on fixed noises at fixed timesteps."""
 
     def __init__(self, process: DDPMScheduler, latents: Tensor, pairs: int = PROBE_PAIRS):
         generator = torch.Generator().manual_seed(PROBE_SEED)

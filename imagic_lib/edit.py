@@ -51,7 +51,7 @@ class ImagicEdit:
 
     @property
     def reconstruction(self) -> Image.Image:
-        """The input through the VAE and back: the most that any edit can keep."""
+        """The input through the VAE and back, which is the most that any edit can keep."""
         return to_picture(decode_latents(self.pipe, encode_image(self.pipe, self.image)))
 
     def pictures(

@@ -1,4 +1,4 @@
-"""Get a Stable Diffusion: the embedded tiny one, one from the Hugging Face hub, or a local folder."""
+"""Get a Stable Diffusion, from this package (tiny), the Hugging Face hub, or a local folder."""
 
 import hashlib
 import importlib
@@ -120,7 +120,7 @@ def unknown_words(text: str) -> list[str]:
 
 @torch.no_grad()
 def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
-    """e_tgt: the text as the UNet reads it, (1, tokens, width).
+    """Encode a text as the UNet reads it, e_tgt, (1, tokens, width).
 
     Raises ValueError as `check_text`. Warns if the text is longer than the model reads (and says what is cut) or, with
     the embedded model, if it has words that the model never saw."""

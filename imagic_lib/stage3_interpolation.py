@@ -11,7 +11,7 @@ def interpolate(e_tgt: Tensor, e_opt: Tensor, eta: float | Sequence[float]) -> T
 
     e_tgt, e_opt: (1, tokens, width). eta: 0 rebuilds the input, 1 follows the text alone; the paper
     uses 0.6–0.8, and values outside [0, 1] extrapolate. One η gives (1, tokens, width), a sequence of n
-    gives (n, tokens, width). Raises ValueError if the shapes differ, or for no η, or one that is no finite number.
+    gives (n, tokens, width). Raises ValueError if the shapes differ, or for no η, or one that is not finite.
     Taught in notebooks/04_interpolation.ipynb."""
     if e_tgt.shape != e_opt.shape:
         raise ValueError(f"e_tgt is {tuple(e_tgt.shape)} and e_opt {tuple(e_opt.shape)}: they must be of one shape")

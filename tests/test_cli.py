@@ -418,6 +418,7 @@ def noting(stage, used):
     return noted
 
 
+@pytest.mark.filterwarnings("ignore:the embedded model never saw")
 def test_a_text_with_a_formula_in_it_is_only_a_text(edit, picture, tmp_path, true_figures):
     """matplotlib would read $…$ as TeX and fail, after the training."""
     assert edit(picture, r"a dog for $\foo{$ and 5$", "--eta", "1") == 0

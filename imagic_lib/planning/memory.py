@@ -1,4 +1,4 @@
-"""What will fit, before it runs: the peak memory of every stage, counted on tensors without contents."""
+"""What will fit, before it runs, by the peak memory of every stage, counted on tensors without contents."""
 
 import copy
 import json
@@ -93,7 +93,7 @@ def ways_by_preference(half: torch.dtype = torch.float16) -> list[Way]:
 
 
 class Plan(NamedTuple):
-    """All ways, the preferred first; print it. size: pixels. gpu_gb: GiB, of which MARGIN stays free."""
+    """All ways, the preferred first; print it. size: pixels. gpu_gb: GiB; MARGIN stays free."""
 
     model: str
     size: int

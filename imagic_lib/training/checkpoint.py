@@ -1,4 +1,4 @@
-"""The checkpoint of a training: its whole state in one file, written at intervals, continued by the same job only."""
+"""The checkpoint of a training, its whole state in one file, written at intervals, continued by the same job only."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class TrainingJob(NamedTuple):
 
 def job_of(pipe: StableDiffusionPipeline, images: Iterable[Tensor], settings: dict, generator: torch.Generator,
            run: Run, *, near: dict[str, Tensor], **more) -> TrainingJob:  # fmt: skip
-    """The bytes of the pictures, the settings (but for the steps: next time there may be more), the model, the loss,
-    and `near`, e.g. the text's embedding."""
+    """The bytes of the pictures, the settings (without the steps, of which the next run can have more), the model, the
+    loss, and `near`, e.g. the text's embedding."""
     facts = {"model": fingerprint(pipe), **more, "images": [hash_of_picture(image) for image in images]}
     facts |= {name: value for name, value in settings.items() if name != "steps"}
     facts |= {"loss": getattr(run.loss, "__name__", type(run.loss).__name__), "seed": generator.initial_seed()}
