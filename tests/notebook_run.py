@@ -13,11 +13,15 @@ import re
 from functools import partial
 
 import pytest
+from nbval import plugin
 from nbval.plugin import IPyNbCell
 
 from notebooks import build
 
 os.environ.update(build.ENVIRONMENT)  # the kernels inherit it
+
+# `--cov` counts what the tests run: a line that only a notebook runs isn't tested, and nbval's tracing stops a kernel
+plugin.setup_coverage = plugin.teardown_coverage = lambda *_, **__: None
 
 SHARE = 0.05
 SILENCE = 60  # seconds that a kernel may say nothing while its output is read; nbval's 5 are too few on a busy machine
