@@ -13,23 +13,20 @@ import torch
 
 import imagic_lib as imagic
 from imagic_lib.arguments import check_text, etas_of, seeds_of
-from imagic_lib.edit import ETAS, out_of_memory_explained, settings_of
+from imagic_lib.edit import ETAS, settings_of
 from imagic_lib.figures import edit_sheet, loss_curves
 from imagic_lib.files import write_atomically
 from imagic_lib.folder import claim, new_folder, picture_name, read_facts, state_of, unfinished
 from imagic_lib.models import family, plugin_of
 from imagic_lib.pictures import rmse
-from imagic_lib.planning.forecast import forecast, worthwhile
 from imagic_lib.planning.memory import plan
 from imagic_lib.stage4_inference import FAST
 from imagic_lib.storage import identity_of_edit
-from imagic_lib.suggestion import TRIED
 from imagic_lib.unets import check_scale
 
 PLACE = Path("out")  # where an edit gets a new folder, named by time and text
 LAB = ("demo", "sweep", "benchmark", "train")  # commands of `python -m imagic_lab`
-EDIT = """Edit one picture by a text. First some steps are timed on this device, to predict the time of the edit. A
-stopped or killed edit goes on with --resume, or with the same --out."""
+EDIT = "Edit one picture by a text. A stopped or killed edit goes on with --resume, or with the same --out."
 EXITS = """exit: 0 the edit is made; 2 something was wrong, and one sentence says what; 130 stopped by Ctrl-C, and what
 was learned is kept"""
 SHOW = "Print a saved edit's settings, and draw its curves and pictures again, for any η and seed, without training."
@@ -108,7 +105,6 @@ def run_edit_command(args: argparse.Namespace) -> None:
     identity = identity_of_edit(pipe, image, args.text, settings)
     folder, run = folder_for(args, identity), imagic.Run(strategy=strategy)
     print(f"folder: {printable(folder)}")
-    say_forecast(pipe, image, identity, run, folder, args)
     steps = {"embedding_steps": args.steps, "unet_steps": args.steps, "seed": args.seed[0]}
     edit = imagic.run_edit(pipe, image, args.text, method=method, folder=folder, run=run, **steps)
     report(edit, args, folder)
@@ -121,17 +117,6 @@ def folder_for(args: argparse.Namespace, identity: dict) -> Path:
     if args.resume and state_of(args.out, identity) == "new":
         raise ValueError(f"there is no edit in {args.out} that could go on: leave out --resume")
     return args.out
-
-
-def say_forecast(pipe, image, identity: dict, run, folder: Path, args: argparse.Namespace) -> None:
-    """Print how long the edit will take, unless it takes no longer than the forecast, or is made already."""
-    settings = identity["settings"]
-    if not worthwhile(settings) or state_of(folder, identity) == "finished":
-        return
-    with out_of_memory_explained(settings["method"], run, pipe.unet.device, folder):
-        found = forecast(pipe, image, settings, strategy=run.strategy, folder=folder, sampling=sampling_of(pipe, args))
-    pictures = len(set(args.eta or ETAS)) * len(set(args.seed)) + (TRIED if suggests(pipe, args) else 0)
-    print(f"forecast: {found.sentence(pictures)}, by some steps on this device", flush=True)
 
 
 def sampling_of(pipe, args: argparse.Namespace) -> dict:

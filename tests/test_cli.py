@@ -1,7 +1,6 @@
 """The command line as a student meets it: bad input gets one sentence and exit 2, and leaves no half-written output."""
 
 import json
-import re
 import runpy
 import shutil
 import subprocess
@@ -24,7 +23,6 @@ from imagic_lib.__main__ import main
 from imagic_lib.edit import ETAS
 from imagic_lib.folder import LORA_FILE
 from imagic_lib.planning import memory
-from imagic_lib.planning.forecast import Forecast
 from imagic_lib.planning.memory import Way
 from imagic_lib.suggestion import Suggestion
 from imagic_lib.training.loop import Training
@@ -347,32 +345,6 @@ def test_resume_goes_on_with_the_edit_that_was_stopped_and_with_no_other(unnamed
 def test_a_bad_text_makes_no_folder(unnamed, picture):
     assert main(["edit", picture, " ", "--model", "small"]) == 2
     assert list(Path("out").iterdir()) == []
-
-
-def test_an_edit_begins_with_a_forecast_unless_it_is_as_short_as_that(unnamed, stopped, monkeypatch, capsys):
-    asked = []
-
-    def forecast(pipe, image, settings, **how):
-        asked.append((settings["unet_steps"], how))
-        return Forecast(61, 120, 2)
-
-    monkeypatch.setattr(command_line, "forecast", forecast)
-    assert unnamed("--eta", "1") == 130
-    assert "forecast" not in capsys.readouterr().out and not asked
-    stopped.setattr(edits, "optimize_embedding", None)
-    stopped.setattr(imagic, "run_edit", edits.fine_tune)
-    assert unnamed("--eta", "1", "--seed", "0", "1", "--fast", steps=["--steps", "9"]) == 130
-    sentence = r"forecast: about 4 min in all \(stage 1 2 min, stage 2 2 min, 2 pictures 5 s\), by some steps on this"
-    assert re.search(sentence, capsys.readouterr().out)
-    [(steps, how)] = asked
-    assert steps == 9 and how["sampling"] == {"scheduler": "dpm++", "steps": 25} and how["strategy"] is None
-    assert how["folder"].parent == Path("out")
-
-
-def test_a_finished_edit_has_no_forecast(again, monkeypatch, capsys):
-    monkeypatch.setattr(command_line, "worthwhile", lambda settings: True)
-    assert again("--eta", "1") == 0
-    assert "forecast" not in capsys.readouterr().out
 
 
 def read_edit(folder):

@@ -24,11 +24,11 @@ from PIL import Image
 
 from imagic_lab.classroom.widgets import WIDE, before_after, png
 from imagic_lab.studio import state as do
+from imagic_lab.studio.forecast import spoken
 from imagic_lab.studio.state import Kept, Key, Sketch, Studio
 from imagic_lib.figures import PROBE
 from imagic_lib.models import family
 from imagic_lib.pictures import open_image
-from imagic_lib.planning.forecast import spoken
 from imagic_lib.training.loop import History
 
 CHOOSE = "choose a drawing …"

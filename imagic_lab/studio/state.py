@@ -27,6 +27,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageEnhance
 from torch import Tensor, nn
 
+from imagic_lab.studio.forecast import Forecast, forecast
 from imagic_lab.studio.shelf import Kept, edits_in
 from imagic_lib import suggestion
 from imagic_lib.arguments import check_text
@@ -49,7 +50,6 @@ from imagic_lib.folder import (
 )
 from imagic_lib.models import DATA, encode_text, family, fingerprint, settings_for, unknown_words
 from imagic_lib.pictures import SMALLEST_SIDE, load_image, open_image, picture_size, rmse, square, to_picture, to_tensor
-from imagic_lib.planning.forecast import Forecast, forecast
 from imagic_lib.planning.memory import Plan, plan
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import (

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
+from imagic_lab.studio import forecast as module
+from imagic_lab.studio.forecast import Forecast, Pace, forecast, pace, sampling_pace, spoken, worthwhile
 from imagic_lib.edit import run_edit, settings_of
-from imagic_lib.planning import forecast as module
-from imagic_lib.planning.forecast import Forecast, Pace, forecast, pace, sampling_pace, spoken, worthwhile
 from imagic_lib.training.loop import History, Run
 
 
