@@ -1,4 +1,4 @@
-"""Stage 4: from Gaussian noise to a picture, every step observable."""
+"""Stage 4: from noise to a picture, every step observable. The noise is random, or the input picture's own."""
 
 import copy
 import inspect
@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from imagic_lib.arguments import seeds_of, warn_caller
-from imagic_lib.diffusion import decode_latents
+from imagic_lib.arguments import check_one_image_one_embedding, seeds_of, warn_caller
+from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.models import encode_text, family, settings_for
 from imagic_lib.pictures import to_picture
 from imagic_lib.training.loop import in_main_thread
@@ -31,6 +31,7 @@ DEFAULTS = {
     "tiny": {"steps": 20, "guidance_scale": 2.0},
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
+OWN_NOISE = {family: given | {"guidance_scale": 1.0} for family, given in DEFAULTS.items()}
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch, at least
 MOST_AT_ONCE = 8  # more fill a GPU no better
 FOR_ALL, FOR_EACH = 3.0, 0.5  # GiB of a GPU: for the VAE and CUDA's own; for one more 512 px picture in the batch
@@ -51,6 +52,13 @@ class Step(NamedTuple):
     timestep: int
     z_t: Tensor  # before the step
     z_0: Tensor  # what the UNet takes for the finished latents
+
+
+class NoisePath(NamedTuple):
+    """The noise of a whole walk from z_T to z_0, for n pictures: where it starts, and what is added at every step."""
+
+    start: Tensor  # z_T, (n, 4, h, w)
+    added: Tensor  # (steps, n, 4, h, w)
 
 
 def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
@@ -90,36 +98,84 @@ def predicted_original(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, t
     return (z_t - (1 - a).sqrt() * answer) / a.sqrt()
 
 
+def ddpm_mean(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, index: int) -> Tensor:
+    """μ_t, where the DDPM step number `index` leads before noise is added (Song et al. 2021, eq. 12 with η_DDIM = 1).
+
+    μ_t = √ᾱ_{t-1} ẑ_0 + √(1 - ᾱ_{t-1} - σ_t²) ε̂, with σ_t² = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) · (1 - ᾱ_t / ᾱ_{t-1})."""
+    times = [*scheduler.timesteps.tolist(), 0]
+    a, b = (scheduler.alphas_cumprod[t].to(z_t) for t in times[index : index + 2])  # ᾱ_t, ᾱ_{t-1}
+    z_0 = predicted_original(scheduler, z_t, answer, times[index])
+    noise = (z_t - a.sqrt() * z_0) / (1 - a).sqrt()
+    variance = (1 - b) / (1 - a) * (1 - a / b)
+    return b.sqrt() * z_0 + (1 - b - variance).clamp(min=0).sqrt() * noise
+
+
+@torch.no_grad()
+def own_noise(pipe: StableDiffusionPipeline, image: Tensor, embedding: Tensor, seeds: Sequence[int] = (0,), *,
+              steps: int | None = None, guidance_scale: float | None = None, scale: float = 1.0,
+              negative_prompt: str = "", half: bool = False) -> NoisePath:  # fmt: skip
+    """The noise that leads the model, given this embedding, to exactly this picture: one path for every seed.
+
+    Noise the picture to every level, each time afresh, z_t = √ᾱ_t z + √(1 - ᾱ_t) ε_t, then write down what each DDPM
+    step lacks on the way to the next level: z_{t-1} - μ_t(z_t, embedding). That is the edit-friendly inversion of
+    Huberman-Spiegelglas et al. (arXiv 2304.06140), here at e_opt with θ_λ. `generate` along this path draws the picture
+    again from the same embedding, whatever λ is; from another one it changes only what that one says differently.
+    Settings as in `generate`, which must be given the same."""
+    given, seeds = settings_for(pipe, OWN_NOISE, steps=steps, guidance_scale=guidance_scale), seeds_of(seeds)
+    check_one_image_one_embedding(image, embedding)
+    scheduler, z_0 = sampler(pipe, "ddim"), encode_image(pipe, image).float()
+    scheduler.set_timesteps(given["steps"], device=z_0.device)
+    generators, levels, added = [torch.Generator().manual_seed(seed) for seed in seeds], [], []
+    for t in scheduler.timesteps:
+        noise = torch.cat([initial_noise(pipe, generator) for generator in generators])
+        levels.append(scheduler.add_noise(z_0, noise, t))
+    with scaled(pipe, scale, drawing_dtype(pipe, half)) as unet:
+        e, empty = (x.to(unet.device, unet.dtype) for x in (embedding, embedding_of_negative(pipe, negative_prompt)))
+        for index, (z_t, t) in enumerate(zip(levels, scheduler.timesteps, strict=True)):
+            some = z_t.split(pictures_at_once(pipe))
+            guesses = [denoiser(unet, e.expand(len(z), -1, -1), empty, given["guidance_scale"])(z, t) for z in some]
+            goal = levels[index + 1] if index + 1 < len(levels) else z_0
+            added.append(goal - ddpm_mean(scheduler, z_t, torch.cat(guesses), index))
+    return NoisePath(levels[0], torch.stack(added))
+
+
 def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[int] = (0,), *,
              steps: int | None = None, guidance_scale: float | None = None, scale: float = 1.0,
-             negative_prompt: str = "", scheduler: SchedulerMixin | str | None = None,
+             negative_prompt: str = "", scheduler: SchedulerMixin | str | None = None, noise: NoisePath | None = None,
              callback: Callable[[Step], None] | None = None, half: bool = False) -> list[Image.Image]:  # fmt: skip
     """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
 
     embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every embedding, and so
     is the noise that a sampler adds on its way. guidance_scale: 1 is the text alone, 0 the negative prompt alone
     (`guided`). scale: the share of the fine-tuning, λ in formulas, from 0 to 2 (`unets.scaled`). scheduler: a name for
-    `sampler`, or a scheduler; the pipeline's own if left out. callback: called with a `Step` at each denoising step of
-    each batch. half: on a GPU, draw with a UNet in half precision (`strategies.precision`); on a CPU, where that is
-    slower, it changes nothing. A safety checker that the model ships blackens what it flags, and says so. Raises
-    ValueError for invalid settings. Taught in notebooks/05_inference.ipynb."""
-    scheduler, seeds = scheduler_of(pipe, scheduler), seeds_of(seeds)
+    `sampler`, or a scheduler; the pipeline's own if left out. noise: from `own_noise`, with a row for each seed; it
+    replaces the random noise and the sampler, and the guidance is then 1 if left out. callback: called with a `Step` at
+    each denoising step of each batch. half: on a GPU, draw with a UNet in half precision (`strategies.precision`); on a
+    CPU, where that is slower, it changes nothing. A safety checker that the model ships blackens what it flags, and
+    says so. Raises ValueError for invalid settings. Taught in notebooks/05_inference.ipynb."""
+    seeds = seeds_of(seeds)
     if embeddings.ndim != 3 or len(embeddings) == 0:
         raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
-    given = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance_scale)
-    device = pipe.unet.device
+    if noise is not None and steps is None:
+        steps = len(noise.added)
+    given = settings_for(pipe, OWN_NOISE if noise else DEFAULTS, steps=steps, guidance_scale=guidance_scale)
+    check_noise(pipe, noise, given["steps"], len(seeds), scheduler)
+    scheduler, device = scheduler_of(pipe, "ddim" if noise else scheduler), pipe.unet.device
     text = embeddings.repeat_interleave(len(seeds), dim=0)
     generators, pictures = [torch.Generator().manual_seed(seed) for _ in embeddings for seed in seeds], []
-    half_of = precision(device) if half and device.type == "cuda" else None
-    with torch.no_grad(), scaled(pipe, scale, half_of) as unet, drawing_bar(pipe, len(text)) as bar:
+    with torch.no_grad(), scaled(pipe, scale, drawing_dtype(pipe, half)) as unet, drawing_bar(pipe, len(text)) as bar:
         dtype, at_once = unet.dtype, pictures_at_once(pipe)
         text, empty = text.to(device, dtype), embedding_of_negative(pipe, negative_prompt).to(device, dtype)
         for start in range(0, len(text), at_once):
             e, own = text[start : start + at_once], generators[start : start + at_once]
             guess = denoiser(unet, e, empty, given["guidance_scale"])
-            z = torch.cat([initial_noise(pipe, generator) for generator in own]).to(dtype)
             scheduler.set_timesteps(given["steps"], device=device)
-            z = denoise(guess, z, scheduler, callback, own)
+            if noise is None:
+                z = torch.cat([initial_noise(pipe, generator) for generator in own]).to(dtype)
+                z = denoise(guess, z, scheduler, callback, own)
+            else:
+                rows = [k % len(seeds) for k in range(start, start + len(e))]
+                z = denoise(guess, noise.start[rows], scheduler, callback, added=noise.added[:, rows])
             pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
             bar.update(len(e))
         return safety_checked(pipe, pictures)
@@ -129,6 +185,23 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
 def embedding_of_negative(pipe: StableDiffusionPipeline, negative_prompt: str = "") -> Tensor:
     """What guidance leads away from: (1, tokens, width), of no text if none is given."""
     return pipe.encode_prompt(negative_prompt, pipe.text_encoder.device, 1, False)[0]
+
+
+def drawing_dtype(pipe: StableDiffusionPipeline, half: bool) -> torch.dtype | None:
+    """Half precision on a GPU, if it is wanted; None for the UNet's own."""
+    return precision(pipe.unet.device) if half and pipe.unet.device.type == "cuda" else None
+
+
+def check_noise(pipe: StableDiffusionPipeline, noise: NoisePath | None, steps: int, seeds: int, scheduler) -> None:
+    """Raises ValueError for a noise path that is not for so many steps and seeds, or beside a scheduler."""
+    if noise is None:
+        return
+    if scheduler is not None:
+        raise ValueError("a noise path is made of DDPM's steps: leave scheduler out, or leave noise out")
+    wanted = (steps, seeds, *initial_noise(pipe, 0).shape[1:])
+    if tuple(noise.added.shape) != wanted or tuple(noise.start.shape) != wanted[1:]:
+        found = f"a start of {tuple(noise.start.shape)} and additions of {tuple(noise.added.shape)}"
+        raise ValueError(f"this noise path has {found}, not {wanted[1:]} and {wanted}: use the same steps and seeds")
 
 
 def pictures_at_once(pipe: StableDiffusionPipeline) -> int:
@@ -163,6 +236,7 @@ def denoiser(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: flo
     both = torch.cat([empty.expand(len(text), -1, -1), text])
 
     def guess(z_t: Tensor, t: Tensor) -> Tensor:
+        z_t = z_t.to(text.dtype)
         if scale == 1:  # the text alone, at half the cost
             return unet(z_t, t, text).sample
         answer_empty, answer_text = unet(torch.cat([z_t, z_t]), t, both).sample.chunk(2)
@@ -171,7 +245,7 @@ def denoiser(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: flo
     return guess
 
 
-def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None, generators=None) -> Tensor:
+def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None, generators=None, added=None) -> Tensor:
     """The sampling loop: z_T (n, 4, h, w) -> z_0, by a function guess(z_t, t) and a scheduler whose steps are set.
     generators: one for each picture, of the noise that some samplers add at every step."""
     noisy = "generator" in inspect.signature(scheduler.step).parameters  # PNDM's step adds none
@@ -181,7 +255,10 @@ def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None, g
         answer = guess(scheduler.scale_model_input(z, t), t)
         if callback is not None:
             callback(Step(index, int(t), z, predicted_original(scheduler, z, answer, t)))
-        z = scheduler.step(answer, t, z, **more).prev_sample
+        if added is None:
+            z = scheduler.step(answer, t, z, **more).prev_sample
+        else:
+            z = ddpm_mean(scheduler, z, answer, index) + added[index]
     return z
 
 
