@@ -8,7 +8,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from imagic_lib.pictures import rmse
 from imagic_lib.stage4_inference import sample_text
-from imagic_lib.suggestion import SAMPLING, SEEDS, Measure
+from imagic_lib.suggestion import SEEDS, TRIES, Measure
 
 CLIP = "openai/clip-vit-large-patch14"  # whose text tower Stable Diffusion 1.4 has; 1.7 GB
 
@@ -25,7 +25,7 @@ def by_clip(edit, model: CLIPModel, processor: CLIPProcessor) -> Measure:
     c is the picture's CLIP score for the text, 0 at the input's and 1 at that of pictures of the text alone, by the
     loaded model. d is its distance to the input, 1 at the distance of those pictures.
     """
-    free = sample_text(edit.pipe, edit.text, SEEDS, **SAMPLING)
+    free = sample_text(edit.pipe, edit.text, SEEDS, **TRIES["random"].sampling)
     near = edit.reconstruction
     start, goal = (fmean(clip_scores(model, processor, drawn, edit.text)) for drawn in ([near], free))
     way, far = max(goal - start, 1e-6), max(fmean(rmse(picture, near) for picture in free), 1e-6)

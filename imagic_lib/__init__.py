@@ -16,7 +16,7 @@ from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.unets import LoRA
 from imagic_lib.stage2_finetuning import fine_tune
 from imagic_lib.stage3_interpolation import interpolate
-from imagic_lib.stage4_inference import generate, sample_text
+from imagic_lib.stage4_inference import generate, own_noise, sample_text
 from imagic_lib.suggestion import suggest
 from imagic_lib.edit import ImagicEdit, run_edit
 

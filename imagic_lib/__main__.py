@@ -13,7 +13,7 @@ import torch
 
 import imagic_lib as imagic
 from imagic_lib.arguments import check_text, etas_of, seeds_of
-from imagic_lib.edit import ETAS, settings_of
+from imagic_lib.edit import ETAS, NOISES, settings_of
 from imagic_lib.figures import edit_sheet, loss_curves
 from imagic_lib.files import write_atomically
 from imagic_lib.folder import claim, new_folder, picture_name, read_facts, state_of, unfinished
@@ -70,7 +70,8 @@ def add_sampling(command: argparse.ArgumentParser) -> None:
     add("--eta", type=float, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)")
     add("--scale", type=float, help="share of the fine-tuning, 0 to 2 (default: 1, or the suggestion of a model's own)")
     add("--suggest", action="store_true", help="try some pictures and use the best scale (may download 1.7 GB)")
-    add("--fast", action="store_true", help="draw with 25 steps of DPM-Solver++")
+    add("--noise", choices=NOISES, default="own", help="to start from: the picture's own (default), or the seed's")
+    add("--fast", action="store_true", help="draw in 25 steps; with random noise by DPM-Solver++")
     add("--seed", type=int, nargs="+", default=[0], help="noises to start from; training uses the first (default: 0)")
 
 
@@ -121,7 +122,8 @@ def folder_for(args: argparse.Namespace, identity: dict) -> Path:
 
 def sampling_of(pipe, args: argparse.Namespace) -> dict:
     """How pictures are drawn: a large model's in half precision where there is a GPU."""
-    return (FAST if args.fast else {}) | ({} if family(pipe) == "tiny" else {"half": True})
+    fast = (FAST if args.noise == "random" else {"steps": FAST["steps"]}) if args.fast else {}
+    return {"noise": args.noise} | fast | ({} if family(pipe) == "tiny" else {"half": True})
 
 
 def run_show_command(args: argparse.Namespace) -> None:
@@ -143,9 +145,9 @@ def suggests(pipe, args: argparse.Namespace) -> bool:
     return args.suggest or (args.scale is None and not args.eta and plugin_of(pipe, "measure") is not None)
 
 
-def suggested(edit):
+def suggested(edit, noise: str):
     """The suggestion, printed."""
-    found = edit.suggest()
+    found = edit.suggest(noise=noise)
     if found.scores[found.eta, found.scale] == 0:
         print("\nno picture of a first try shows what the text says; other words or another seed may help")
         return found
@@ -155,7 +157,7 @@ def suggested(edit):
 
 def report(edit, args: argparse.Namespace, folder: Path, truth=None) -> None:
     """Sample, write the sheet, the single pictures and the curves, print the distances."""
-    found = suggested(edit) if suggests(edit.pipe, args) else None
+    found = suggested(edit, args.noise) if suggests(edit.pipe, args) else None
     scale = args.scale if args.scale is not None else found.scale if found else 1.0
     etas, seeds = list(dict.fromkeys(args.eta or ETAS)), list(dict.fromkeys(args.seed))  # each picture once
     names = [[picture_name(eta, seed, scale) for eta in etas] for seed in seeds]

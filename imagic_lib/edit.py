@@ -22,13 +22,14 @@ from imagic_lib.planning.memory import advice_after
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune
 from imagic_lib.stage3_interpolation import interpolate
-from imagic_lib.stage4_inference import generate
+from imagic_lib.stage4_inference import generate, own_noise
 from imagic_lib.storage import identity_of_edit, load_edit, save_edit
 from imagic_lib.suggestion import Suggestion, suggest
 from imagic_lib.training.loop import History, Run
 from imagic_lib.training.strategies import offloaded_to_cpu
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+NOISES = ("own", "random")
 
 
 @dataclass
@@ -54,13 +55,19 @@ class ImagicEdit:
         """The input through the VAE and back, which is the most that any edit can keep."""
         return to_picture(decode_latents(self.pipe, encode_image(self.pipe, self.image)))
 
-    def pictures(
-        self, etas: Sequence[float] = ETAS, seeds: Sequence[int] = (0,), *, scale: float = 1.0, **settings
-    ) -> list[list[Image.Image]]:
+    def pictures(self, etas: Sequence[float] = ETAS, seeds: Sequence[int] = (0,), *, scale: float = 1.0,
+                 noise: str = "own", **settings) -> list[list[Image.Image]]:  # fmt: skip
         """One row of pictures a seed, one column an η. scale: the share of stage 2, λ in formulas; 0 shows the pictures
-        without it. Further settings go to `generate`. Raises ValueError for invalid settings."""
+        without it. noise: "own" starts from the input's own noise at e_opt (`own_noise`), so that η = 0 is the input
+        and what the text does not change stays; "random" is the paper's way. Further settings go to `generate`. Raises
+        ValueError for invalid settings."""
         etas, seeds = etas_of(etas), seeds_of(seeds)
+        if noise not in NOISES:
+            raise ValueError(f"noise is {noise!r}: choose 'own' or 'random'")
         with offloaded_to_cpu(self.pipe.unet):
+            if noise == "own":
+                how = {name: value for name, value in settings.items() if name not in ("scheduler", "callback")}
+                settings["noise"] = own_noise(self.tuned, self.image, self.e_opt, seeds, scale=scale, **how)
             flat = generate(self.tuned, interpolate(self.e_tgt, self.e_opt, etas), seeds, scale=scale, **settings)
         return [flat[row :: len(seeds)] for row in range(len(seeds))]
 

@@ -14,7 +14,7 @@ from imagic_lib.training.loop import History, Run, Training
 from imagic_lib.training.strategies import frozen_unet, scaler_for
 
 DEFAULTS = {
-    "tiny": {"steps": 40, "lr": 5e-2, "batch": 8},  # measured: data/tiny-sd/README.md
+    "tiny": {"steps": 12, "lr": 0.1, "batch": 8},  # measured: data/tiny-sd/README.md
     "stable-diffusion": {"steps": 1000, "lr": 2e-3, "batch": 1},  # Kavar et al. 2022, appendix B
 }
 

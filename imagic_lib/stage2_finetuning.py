@@ -16,7 +16,7 @@ from imagic_lib.unets import LoRA, with_unet
 
 DEFAULTS = {
     "full": {
-        "tiny": {"steps": 100, "lr": 2e-4, "batch": 8, "decay": 0.5, "bias": 1.0},  # see data/tiny-sd/README.md
+        "tiny": {"steps": 40, "lr": 4e-4, "batch": 8, "decay": 0.5, "bias": 1.0},  # see data/tiny-sd/README.md
         "stable-diffusion": {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0.0, "bias": 0.0},  # the paper, appendix B
     },
     "lora": {

@@ -31,7 +31,7 @@ DEFAULTS = {
     "tiny": {"steps": 20, "guidance_scale": 2.0},
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
-OWN_NOISE = {family: given | {"guidance_scale": 1.0} for family, given in DEFAULTS.items()}
+OWN_GUIDANCE = {"tiny": 1.0, "stable-diffusion": 7.5}  # along the picture's own noise; the first was measured on dev
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch, at least
 MOST_AT_ONCE = 8  # more fill a GPU no better
 FOR_ALL, FOR_EACH = 3.0, 0.5  # GiB of a GPU: for the VAE and CUDA's own; for one more 512 px picture in the batch
@@ -121,7 +121,8 @@ def own_noise(pipe: StableDiffusionPipeline, image: Tensor, embedding: Tensor, s
     Huberman-Spiegelglas et al. (arXiv 2304.06140), here at e_opt with θ_λ. `generate` along this path draws the picture
     again from the same embedding, whatever λ is; from another one it changes only what that one says differently.
     Settings as in `generate`, which must be given the same."""
-    given, seeds = settings_for(pipe, OWN_NOISE, steps=steps, guidance_scale=guidance_scale), seeds_of(seeds)
+    guidance = OWN_GUIDANCE[family(pipe)] if guidance_scale is None else guidance_scale
+    given, seeds = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance), seeds_of(seeds)
     check_one_image_one_embedding(image, embedding)
     scheduler, z_0 = sampler(pipe, "ddim"), encode_image(pipe, image).float()
     scheduler.set_timesteps(given["steps"], device=z_0.device)
@@ -149,16 +150,19 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
     is the noise that a sampler adds on its way. guidance_scale: 1 is the text alone, 0 the negative prompt alone
     (`guided`). scale: the share of the fine-tuning, λ in formulas, from 0 to 2 (`unets.scaled`). scheduler: a name for
     `sampler`, or a scheduler; the pipeline's own if left out. noise: from `own_noise`, with a row for each seed; it
-    replaces the random noise and the sampler, and the guidance is then 1 if left out. callback: called with a `Step` at
-    each denoising step of each batch. half: on a GPU, draw with a UNet in half precision (`strategies.precision`); on a
-    CPU, where that is slower, it changes nothing. A safety checker that the model ships blackens what it flags, and
-    says so. Raises ValueError for invalid settings. Taught in notebooks/05_inference.ipynb."""
+    replaces the random noise and the sampler, and guidance has another default (`OWN_GUIDANCE`). callback: called with
+    a `Step` at each denoising step of each batch. half: on a GPU, draw with a UNet in half precision
+    (`strategies.precision`); on a CPU, where that is slower, it changes nothing. A safety checker that the model ships
+    blackens what it flags, and says so. Raises ValueError for invalid settings.
+
+    Taught in notebooks/05_inference.ipynb."""
     seeds = seeds_of(seeds)
     if embeddings.ndim != 3 or len(embeddings) == 0:
         raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
-    if noise is not None and steps is None:
-        steps = len(noise.added)
-    given = settings_for(pipe, OWN_NOISE if noise else DEFAULTS, steps=steps, guidance_scale=guidance_scale)
+    if noise is not None:
+        steps = len(noise.added) if steps is None else steps
+        guidance_scale = OWN_GUIDANCE[family(pipe)] if guidance_scale is None else guidance_scale
+    given = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance_scale)
     check_noise(pipe, noise, given["steps"], len(seeds), scheduler)
     scheduler, device = scheduler_of(pipe, "ddim" if noise else scheduler), pipe.unet.device
     text = embeddings.repeat_interleave(len(seeds), dim=0)

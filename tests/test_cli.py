@@ -246,8 +246,10 @@ def suggestion(monkeypatch):
 
     def suggest(*found):
         monkeypatch.setattr(command_line, "plugin_of", lambda pipe, name: name == "measure" or None)
-        failure = lambda self: pytest.fail("it was not asked for")  # noqa: E731
-        monkeypatch.setattr(imagic.ImagicEdit, "suggest", (lambda self: Suggestion(*found)) if found else failure)
+        failure = lambda self, noise: pytest.fail("it was not asked for")  # noqa: E731
+        monkeypatch.setattr(
+            imagic.ImagicEdit, "suggest", (lambda self, noise: Suggestion(*found)) if found else failure
+        )
 
     return suggest
 
@@ -277,7 +279,7 @@ def test_a_suggestion_can_be_asked_for(again, out, suggestion, capsys):
     assert (out / "eta-1-scale-0.5-seed-0.png").is_file()
 
 
-def test_fast_draws_with_25_steps_of_dpm_solver(again, monkeypatch):
+def test_fast_draws_in_25_steps_of_dpm_solver_or_along_the_picture_s_own_noise(again, monkeypatch):
     drawn, pictures = [], imagic.ImagicEdit.pictures
 
     def note(self, etas, seeds, **how):
@@ -285,15 +287,18 @@ def test_fast_draws_with_25_steps_of_dpm_solver(again, monkeypatch):
         return pictures(self, etas, seeds, **how | {"steps": 1})
 
     monkeypatch.setattr(imagic.ImagicEdit, "pictures", note)
-    assert again("--eta", "1", "--fast") == again("--eta", "1") == 0
-    assert drawn == [{"scale": 1.0, "scheduler": "dpm++", "steps": 25}, {"scale": 1.0}]
+    for more in (["--fast", "--noise", "random"], ["--fast"], ["--noise", "random"], []):
+        assert again("--eta", "1", *more) == 0
+    dpm, own, random = {"scheduler": "dpm++", "steps": 25}, {"noise": "own"}, {"noise": "random"}
+    assert drawn == [{"scale": 1.0} | how for how in (random | dpm, own | {"steps": 25}, random, own)]
 
 
 def test_a_large_model_is_drawn_in_half_precision(pipe, monkeypatch):
-    args = SimpleNamespace(fast=True)
+    args = SimpleNamespace(fast=True, noise="random")
     assert "half" not in command_line.sampling_of(pipe, args)
     monkeypatch.setattr(command_line, "family", lambda pipe: "stable-diffusion")
-    assert command_line.sampling_of(pipe, args) == {"scheduler": "dpm++", "steps": 25, "half": True}
+    dpm = {"scheduler": "dpm++", "steps": 25}
+    assert command_line.sampling_of(pipe, args) == dpm | {"noise": "random", "half": True}
 
 
 @pytest.fixture
@@ -359,7 +364,7 @@ def test_each_seed_s_pictures_bear_its_name_and_the_first_is_the_training_s(edit
         for eta, expected in zip((0, 1), row, strict=True):
             found = np.asarray(Image.open(tmp_path / "out" / f"eta-{eta}-seed-{seed}.png"), dtype=int)
             assert np.abs(found - np.asarray(expected)).max() <= 2
-    assert np.abs(np.asarray(rows[0][0], dtype=int) - np.asarray(rows[1][0])).max() > 2
+    assert np.abs(np.asarray(rows[0][1], dtype=int) - np.asarray(rows[1][1])).max() > 2
 
 
 def test_the_method_is_the_one_that_was_asked_for(edit, picture, tmp_path):

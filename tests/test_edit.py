@@ -15,6 +15,7 @@ import imagic_lib as imagic
 from imagic_lib.files import load_tensors, save_tensors
 from imagic_lib.folder import DIFFERENCE_FILE, LORA_FILE, files_of
 from imagic_lib.models import fingerprint
+from imagic_lib.pictures import psnr
 from imagic_lib.planning import memory
 from imagic_lib.planning.memory import ways_by_preference
 from imagic_lib.training.loop import Training
@@ -154,8 +155,24 @@ def test_pictures_are_the_tuned_unets_and_without_fine_tuning_the_loaded_ones(sa
     embeddings = imagic.interpolate(edit.e_tgt, edit.e_opt, [0.0, 1.0])
     tuned, loaded = (imagic.generate(pipe, embeddings, [1, 4], steps=2) for pipe in (edit.tuned, edit.pipe))
     assert bits([tuned]) != bits([loaded])
-    assert bits(edit.pictures([0, 1], [1, 4], steps=2)) == bits([tuned[0::2], tuned[1::2]])
-    assert bits(edit.pictures([0, 1], [1, 4], steps=2, scale=0)) == bits([loaded[0::2], loaded[1::2]])
+    random = {"steps": 2, "noise": "random"}
+    assert bits(edit.pictures([0, 1], [1, 4], **random)) == bits([tuned[0::2], tuned[1::2]])
+    assert bits(edit.pictures([0, 1], [1, 4], scale=0, **random)) == bits([loaded[0::2], loaded[1::2]])
+
+
+def test_by_default_pictures_start_from_the_input_s_own_noise(saved):
+    edit, _ = saved
+    how = {"steps": 3, "scale": 0.5, "guidance_scale": 2.0}
+    path = imagic.own_noise(edit.tuned, edit.image, edit.e_opt, [1, 4], **how)
+    expected = imagic.generate(edit.tuned, imagic.interpolate(edit.e_tgt, edit.e_opt, [0.0, 1.0]), [1, 4], noise=path,
+                               **how)  # fmt: skip
+    assert bits(edit.pictures([0, 1], [1, 4], **how)) == bits([expected[0::2], expected[1::2]])
+    [[rebuilt]] = edit.pictures([0], [9], steps=3)
+    assert psnr(rebuilt, edit.reconstruction) > 45, "η = 0 is the input, up to the VAE"
+    with pytest.raises(ValueError, match="noise is 'mine': choose 'own' or 'random'"):
+        edit.pictures([0], noise="mine")
+    with pytest.raises(ValueError, match="leave scheduler out, or leave noise out"):
+        edit.pictures([0], scheduler="ddim")
 
 
 def test_an_edit_suggests_with_the_settings_that_it_is_given(saved, monkeypatch):

@@ -11,9 +11,9 @@ import imagic_lib as imagic
 from imagic_lab import measures
 from imagic_lab.measures import by_clip, clip_scores
 from imagic_lab.toyworld import Scene, edits
-from imagic_lib import models, suggestion
+from imagic_lib import models
 from imagic_lib.models import DATA
-from imagic_lib.suggestion import ETAS, SCALES, SEEDS, best_pair, suggest
+from imagic_lib.suggestion import SEEDS, TRIES, best_pair, suggest
 
 
 class Drawn:
@@ -21,8 +21,8 @@ class Drawn:
 
     pipe = SimpleNamespace(unet=torch.nn.Linear(1, 1))  # so small a UNet is the embedded model's
 
-    def pictures(self, etas, seeds, *, scale, **sampling):
-        assert sampling == suggestion.SAMPLING
+    def pictures(self, etas, seeds, *, scale, noise, **sampling):
+        assert sampling == TRIES[noise].sampling
         return [[(eta, scale, seed) for eta in etas] for seed in seeds]
 
 
@@ -30,21 +30,18 @@ def best_at(**worth):
     return lambda pictures: [worth.get(f"at_{int(100 * eta)}_{int(100 * scale)}", 0.1) for eta, scale, _ in pictures]
 
 
-def test_the_pair_that_measures_best_is_suggested_with_all_scores():
-    found = suggest(Drawn(), best_at(at_80_50=0.9))
-    assert (found.eta, found.scale) == (0.8, 0.5)
-    expected = {(eta, scale): 0.9 if (eta, scale) == (0.8, 0.5) else 0.1 for eta in ETAS["tiny"] for scale in SCALES}
-    assert found.scores == pytest.approx(expected)
+@pytest.mark.parametrize("noise", TRIES)
+def test_the_pair_that_measures_best_is_suggested_with_all_scores(noise):
+    found = suggest(Drawn(), best_at(at_100_50=0.9), noise=noise)
+    assert (found.eta, found.scale) == (1.0, 0.5)
+    pairs = [(eta, scale) for eta in TRIES[noise].etas["tiny"] for scale in TRIES[noise].scales]
+    assert found.scores == pytest.approx({pair: 0.9 if pair == (1.0, 0.5) else 0.1 for pair in pairs})
 
 
 def test_of_pairs_that_measure_nearly_as_well_the_one_that_keeps_most_of_the_input_is_suggested():
     assert best_pair({(1.0, 0.5): 0.8, (0.8, 0.75): 0.79, (1.0, 0.75): 0.78, (0.8, 1.0): 0.75}) == (0.8, 0.75)
     assert best_pair({(1.0, 0.5): 0.8, (0.8, 0.75): 0.77, (1.0, 0.75): 0.77}) == (0.8, 0.75)
     assert best_pair({(1.0, 0.5): 0.0, (0.8, 0.75): 0.01}) == (0.8, 0.75)
-
-
-def test_the_embedded_model_and_stable_diffusion_try_the_same_number_of_pairs_which_the_forecast_counts():
-    assert {len(etas) * len(SCALES) * len(SEEDS) for etas in ETAS.values()} == {suggestion.TRIED}
 
 
 def test_the_score_is_the_mean_over_the_seeds():
@@ -105,11 +102,11 @@ def test_clip_s_measure_is_the_way_to_the_text_times_the_nearness_to_the_input(c
 def test_an_edit_measures_the_same_pictures_that_it_then_draws(pipe, image, monkeypatch):
     edit = imagic.run_edit(pipe, image, "a brown dog jumping on the grass", embedding_steps=1, unet_steps=1)
     monkeypatch.setattr(models, "name_of", lambda pipe: "tiny")  # whose folder names the reader of drawings
-    monkeypatch.setattr(suggestion, "SAMPLING", {"steps": 1})
+    etas, scales = TRIES["own"].etas["tiny"], TRIES["own"].scales
+    monkeypatch.setitem(TRIES, "own", TRIES["own"]._replace(sampling={"steps": 1}))
     measured = []
     monkeypatch.setattr(edits, "read_by", lambda e: lambda pictures: measured.extend(pictures) or [0.5] * len(pictures))
     found = edit.suggest(seeds=(4,))
-    etas = ETAS["tiny"]
-    expected = [edit.pictures(etas, (4,), scale=scale, steps=1)[0] for scale in SCALES]
+    expected = [edit.pictures(etas, (4,), scale=scale, steps=1)[0] for scale in scales]
     assert [p.tobytes() for p in measured] == [p.tobytes() for row in expected for p in row]
-    assert (found.eta, found.scale) == (etas[0], SCALES[-1])
+    assert (found.eta, found.scale) == (etas[0], scales[-1])

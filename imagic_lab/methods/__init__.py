@@ -1,7 +1,8 @@
 """Ways to edit one picture by a text, each a function that fits on a slide, all with one interface (`Method`).
 
-`tuning` has Imagic and what remains of it without one of its stages, `inversion` and `attention` have methods that
-start from the noise of the picture, `others` has methods from diffusers. `imagic_lab.benchmark` compares them.
+`tuning` has Imagic and what remains of it without one of its stages, `inversion`, `attention` and `own_noise` have
+methods that start from the noise of the picture, `others` has methods from diffusers. `imagic_lab.benchmark` compares
+them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from imagic_lab.methods.attention import prompt_to_prompt
 from imagic_lab.methods.inversion import NULL_LR, NULL_STEPS, ddim_inversion, negative_prompt_inversion
 from imagic_lab.methods.method import Draw, Method
 from imagic_lab.methods.others import COMMUNITY, COMMUNITY_FILE, LEDITS_THRESHOLD, community, ledits, sdedit
+from imagic_lab.methods.own_noise import ddcm, edit_friendly, h_edit
 from imagic_lab.methods.tuning import (
-    FEW_STEPS,
     PAPER,
-    fast_imagic,
+    drawn_by,
     imagic,
+    own_noise_imagic,
     pair_in_words,
     paper_imagic,
     text_alone,
@@ -46,11 +48,17 @@ ON_THE_WAY = {  # see `tuning.pair_at`
 ETA = {"knob": "η", "values": (0.0, 0.6, 0.8, 1.0, 1.2), "largest": 10.0}
 STRENGTH = {"knob": "share λ of the fine-tuning", "values": (1.0, 0.75, 0.5, 0.35, 0.2), "largest": 2.0}
 GUIDANCE = {"knob": "guidance scale", "values": (0.0, 1.0, 2.0, 4.0, 7.0), "largest": 30.0}
+TOWARDS_TEXT = {
+    "knob": "guidance scale",
+    "values": (1.0, 1.5, 2.0, 3.0, 5.0),
+    "largest": 30.0,
+    "caption": True,
+    "rebuilds": False,
+}
 OLD_MAPS = {"knob": "share of steps with the old maps", "values": (1.0, 0.8, 0.6, 0.4, 0.2), "largest": 1.0}
 
 METHODS = {
     "imagic": Method("Imagic", IMAGIC, imagic, **ON_THE_WAY, settings=(FIRST, FULL)),
-    "imagic-fast": Method("Imagic, few steps", IMAGIC, fast_imagic, **ON_THE_WAY, settings=(FIRST, FULL, FEW_STEPS)),
     "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, **ON_THE_WAY, settings=(PAPER,)),
     "imagic-lora": Method(
         "Imagic with a LoRA",
@@ -58,6 +66,28 @@ METHODS = {
         partial(imagic, second={"method": REBUILDING}),
         **ON_THE_WAY,
         settings=(FIRST, LOW_RANK),
+    ),
+    "imagic-own": Method(
+        "Imagic from its own noise",
+        f"{IMAGIC}; Huberman-Spiegelglas et al. 2023, arXiv 2304.06140",
+        own_noise_imagic,
+        **STRENGTH,
+        rebuilds=False,
+        settings=(FIRST, FULL),
+    ),
+    "own-no-stage-2": Method(
+        "Its own noise, without stage 2",
+        f"{IMAGIC}; Huberman-Spiegelglas et al. 2023, arXiv 2304.06140",
+        partial(own_noise_imagic, tune=False),
+        **TOWARDS_TEXT | {"caption": False},
+        settings=(FIRST,),
+    ),
+    "imagic-ddim": Method(
+        "Imagic by DDIM",
+        IMAGIC,
+        partial(drawn_by, imagic, sampled="ddim"),
+        **ON_THE_WAY,
+        settings=(FIRST, FULL),
     ),
     "no-stage-1": Method("Imagic without stage 1", IMAGIC, without_stage_1, **STRENGTH, settings=(FULL,)),
     "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, **ETA, settings=(FIRST,)),
@@ -93,13 +123,30 @@ METHODS = {
     "null-text": Method(
         "Prompt-to-prompt, null-text",
         "Hertz et al. 2022, arXiv 2208.01626; Mokady et al. 2022, arXiv 2211.09794",
-        partial(prompt_to_prompt, null_text=True),
+        partial(prompt_to_prompt, empty="optimised"),
         **OLD_MAPS,
         caption=True,
         seeded=False,
         rebuilds=False,
         settings=({"lr": NULL_LR, "steps": NULL_STEPS},),
     ),
+    "pnp-inversion": Method(
+        "Prompt-to-prompt, PnP inversion",
+        "Hertz et al. 2022, arXiv 2208.01626; Ju et al. 2023, arXiv 2310.01506",
+        partial(prompt_to_prompt, empty="none"),
+        **OLD_MAPS,
+        caption=True,
+        seeded=False,
+        rebuilds=False,
+    ),
+    "edit-friendly": Method(
+        "Edit-friendly DDPM inversion",
+        "Huberman-Spiegelglas et al. 2023, arXiv 2304.06140",
+        edit_friendly,
+        **TOWARDS_TEXT,
+    ),
+    "h-edit": Method("h-Edit-R", "Nguyen et al. 2025, arXiv 2503.02187", h_edit, **TOWARDS_TEXT),
+    "ddcm": Method("InfEdit's DDCM", "Xu et al. 2023, arXiv 2312.04965", ddcm, **TOWARDS_TEXT),
     "ledits": Method(
         "LEDITS++",
         "Brack et al. 2023, arXiv 2311.16711",
@@ -130,4 +177,4 @@ def community_methods(path: str | Path) -> dict[str, Method]:
     }
 
 
-__all__ = ["FEW_STEPS", "METHODS", "PAPER", "Draw", "Method", "community_methods"]
+__all__ = ["METHODS", "PAPER", "Draw", "Method", "community_methods"]

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from imagic_lab.methods.inversion import draw_from, invert, null_texts, with_steps
 from imagic_lab.methods.method import Draw
 from imagic_lib.models import encode_text, settings_for
-from imagic_lib.stage4_inference import DEFAULTS, denoiser, guided, sampler
+from imagic_lib.stage4_inference import DEFAULTS, denoiser, embedding_of_negative, guided, sampler
 
 # Hertz et al. replace cross-attention in the first 80 % of the steps and self-attention in the first 40 %, which is
 # half as many, and only where a map has at most 16 x 16 places. In the embedded model all maps are smaller than that.
@@ -26,20 +26,24 @@ Change = Callable[[Attention, Tensor], Tensor]  # change(layer, maps) -> maps, (
 
 
 def prompt_to_prompt(
-    pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str, *, null_text: bool = False
+    pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str, *, empty: str = "caption"
 ) -> Draw:
     """Prompt-to-prompt (Hertz et al. 2022, arXiv 2208.01626) on the inverted picture.
 
     At every step the UNet also sees the old picture, from the path of the inversion, and its attention maps replace
     those of the new picture in the first `share` of the steps. That share is the knob. 1 keeps the layout of the input,
-    0 is plain sampling. Guidance spoils the inversion, unless the empty text is replaced, by the caption of the input
-    (Miyake et al. 2023) or, with null_text, by an embedding optimised for each step (Mokady et al. 2022; slower).
+    0 is plain sampling. empty: what guidance leads away from. "caption" is that of the input (Miyake et al. 2023);
+    "optimised" is an embedding found for each step (Mokady et al. 2022; slower); "none" is no text, where only the old
+    picture is held on the path of the inversion (PnP inversion, Ju et al. 2023, arXiv 2310.01506).
     """
     e_tgt, e_src = encode_text(pipe, text), encode_text(pipe, source)
     guidance = settings_for(pipe, DEFAULTS)["guidance_scale"]
     path, taken = invert(pipe, image, e_src), aligned(pipe.tokenizer, source, text).to(pipe.unet.device)
     times = with_steps(pipe, sampler(pipe, "ddim")).timesteps.tolist()
-    empties = null_texts(pipe, path, e_src, guidance) if null_text else [e_src] * len(times)
+    if empty == "optimised":
+        empties = null_texts(pipe, path, e_src, guidance)
+    else:
+        empties = [e_src if empty == "caption" else embedding_of_negative(pipe)] * len(times)
 
     def draw(share: float, seeds: Sequence[int]) -> list[Image.Image]:
         def guess(z: Tensor, t: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,8 +15,9 @@ from imagic_lib.models import encode_text, family
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune
 from imagic_lib.stage3_interpolation import interpolate
-from imagic_lib.stage4_inference import generate, sample_text
+from imagic_lib.stage4_inference import generate, own_noise, sample_text, sampler
 from imagic_lib.training.loop import Run
+from imagic_lib.unets import with_unet
 
 # Kavar et al. 2022, appendix B: one timestep a step, and many steps. The steps are the paper's. For the embedded model
 # the rates are chosen such that steps × rate suits it (2.5 for the embedding, 0.03 for the weights).
@@ -27,10 +28,6 @@ PAPER = {
     ),
     "stable-diffusion": ({"steps": 1000, "lr": 2e-3, "batch": 1}, {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0}),
 }
-
-# For the embedded model: a sixth of the paper's samples, at rates that were chosen on ToyEdit dev. For Stable Diffusion
-# nothing was measured, so the stages' defaults hold.
-FEW_STEPS = {"tiny": ({"steps": 12, "lr": 0.1}, {"steps": 40, "lr": 4e-4}), "stable-diffusion": ({}, {})}
 
 UNWATCHED = Run(probe_every=10**6)  # a method does not pay for curves that only we look at
 
@@ -76,10 +73,23 @@ def pair_in_words(way: float) -> str:
     return "η = {:g}, λ = {:g}".format(*pair_at(way))
 
 
-def fast_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """Imagic in a few large steps (`FEW_STEPS`)."""
-    first, second = FEW_STEPS[family(pipe)]
-    return imagic(pipe, image, text, first=first, second=second)
+def own_noise_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, tune: bool = True) -> Draw:
+    """Imagic drawn from the picture's own noise at e_opt, with η = 1. The knob is the tuning strength λ. tune: False
+    leaves stage 2 out; then the knob is the guidance scale."""
+    e_tgt, e_opt, tuned = run_both_stages(pipe, image, text, second=None if tune else {"steps": 0})
+
+    def draw(knob: float, seeds: Sequence[int]) -> list[Image.Image]:
+        how = {"scale": knob} if tune else {"guidance_scale": knob}
+        return generate(tuned, e_tgt, seeds, noise=own_noise(tuned, image, e_opt, seeds, **how), **how)
+
+    return draw
+
+
+def drawn_by(prepare: Callable[..., Draw], pipe: StableDiffusionPipeline, *inputs, sampled: str) -> Draw:
+    """Another method, with another sampler (`stage4_inference.sampler`) than the model's own."""
+    other = with_unet(pipe, pipe.unet)
+    other.scheduler = sampler(pipe, sampled)
+    return prepare(other, *inputs)
 
 
 def paper_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:

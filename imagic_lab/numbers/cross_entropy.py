@@ -19,7 +19,7 @@ from imagic_lab.classroom.plots import picture_grid
 from imagic_lab.experiments import distribution, losses
 from imagic_lab.numbers.edits import EDITS, count_successes
 from imagic_lab.numbers.report import ROOT, command_line
-from imagic_lab.numbers.results import SCRATCH, strip, strips, write_sheet
+from imagic_lab.numbers.results import LONGER, SCRATCH, strip, strips, write_sheet
 from imagic_lab.toyworld import load_reader, load_scene
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import Probe, forward_process
@@ -31,7 +31,8 @@ from imagic_lib.pictures import psnr, rmse
 LOSS_RESULTS = DATA / "experiments" / "cross-entropy.json"
 EMBEDDINGS = ROOT / "runs" / "cross-entropy"
 PICTURES = list(EDITS)
-FIRST_DEFAULTS, SECOND_DEFAULTS = stage1_embedding.DEFAULTS["tiny"], stage2_finetuning.DEFAULTS["full"]["tiny"]
+FIRST_SETTINGS = stage1_embedding.DEFAULTS["tiny"] | LONGER[0]
+SECOND_SETTINGS = stage2_finetuning.DEFAULTS["full"]["tiny"] | LONGER[1]
 TRAINING_SEEDS, PICTURE_SEEDS, PICTURE_ETAS, PICTURE_STEPS = (0,), (0, 1), (0.0, 0.6, 0.8, 1.0), 15
 UNET_STEPS = 50  # half of the default, so that all runs take 40 minutes on one core
 SLOW = "naive_cross_entropy_slow"  # a control: does it also diverge at a tenth of the rate?
@@ -102,8 +103,9 @@ def cached_embedding(pipe, image, e_tgt, name: str, seed: int, path) -> tuple[to
     """(e_opt, its curve) of stage 1. They are kept in a file, because all runs of a pair need those of the MSE."""
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
-        how, lr = imagic.Run(loss=LOSSES_BY_NAME[name], watch=has_diverged), rate_for(FIRST_DEFAULTS, name)
-        e_opt, history = imagic.optimize_embedding(pipe, image, e_tgt, lr=lr, generator=generator, run=how)
+        how = imagic.Run(loss=LOSSES_BY_NAME[name], watch=has_diverged)
+        settings = {"steps": FIRST_SETTINGS["steps"], "lr": rate_for(FIRST_SETTINGS, name)}
+        e_opt, history = imagic.optimize_embedding(pipe, image, e_tgt, **settings, generator=generator, run=how)
         save_tensors(path, {"e_opt": e_opt}, stage_curve(history, raw=name.startswith("naive")))
     tensors, curve = load_tensors(path)
     return tensors["e_opt"], curve
@@ -113,7 +115,7 @@ def judge_pictures(edit: ImagicEdit, reader, truth, name: str) -> dict:
     """Compare the pictures at η = 0 with what the VAE makes of the input, and those at the best other η with the truth.
 
     For the sheet, keeps a strip of the first seed (the input, η = 0, the best η, the truth)."""
-    rows = edit.pictures(PICTURE_ETAS, PICTURE_SEEDS, steps=PICTURE_STEPS)
+    rows = edit.pictures(PICTURE_ETAS, PICTURE_SEEDS, steps=PICTURE_STEPS, noise="random")
     counts = {
         eta: count_successes(reader, [row[c] for row in rows], truth) for c, eta in enumerate(PICTURE_ETAS) if eta > 0
     }
@@ -162,7 +164,7 @@ def edit_with_losses(pipes: dict, reader, picture: str, seed: int, first: str, s
         line["moved"] = (e_opt - e_tgt).norm(dim=-1).mean().item()  # a token
         raise_if_diverged("stage 1", line["curve_1"])
         generator = torch.Generator().manual_seed(1000 + seed)
-        settings = {"steps": UNET_STEPS, "lr": rate_for(SECOND_DEFAULTS, second)}
+        settings = {"steps": UNET_STEPS, "lr": rate_for(SECOND_SETTINGS, second)}
         how = imagic.Run(loss=LOSSES_BY_NAME[second], watch=has_diverged)
         tuned, history = imagic.fine_tune(two, image, e_opt, **settings, generator=generator, run=how)
         line["curve_2"] = stage_curve(history, raw=second.startswith("naive"))
@@ -181,8 +183,8 @@ def main() -> None:
     plain = imagic.load_pipeline("tiny")
     pipes, reader = {"plain": plain, "head": distribution.with_distribution(plain)}, load_reader()
     settings = {
-        "stage_1": FIRST_DEFAULTS,
-        "stage_2": SECOND_DEFAULTS | {"steps": UNET_STEPS},
+        "stage_1": FIRST_SETTINGS,
+        "stage_2": SECOND_SETTINGS | {"steps": UNET_STEPS},
         "sampling": {"steps": PICTURE_STEPS, "etas": PICTURE_ETAS, "seeds": PICTURE_SEEDS},
     }
     settings = json.loads(json.dumps(settings))

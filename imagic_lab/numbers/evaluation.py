@@ -50,7 +50,7 @@ def measure_curves(pipe, reader, clip, before, change: dict[str, str]) -> dict:
     edit = imagic.run_edit(pipe, imagic.load_image(before.render(), pipe), truth.caption())
     found = {"kind": next(iter(change)), "text": edit.text}
     for name, scale in CURVE_SCALES.items():
-        rows = edit.pictures(CURVE_ETAS, CURVE_SEEDS, scale=scale)
+        rows = edit.pictures(CURVE_ETAS, CURVE_SEEDS, scale=scale, noise="random")
         looked = [[score_picture(reader, clip, row[k], edit, truth) for row in rows] for k in range(len(CURVE_ETAS))]
         found[name] = {what: [[one[what] for one in drawn] for drawn in looked] for what in looked[0][0]}
     ends = clip_scores(*clip, [edit.reconstruction, truth.render()], edit.text)

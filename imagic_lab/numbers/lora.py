@@ -26,6 +26,7 @@ from imagic_lab.classroom.plots import picture_grid
 from imagic_lab.numbers.edits import EDITS, count_successes
 from imagic_lab.numbers.report import README, ROOT, command_line, put
 from imagic_lab.numbers.results import (
+    LONGER,
     SCRATCH,
     Results,
     mean_and_deviation,
@@ -61,7 +62,7 @@ LORA_ETAS, LORA_SEEDS, LORA_SAMPLING = (0.0, 0.6, 0.8, 1.0), (0, 1), 15
 
 def configurations() -> dict[str, dict]:
     """By label, the arguments of `fine_tune`: full, each LoRA with the one rate, and with the rate for its rank."""
-    made = {"full": {"method": "full"}}
+    made = {"full": {"method": "full"} | LONGER[1]}
     for name, targets in TARGETS.items():
         for rank in RANKS[name]:
             made[f"{name} / {rank}"] = {"method": imagic.LoRA(rank, targets)}
@@ -78,7 +79,7 @@ def rank_of(settings: dict) -> int:
 def parts_of(label: str) -> tuple[str, str, str]:
     """(layers, rank, learning rate) of a configuration, for the table."""
     layers, rank, rate, *_ = [*label.split(" / "), "", ""]
-    return layers, rank or "–", rate or str(LORA_RATE if rank else stage2_finetuning.DEFAULTS["full"]["tiny"]["lr"])
+    return layers, rank or "–", rate or str(LORA_RATE if rank else LONGER[1]["lr"])
 
 
 def prepared_edit(pipe, name: str, seed: int):
@@ -89,7 +90,8 @@ def prepared_edit(pipe, name: str, seed: int):
     generator = torch.Generator().manual_seed(seed)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     checkpoint = SCRATCH / f"stage-1-{name}-{seed}.safetensors"
-    e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, generator=generator, run=imagic.Run(checkpoint=checkpoint))
+    run = imagic.Run(checkpoint=checkpoint)
+    e_opt, _ = imagic.optimize_embedding(pipe, image, e_tgt, **LONGER[0], generator=generator, run=run)
     return truth, image, e_tgt, e_opt
 
 
@@ -148,7 +150,7 @@ def print_peak(label: str) -> None:
     imagic.encode_image(pipe, image)
     before = psutil.Process().memory_info().rss
     with PeakWatch() as watch:
-        imagic.fine_tune(pipe, image, e, steps=3, batch=8, **configurations()[label])
+        imagic.fine_tune(pipe, image, e, **configurations()[label] | {"steps": 3, "batch": 8})
     print((watch.most - before) / 2**30)
 
 

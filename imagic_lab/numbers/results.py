@@ -17,6 +17,10 @@ from imagic_lib.pictures import to_tensor
 
 FOLDER, SCRATCH = DATA / "experiments", ROOT / "runs" / "experiments"
 LARGEST_SHEET = 100_000  # bytes
+LONGER = (
+    {"steps": 40, "lr": 5e-2},
+    {"steps": 100, "lr": 2e-4},
+)  # both stages of notebooks 09 and 10: more, smaller steps
 
 
 class Results:

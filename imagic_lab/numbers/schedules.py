@@ -25,7 +25,7 @@ from imagic_lab.benchmark import (
     versions_of,
 )
 from imagic_lab.experiments.schedules import Schedule, scheduled
-from imagic_lab.methods import FEW_STEPS, IMAGIC, ON_THE_WAY, PAPER, WAY_VALUES, Method
+from imagic_lab.methods import IMAGIC, ON_THE_WAY, PAPER, WAY_VALUES, Method
 from imagic_lab.methods.tuning import pair_at
 from imagic_lab.numbers.report import README, command_line, put
 from imagic_lab.numbers.results import Results
@@ -43,31 +43,26 @@ OURS = Schedule(
     decay=STAGE_2["decay"],
     bias=STAGE_2["bias"],
 )
+MORE_STEPS = replace(OURS, first=40, second=100, rates=(5e-2, 2e-4))
 PAPERS = Schedule(
     PAPER["tiny"][0]["steps"], PAPER["tiny"][1]["steps"], (PAPER["tiny"][0]["lr"], PAPER["tiny"][1]["lr"])
 )
-FEW_LARGE_STEPS = replace(
-    OURS,
-    first=FEW_STEPS["tiny"][0]["steps"],
-    second=FEW_STEPS["tiny"][1]["steps"],
-    rates=(FEW_STEPS["tiny"][0]["lr"], FEW_STEPS["tiny"][1]["lr"]),
-)
-ALL_STEPS = FEW_LARGE_STEPS.first + FEW_LARGE_STEPS.second
+ALL_STEPS = OURS.first + OURS.second
 SCHEDULES = {
     "the paper's": PAPERS,
     "the paper's, a fifth of the steps, five times the rates": replace(
         PAPERS, first=200, second=300, rates=tuple(5 * lr for lr in PAPERS.rates)
     ),
-    "the library's": OURS,
-    "few steps, larger rates": FEW_LARGE_STEPS,
-    "few steps, times without strata": replace(FEW_LARGE_STEPS, stratified=False),
-    "few steps, the rate not lowered": replace(FEW_LARGE_STEPS, decay=0.0),
-    "few steps, all times alike (no bias)": replace(FEW_LARGE_STEPS, bias=0.0),
-    "e and θ together": replace(FEW_LARGE_STEPS, second=ALL_STEPS, order="joint"),
-    "e and θ in turns": replace(FEW_LARGE_STEPS, second=ALL_STEPS // 2, order="alternating"),
-    "few steps, attention only": replace(FEW_LARGE_STEPS, layers="attn"),
-    "few steps, all but attention": replace(FEW_LARGE_STEPS, layers="^(?!.*attn)"),
-    "the library's, until the probe settles": replace(OURS, patience=2),
+    "more steps, smaller rates": MORE_STEPS,
+    "the library's, few steps": OURS,
+    "few steps, times without strata": replace(OURS, stratified=False),
+    "few steps, the rate not lowered": replace(OURS, decay=0.0),
+    "few steps, all times alike (no bias)": replace(OURS, bias=0.0),
+    "e and θ together": replace(OURS, second=ALL_STEPS, order="joint"),
+    "e and θ in turns": replace(OURS, second=ALL_STEPS // 2, order="alternating"),
+    "few steps, attention only": replace(OURS, layers="attn"),
+    "few steps, all but attention": replace(OURS, layers="^(?!.*attn)"),
+    "more steps, until the probe settles": replace(MORE_STEPS, patience=2),
 }
 
 

@@ -275,7 +275,7 @@ def foretell(studio: Studio) -> Forecast:
 
 def pictures_ahead(studio: Studio) -> int:
     """How many pictures are drawn after the training, including those for the suggestion."""
-    return len(GALLERY_ETAS) * len(GALLERY_SEEDS) + (suggestion.TRIED if suggests_by_itself(studio) else 0)
+    return len(GALLERY_ETAS) * len(GALLERY_SEEDS) + (8 if suggests_by_itself(studio) else 0)
 
 
 def suggests_by_itself(studio: Studio) -> bool:

@@ -18,6 +18,7 @@ from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.diffusion import decode_latents, encode_image, forward_process, noised
 from imagic_lib.pictures import psnr, to_picture
 from imagic_lib.stage4_inference import denoise, denoiser, embedding_of_negative, generate, sampler
+from imagic_lib.unets import with_unet
 from tests.common import same, weights
 
 TEXT, SOURCE = "a brown dog jumping on the grass", "a brown dog sitting on the grass"
@@ -226,15 +227,82 @@ def test_share_0_is_plain_sampling_and_share_1_is_not(tiny, drawing):
     assert not np.array_equal(np.asarray(draw(1)[0]), np.asarray(plain))
 
 
-@pytest.mark.parametrize("null_text", [False, True])
-def test_share_1_with_the_same_text_is_the_inverted_picture(tiny, drawing, monkeypatch, null_text):
+@pytest.mark.parametrize("empty", ["caption", "optimised"])
+def test_share_1_with_the_same_text_is_the_inverted_picture(tiny, drawing, monkeypatch, empty):
     steps_of(monkeypatch, 6)
     near = through_vae(tiny, drawing)
-    same_text = prompt_to_prompt(tiny, drawing, SOURCE, SOURCE, null_text=null_text)
+    same_text = prompt_to_prompt(tiny, drawing, SOURCE, SOURCE, empty=empty)
     assert psnr(same_text(1, [0])[0], near) > 28
-    if not null_text:
+    if empty == "caption":
         other_text = prompt_to_prompt(tiny, drawing, "a red car on the snow", SOURCE)
         assert psnr(other_text(0, [0])[0], near) < 22
+
+
+def test_pnp_inversion_leads_away_from_no_text_and_its_old_picture_walks_along_the_inversion(tiny, drawing):
+    [found] = METHODS["pnp-inversion"].start(tiny, drawing, TEXT, SOURCE)(0, [0])
+    e_tgt, e_src, empty = (
+        imagic.encode_text(tiny, TEXT),
+        imagic.encode_text(tiny, SOURCE),
+        embedding_of_negative(tiny),
+    )
+    guess = denoiser(tiny.unet, e_tgt, empty, stage4_inference.DEFAULTS["tiny"]["guidance_scale"])
+    plain = inversion.draw_from(tiny, invert(tiny, drawing, e_src)[-1], guess)
+    assert np.array_equal(np.asarray(found), np.asarray(plain))
+    [held] = METHODS["pnp-inversion"].start(tiny, drawing, TEXT, SOURCE)(1, [0])
+    assert not np.array_equal(np.asarray(held), np.asarray(plain))
+
+
+# -- the picture's own noise
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("edit-friendly", 1), ("ddcm", 1), ("h-edit", 0)])
+def test_where_the_texts_do_not_differ_the_input_comes_back(pipe, image, name, guidance):
+    for picture in METHODS[name].start(pipe, image, SOURCE, SOURCE)(guidance, [0, 1]):
+        assert psnr(picture, through_vae(pipe, image)) > 45
+    [edited] = METHODS[name].start(pipe, image, TEXT, SOURCE)(5, [0])
+    assert psnr(edited, through_vae(pipe, image)) < 45
+
+
+def levels(pipe):
+    """(ᾱ_t, ᾱ_{t-1}, t) of every DDIM step, written down."""
+    times, a = with_steps(pipe, sampler(pipe, "ddim")).timesteps.tolist(), pipe.scheduler.alphas_cumprod
+    return [(a[t], a[later], t, later) for t, later in zip(times, [*times[1:], 0], strict=True)]
+
+
+@torch.no_grad()
+def test_h_edit_is_equation_25_as_its_authors_code_has_it(pipe, image):
+    unet, e = pipe.unet, {name: imagic.encode_text(pipe, name) for name in (TEXT, SOURCE)}
+    empty, w = embedding_of_negative(pipe), 3.0
+
+    def f(z, t, text, guidance):
+        return unet(z, t, empty).sample + guidance * (unet(z, t, e[text]).sample - unet(z, t, empty).sample)
+
+    path = stage4_inference.own_noise(pipe, image, e[SOURCE], [4])
+    z = path.start
+    for index, (a, b, t, later) in enumerate(levels(pipe)):
+        omega = ((1 - b) / (1 - a)).sqrt() / b.sqrt() * (b - a).sqrt()
+        along, c = unet(z, t, e[SOURCE]).sample, (1 - b - omega**2).clamp(min=0).sqrt()
+        base = b.sqrt() * (z - (1 - a).sqrt() * along) / a.sqrt() + c * along + path.added[index]
+        change = f(base, later, TEXT, w) - f(base, later, SOURCE, w * 5 / 7.5)
+        z = base + (c - (1 - a).sqrt() * (b / a).sqrt()) * change
+    [found] = METHODS["h-edit"].start(pipe, image, TEXT, SOURCE)(w, [4])
+    assert np.abs(np.asarray(found, int) - np.asarray(to_picture(decode_latents(pipe, z)), int)).max() <= 1
+
+
+@torch.no_grad()
+def test_ddcm_is_the_sampler_of_its_authors_code_with_eta_1(pipe, image):
+    unet, e_tgt, e_src = pipe.unet, imagic.encode_text(pipe, TEXT), imagic.encode_text(pipe, SOURCE)
+    generator, x_0 = torch.Generator().manual_seed(4), encode_image(pipe, image)
+    noise = stage4_inference.initial_noise(pipe, generator)
+    first = levels(pipe)[0][0]
+    x_s = x_t = first.sqrt() * x_0 + (1 - first).sqrt() * noise
+    for a, b, t, _ in levels(pipe):
+        e_s, e_t = unet(x_s, t, e_src).sample, unet(x_t, t, e_tgt).sample
+        pred_x0 = x_0 + ((x_t - x_s) - (1 - a).sqrt() * (e_t - e_s)) / a.sqrt()
+        noise = (1 - b).sqrt() * stage4_inference.initial_noise(pipe, generator)
+        x_t, x_s = b.sqrt() * pred_x0 + noise, b.sqrt() * x_0 + noise
+    [found] = METHODS["ddcm"].start(pipe, image, TEXT, SOURCE)(1, [4])
+    assert np.abs(np.asarray(found, int) - np.asarray(to_picture(decode_latents(pipe, pred_x0)), int)).max() <= 1
 
 
 # -- what diffusers has
@@ -320,10 +388,29 @@ def test_the_community_pipeline_gets_its_rates_and_a_copy_of_the_unet(pipe, imag
 
 def test_imagic_is_run_edit(pipe, image):
     edit = imagic.run_edit(pipe, image, TEXT)
-    [expected] = edit.pictures([0.7], [2])
+    [expected] = edit.pictures([0.7], [2], noise="random")
     assert np.array_equal(np.asarray(METHODS["imagic"].start(pipe, image, TEXT)(0.7, [2])[0]), np.asarray(expected[0]))
     without = METHODS["no-stage-2"].start(pipe, image, TEXT)(0.7, [2])
-    assert np.array_equal(np.asarray(without[0]), np.asarray(edit.pictures([0.7], [2], scale=0)[0][0]))
+    assert np.array_equal(np.asarray(without[0]), np.asarray(edit.pictures([0.7], [2], scale=0, noise="random")[0][0]))
+
+
+def test_imagic_from_its_own_noise_is_that_of_an_edit_at_eta_1(pipe, image):
+    first, second = tuning.FEW_STEPS["tiny"]
+    e_tgt, e_opt, tuned = tuning.run_both_stages(pipe, image, TEXT, first, second)
+    edit = imagic.ImagicEdit(TEXT, pipe, tuned, image, e_tgt, e_opt, None, None, {})
+    [found] = METHODS["imagic-own"].start(pipe, image, TEXT)(0.5, [2])
+    assert np.array_equal(np.asarray(found), np.asarray(edit.pictures([1.0], [2], scale=0.5)[0][0]))
+    edit.tuned = with_unet(pipe, pipe.unet)
+    [found] = METHODS["own-no-stage-2"].start(pipe, image, TEXT)(2, [2])
+    assert np.array_equal(np.asarray(found), np.asarray(edit.pictures([1.0], [2], guidance_scale=2)[0][0]))
+
+
+def test_another_sampler_draws_the_same_method(pipe, image):
+    other = with_unet(pipe, pipe.unet)
+    other.scheduler = sampler(pipe, "ddim")
+    [expected] = METHODS["imagic-fast"].start(other, image, TEXT)(0.7, [2])
+    [found] = METHODS["imagic-ddim"].start(pipe, image, TEXT)(0.7, [2])
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_without_stage_1_and_without_fine_tuning_there_is_the_text_alone(pipe, image):
