@@ -19,8 +19,9 @@ from nbclient import NotebookClient
 HERE = Path(__file__).resolve().parent
 PYPROJECT = HERE.parent / "pyproject.toml"
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
-# Nothing is downloaded while notebooks are built or checked, and all stored numbers come from a CPU.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+# Nothing is downloaded while notebooks are built or checked, all stored numbers come from a CPU, and no reader's
+# predictions and points come in.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "IMAGIC_PROGRESS": ""}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PLACEHOLDER = "/OWNER/"  # in an address: the repository has none yet, and a stranger could take the name
 CLONE = """
@@ -71,9 +72,17 @@ def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
             cell.source = colab_cell()
 
 
+def without_widgets(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs without widgets, which are dead on paper. What a widget shows in HTML instead stays."""
+    for output in outputs:
+        if output.get("data", {}).pop(WIDGET, None) and "text/html" not in output.data:
+            output.data = {}
+    return [output for output in outputs if output.get("data", True)]
+
+
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Leave out what changes from run to run and what no reader sees: times, versions, progress bars, and
-    widgets, which are dead on paper. Fold the solutions of exercises, in JupyterLab and (by a title) in Colab."""
+    """Leave out what changes from run to run and what no reader sees: times, versions, progress bars, widgets. Fold
+    the solutions of exercises, in JupyterLab and (by a title) in Colab, and the results that readers predict."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -83,8 +92,10 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         cell.metadata = {"tags": tags} if tags else {}
         if "solution" in tags:
             cell.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
+        if "reveal" in tags:
+            cell.metadata |= {"jupyter": {"outputs_hidden": True}, "collapsed": True}
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {}) and o.get("name") != "stderr"]
+            cell.outputs = [o for o in without_widgets(cell.outputs) if o.get("name") != "stderr"]
 
 
 def build(path: Path, run: bool = True) -> None:

@@ -100,7 +100,7 @@ def test_missing_names_are_found(pipe):
     tree = ast.parse(
         "import no_such_module\nimport matplotlib.figure\nimport imagic_lib as imagic\n"
         "from imagic_lib import no_such_name\nfrom imagic_lab.classroom import plots\n"
-        "imagic.no_such_stage, imagic.DATA.anything\nplots.show(figure, alt='a'), plots.show(figure, old='a')\n"
+        "imagic.no_such_stage, imagic.DATA.anything\nplots.show(figure, key='a'), plots.show(figure, old='a')\n"
         "matplotlib.figure.Figure.no_such_method\npipe.unet.config.no_such_size, pipe.unet.config.sample_size\n"
         "pipe.encode_prompt(prompt='a', no_such_keyword=1)\n"
     )

@@ -1,1 +1,9 @@
-"""What the notebooks are furnished with: figures, widgets, and checks of exercises."""
+"""What the notebooks teach with: the map, figures and films, predictions, checks of exercises, widgets and a vote."""
+
+from imagic_lab.classroom.course import score
+from imagic_lab.classroom.ladder import check
+from imagic_lab.classroom.maps import latents_stack, the_map, unet_map
+from imagic_lab.classroom.plots import film, show, slide
+from imagic_lab.classroom.predictions import predict, reveal
+
+__all__ = ["check", "film", "latents_stack", "predict", "reveal", "score", "show", "slide", "the_map", "unet_map"]

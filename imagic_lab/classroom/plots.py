@@ -1,13 +1,51 @@
-"""How a notebook shows a figure: as a small PNG with an alternative text. The figures themselves are the library's."""
+"""How a notebook shows figures, pictures and films, each with its alternative text from `notebooks/alt.toml`.
 
+They are displayed as HTML, because there alone an `alt=` reaches JupyterLab, Colab and exported pages alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
 import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from imagic_lab.classroom.course import entry
 from imagic_lib.figures import PROBE, RAW, edit_sheet, loss_curve, loss_curves, picture_grid
 
-__all__ = ["PROBE", "RAW", "edit_sheet", "loss_curve", "loss_curves", "picture_grid", "png_of", "show"]
+__all__ = ["PROBE", "RAW", "edit_sheet", "film", "loss_curve", "loss_curves", "picture_grid", "png_of", "show", "slide"]
+
+COLUMNS = 6  # more would be too small on a projector
+WIDTH = 136, 260  # pixels on the page: how narrow and how wide a picture in a row becomes, but for phones
+LARGEST_FILM = 300_000  # bytes
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+SLIDE = (
+    "const at=+this.value,box=this.parentNode;box.querySelector('output').value=this.dataset.stops.split('|')[at];"
+    "for(const row of box.querySelectorAll('figure')){const all=[...row.querySelectorAll('img')];"
+    "if(all.length>1)all.forEach((one,k)=>one.style.display=k==at?'block':'none')}"
+)
+Pictures = Sequence[Image.Image] | Mapping[str, Image.Image]
+
+
+class Page:
+    """HTML that a notebook displays, and a text for readers without HTML."""
+
+    def __init__(self, code: str, text: str):
+        self.html, self.text = code, text
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {"text/html": self.html, "text/plain": self.text}
+
+
+def show_page(code: str, text: str) -> None:
+    from IPython.display import display
+
+    display(Page(code, text))
 
 
 def png_of(figure: Figure | Image.Image, dpi: int = 80) -> bytes:
@@ -16,18 +54,138 @@ def png_of(figure: Figure | Image.Image, dpi: int = 80) -> bytes:
     Pillow chooses the colours by how many pixels have them; `kmeans` then corrects this choice, or else a small red
     collar would turn orange.
     """
+    buffer = io.BytesIO()
+    picture_of(figure, dpi).quantize(256, kmeans=1).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def webp_of(pictures: Sequence[Image.Image], **options) -> bytes:
+    """A picture, or several as a film, as a WebP file."""
+    buffer = io.BytesIO()
+    more = {"save_all": True, "append_images": pictures[1:]} if len(pictures) > 1 else {}
+    pictures[0].save(buffer, format="WebP", **more, **options)
+    return buffer.getvalue()
+
+
+def picture_of(figure: Figure | Image.Image, dpi: int = 80) -> Image.Image:
     if not isinstance(figure, Image.Image):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
         figure = Image.open(buffer)
-    buffer = io.BytesIO()
-    figure.convert("RGB").quantize(256, kmeans=1).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return figure.convert("RGB")
 
 
-def show(figure: Figure | Image.Image, alt: str) -> None:
-    """Show a figure in a notebook, with a sentence for readers who can't see it."""
-    from IPython.display import Image as Shown
-    from IPython.display import display
+def img(data: bytes, kind: str, alt: str, style: str) -> str:
+    """The HTML of a picture. data: a file of this kind, such as "png"."""
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<img alt="{html.escape(alt)}" src="{source}" style="max-width:100%;height:auto;{style}">'
 
-    display(Shown(data=png_of(figure), format="png", metadata={"alt": alt}))  # IPython 7, Colab's, has no alt=
+
+def grid(columns: int) -> str:
+    """The style of tiles in so many columns, as wide as the page allows; on a phone in two."""
+    smallest = f"max(min({WIDTH[0]}px,45%),calc((100% - {12 * (columns - 1)}px)/{columns}))"
+    widest = WIDTH[1] * columns + 12 * (columns - 1)
+    tracks = f"display:grid;grid-template-columns:repeat(auto-fit,minmax({smallest},1fr));gap:12px"
+    return f"{tracks};max-width:{widest}px;margin:6px 0;font-size:1.15em"
+
+
+def tile(pictures: Sequence[Image.Image], alts: Sequence[str], caption: str, **options) -> str:
+    """The HTML of a picture with a caption below it; of several pictures only the first is seen."""
+    code = "".join(
+        img(webp_of([picture.convert("RGB")], **options), "webp", alt, f"width:100%;display:{'none' if k else 'block'}")
+        for k, (picture, alt) in enumerate(zip(pictures, alts, strict=True))
+    )
+    caption = f'<figcaption style="text-align:center">{html.escape(caption)}</figcaption>' if caption else ""
+    return f'<figure style="margin:0">{code}{caption}</figure>'
+
+
+def row_of(pictures: Pictures, alt: str) -> str:
+    """Pictures side by side, on narrow screens in several lines. The first one carries the alternative text of all."""
+    captions = list(pictures) if isinstance(pictures, Mapping) else [""] * len(pictures)
+    pictures = list(pictures.values()) if isinstance(pictures, Mapping) else pictures
+    if len(pictures) > COLUMNS:
+        raise ValueError(f"{len(pictures)} pictures in a row: at most {COLUMNS} can be seen from the last row")
+    alts = [alt] + [""] * len(pictures)
+    tiles = (tile([p], [a], c, lossless=True) for p, a, c in zip(pictures, alts, captions, strict=False))
+    return f'<div style="{grid(len(pictures))}">{"".join(tiles)}</div>'
+
+
+def show(shown: Figure | Image.Image | Pictures | Mapping[str, Sequence[Image.Image]], key: str,
+         titles: Sequence[str] = ()) -> None:  # fmt: skip
+    """Show a figure, or pictures in rows of six at most, with the alternative text "02.rebuilt" of alt.toml.
+
+    shown: a figure, a picture, pictures, {caption: picture}, or {label: pictures} for several rows of pictures with the
+    same titles. Raises ValueError for a row that is too long and for a key without a text. A key with spaces is itself
+    the text.
+    """
+    if " " in key:
+        from IPython.display import Image as Shown
+        from IPython.display import display
+
+        return display(Shown(data=png_of(shown), format="png", metadata={"alt": key}))  # IPython 7 has no alt=
+    alt = entry("alt", key)
+    if isinstance(shown, Figure):
+        style = f"width:{96 * shown.get_figwidth():.0f}px;background:white"
+        return show_page(img(png_of(shown, dpi=144), "png", alt, style), alt)
+    rows = shown if isinstance(shown, Mapping) else {"": [shown] if isinstance(shown, Image.Image) else shown}
+    rows = {"": rows} if any(isinstance(one, Image.Image) for one in rows.values()) else rows
+    code = ""
+    for k, (label, pictures) in enumerate(rows.items()):
+        named = dict(zip(titles, pictures, strict=True)) if titles else pictures
+        code += (f"<b>{html.escape(label)}</b>" if label else "") + row_of(named, "" if k else alt)
+    return show_page(code, alt)
+
+
+def slide(rows: Mapping[str, Sequence[Image.Image]], stops: Sequence[str], key: str) -> None:
+    """Show a slider over finished pictures, which needs no kernel: it also works on an exported page.
+
+    rows: side by side, by caption; a list of one picture stays as it is, e.g. {"input": [x], "edit": edits}. stops:
+    what the slider says for each picture, e.g. "η = 0.5". key: of its alternative text in alt.toml. Raises ValueError
+    unless each row has one picture or as many as there are stops.
+    """
+    alt, figures = entry("alt", key), ""
+    if odd := [caption for caption, row in rows.items() if len(row) not in (1, len(stops))]:
+        raise ValueError(
+            f"row {odd[0]}: {len(rows[odd[0]])} pictures for {len(stops)} stops: give one per stop, or one"
+        )
+    for caption, row in rows.items():
+        alts = [f"{caption}, {stop}" for stop in stops[: len(row)]]
+        alts[0] = alts[0] if figures else alt
+        figures += tile(row, alts, caption, quality=88)
+    texts = html.escape("|".join(stops))
+    knob = (
+        f'<input type="range" value="0" max="{len(stops) - 1}" data-stops="{texts}" oninput="{SLIDE}" style="width:60%"'
+    )
+    show_page(f'<div>{knob} aria-label="{html.escape(alt)}"> <output>{html.escape(stops[0])}</output>'
+              f'<div style="{grid(len(rows))}">{figures}</div></div>', alt)  # fmt: skip
+
+
+def film(frames: Sequence[Figure | Image.Image], key: str, fps: float = 4, labels: Sequence[str] = ()) -> None:
+    """Show frames of one size as an animated picture, 320 pixels wide or more, that begins anew after a rest.
+
+    key: of its alternative text in alt.toml. labels: a text below each frame. Raises ValueError without frames, with
+    more or fewer labels than frames, and for a film of more than 300 kB.
+    """
+    alt, labels = entry("alt", key), list(labels) or [""] * len(frames)
+    if not len(frames) == len(labels) > 0:
+        raise ValueError(f"{len(frames)} frames and {len(labels)} labels: give as many labels as frames, at least one")
+    pictures = [labelled(picture_of(frame), label) for frame, label in zip(frames, labels, strict=True)]
+    times = [round(1000 / fps)] * (len(frames) - 1) + [1500]  # milliseconds
+    for quality in (90, 75, 60, 40):
+        data = webp_of(pictures, quality=quality, method=4, duration=times, loop=0)
+        if len(data) <= LARGEST_FILM:
+            return show_page(img(data, "webp", alt, f"width:{pictures[0].width}px"), alt)
+    raise ValueError(f"the film “{key}” has {len(data) // 1000} kB, at most 300: take fewer or smaller frames")
+
+
+def labelled(picture: Image.Image, label: str) -> Image.Image:
+    """The picture, enlarged to 320 pixels or more, with a line of text below it."""
+    factor = max(1, -(-320 // picture.width))
+    picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.LANCZOS)
+    if not label:
+        return picture
+    sheet = Image.new("RGB", (picture.width, picture.height + 36), "white")
+    sheet.paste(picture)
+    font = ImageFont.truetype(str(FONT), 20)
+    ImageDraw.Draw(sheet).text((sheet.width / 2, sheet.height - 18), label, "black", font, anchor="mm")
+    return sheet

@@ -1,0 +1,173 @@
+"""`check(key, answer)`: prints what it was given, says which likely mistake fits it, and gives a point if it is right.
+
+The exercises are data, `notebooks/exercises.toml`. Each has a `solution`, three or more `mistakes` with what to say to
+them, a `praise` and a `hint` for everything else. Solutions and mistakes are Python: an expression, or the text of a
+function, which is then tried on the `calls`. `within` is the tolerance of numbers (0.001), `accept` lists further right
+answers, `seen` is a function that is applied to results before they are compared, and `given` names example values of
+what the notebook passes to `check` as keywords.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import traceback
+import unicodedata
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imagic_lab.classroom.course import entry, note, recall
+from imagic_lib.pictures import psnr, rmse
+
+NAMES = {"torch": torch, "math": math, "np": np, "Image": Image, "rmse": rmse, "psnr": psnr}
+GREEK = {r"\blambda\b": "λ", r"\beta\b": "η", r"\btheta\b": "θ"}
+MISSING = "not attempted yet: replace the three dots with your answer"
+A_VALUE = "this exercise asks for a value: call your function, and give what it returns"
+A_FUNCTION = "this exercise asks for a function: give its name, without parentheses"
+NO_RETURN = "your function returns None: is a `return` missing at its end?"
+
+
+def check(key: str, answer, **given) -> None:
+    """Print a verdict on the answer to the exercise `key` ("02.stop_at"); a right one is worth a point.
+
+    given: values of the notebook that the solution needs, by the names that the exercise gives them. Raises ValueError
+    if there is no such exercise.
+    """
+    exercise = entry("exercises", key)
+    names = NAMES | {name: evaluate(text, NAMES) for name, text in exercise.get("given", {}).items()} | given
+    solution, calls = evaluate(exercise["solution"], names), evaluate(exercise.get("calls", "[]"), names)
+    seen, within = evaluate(exercise.get("seen", "None"), names), exercise.get("within", 1e-3)
+
+    def fits(other) -> bool:
+        return all(agree(a, b, within, seen) for a, b in zip(found, outcomes(other, calls), strict=True))
+
+    found, fault = look(answer, solution, calls)
+    if fault == MISSING:
+        return print(MISSING)
+    right = not fault and any(map(fits, [solution, *exercise.get("accept", [])]))
+    if found:
+        asked = f"your function gave {describe(found[0])} for {describe(calls[0])}" if callable(answer) else ""
+        print(asked or f"your answer: {describe(answer)}")
+    mistakes = [(evaluate(wrong, names), says) for wrong, says in exercise["mistakes"]]
+    says = fault or next((says for wrong, says in mistakes if fits(wrong)), exercise["hint"])
+    print(f"right, 1 point: {exercise['praise']}" if right else f"not yet: {says}")
+    if not recall().get(key, {}).get("points"):  # a right answer stays
+        note(key, question="exercise", answer=source_of(answer), points=int(right))
+
+
+def evaluate(text: str, names: dict):
+    """The value of an expression, or the function that a text defines."""
+    if not text.lstrip().startswith("def "):
+        return eval(text, dict(names))
+    exec(text, space := dict(names))
+    return space[re.match(r"\s*def (\w+)", text)[1]]
+
+
+def outcomes(answer, calls: list[tuple]) -> list:
+    """What a function returns for each of the calls, or an answer that is a value. The calls stay as they are."""
+    return [answer(*deepcopy(inputs)) for inputs in calls] if callable(answer) else [answer]
+
+
+def look(answer, solution, calls: list[tuple]) -> tuple[list, str]:
+    """(what to compare with the outcomes of the solution, a sentence on why that is impossible or "")."""
+    if answer is ... or answer is None:
+        return [], MISSING
+    if callable(answer) != callable(solution):
+        return [], A_FUNCTION if callable(solution) else A_VALUE
+    try:
+        found = outcomes(answer, calls)
+    except Exception as error:
+        return [], stopped(error, answer)
+    if any(one is ... for one in found):
+        return [], MISSING
+    if all(one is None for one in found) and any(one is not None for one in outcomes(solution, calls)):
+        return [], NO_RETURN
+    return found, ""
+
+
+def stopped(error: Exception, function: Callable) -> str:
+    """A student's exception as a sentence, with the line of the function that raised it."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file and frame.line]
+    where = f" at `{lines[-1]}`" if lines else ""
+    return f"your function stopped{where} with {type(error).__name__}: {error}"
+
+
+def agree(found, right, within: float = 1e-3, seen: Callable | None = None) -> bool:
+    """Do two answers mean the same? Case, spaces, quotes, kinds of minus signs and of brackets make no difference.
+
+    The order of the parts counts, unless `right` is a set. seen: applied to both before they are compared.
+    """
+    try:
+        if seen:
+            found, right = seen(found), seen(right)
+        if right is None or isinstance(right, bool | str):
+            return plain(*parts(found, 1)) == plain(right)
+        if isinstance(right, set):
+            return {plain(one) for one in parts(found, len(right))} == {plain(one) for one in right}
+        if isinstance(right, list | tuple):
+            pairs = zip(parts(found, len(right)), right, strict=True)
+            return all(agree(one, other, within) for one, other in pairs)
+        a, b = number(found), number(right)
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        return False
+    return a.shape == b.shape and torch.allclose(a, b, atol=within, rtol=0)
+
+
+def parts(answer, count: int) -> list:
+    """The parts of an answer that should have `count` of them, also of one that came as a text: "b, c", "bc"."""
+    if isinstance(answer, str):
+        if count == 1:
+            return [answer]
+        pieces = [piece for piece in re.split(r"\s*;\s*|,\s+|\s+", answer.strip(" ()[]{}")) if piece]
+        pieces = pieces if len(pieces) > 1 else pieces[0].split(",")
+        return list(pieces[0]) if len(pieces) == 1 else pieces
+    return list(answer) if isinstance(answer, list | tuple | set | frozenset | Tensor | np.ndarray) else [answer]
+
+
+def plain(answer) -> str:
+    """An answer as a text in which only what matters is left."""
+    text = unicodedata.normalize("NFKC", str(answer)).replace("−", "-").replace("–", "-").casefold()
+    for name, letter in GREEK.items():
+        text = re.sub(name, letter, text)
+    return " ".join(text.split()).strip(" .\"'“”‘’")
+
+
+def number(answer) -> Tensor:
+    """A number, also as a text ("16,384", "−0,5"), or numbers, as a tensor. Raises ValueError or TypeError."""
+    if isinstance(answer, str):
+        text = plain(answer).replace(" ", "").replace("_", "")
+        thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text)
+        answer = float(text.replace(",", "" if thousands else "."))
+    if isinstance(answer, list | tuple):
+        answer = [float(one) for one in answer]
+    return torch.as_tensor(answer, dtype=torch.float64).squeeze()
+
+
+def describe(value) -> str:
+    """A short text for an answer: no long tensor, no digits that differ between processors."""
+    if isinstance(value, Tensor | np.ndarray):
+        few = value.ndim < 2 and (value.size if isinstance(value, np.ndarray) else value.numel()) <= 6
+        return describe(value.tolist()) if few else f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".") if value == 0 or 1e-3 <= abs(value) < 1e7 else f"{value:.2e}"
+    if isinstance(value, list | tuple | set):
+        inner = [describe(one) for one in (sorted(value, key=str) if isinstance(value, set) else value)]
+        return f"({', '.join(inner)})" if len(inner) <= 8 else f"{len(inner)} values"
+    if isinstance(value, Image.Image):
+        return "a picture"
+    return f"“{value}”" if isinstance(value, str) else str(value)[:80]
+
+
+def source_of(answer) -> str:
+    """What is handed in: the text of a function, or the answer."""
+    try:
+        return inspect.getsource(answer) if callable(answer) else describe(answer)
+    except (OSError, TypeError):
+        return describe(answer)
