@@ -380,7 +380,7 @@ BROKEN = [
     (checked_cells, source(5, "print(loss)", "assert loss < 2\nprint('below 2')")),
     (checked_cells, source(5, "print(loss)", "loss")),
     (described_pictures, lambda n: n.node.cells[4].outputs[0].update(metadata={})),
-    (described_pictures, add("![](../data/demo.png)")),
+    (described_pictures, add("![](../data/edits.jpg)")),
     (predictions, source(3, "**Predict", "**Guess")),
     (predictions, lambda n: n.node.cells.pop(4) and n.node.cells.insert(4, new_markdown_cell("So?"))),
     (exercises, lambda n: n.code(SOLUTION)[0].update(metadata={})),
