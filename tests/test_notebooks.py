@@ -16,12 +16,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from imagic_lab.classroom.course import table
+from imagic_lab.classroom.course import table_of
 from notebooks import build
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
-ALTS = table("alt")
+ALTS = table_of("alt")
 PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 
 LONGEST_CELL = 25  # lines

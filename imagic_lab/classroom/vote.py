@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import ipywidgets as widgets
 from PIL import Image
 
-from imagic_lab.classroom.plots import img, webp_of
+from imagic_lab.classroom.plots import img, url_of, webp_of
 
 LETTERS = "ABCDEFGH"
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th")
@@ -106,9 +105,11 @@ class BlindVote(widgets.VBox):
         self.task.value = f"{place} Click the best picture, then the next best, to the last."
         shown = img(webp_of([question.picture]), "webp", "The input", f"width:{SIDE}px;display:block")
         self.before.value = f'<div style="text-align:center;font-size:1rem;line-height:30px">{shown}input</div>'
-        rules = (TILE.format(f"vote-{id(self)}-{k}", url(question.answers[name]), SIDE, SIDE + 30)
-                 for k, name in enumerate(order))  # fmt: skip
-        self.style.value = f"<style>{''.join(rules)}</style>"
+        rules = ""
+        for k, name in enumerate(order):
+            pixels = url_of(webp_of([question.answers[name]], lossless=True), "webp")
+            rules += TILE.format(f"vote-{id(self)}-{k}", pixels, SIDE, SIDE + 30)
+        self.style.value = f"<style>{rules}</style>"
         for tile, name, letter in zip(self.tiles, order, LETTERS, strict=False):
             tile.disabled = name in self.clicked
             tile.description = f"{letter}: {ORDINALS[self.clicked.index(name)]}" if tile.disabled else letter
@@ -142,7 +143,3 @@ def clickable(words: str, act: Callable[[widgets.Button], None]) -> widgets.Butt
     button = widgets.Button(description=words, layout={"width": "auto"})
     button.on_click(act)
     return button
-
-
-def url(picture: Image.Image) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(webp_of([picture], lossless=True)).decode()}"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
 from imagic_lab.classroom import film, latents_stack, plots, show, slide, the_map, unet_map
@@ -71,7 +72,7 @@ def images_in(page: str) -> list[tuple[str, Image.Image]]:
         (flat(0), (), [ALT], []),
         ([flat(0), flat(90)], (), [ALT, "picture 2"], []),
         ({"input": flat(0), "the <edit>": flat(90)}, (), [ALT, "the &lt;edit&gt;"], ["input", "the &lt;edit&gt;"]),
-        ({"seed 0": [flat(0)], "seed 1": [flat(90)]}, ["η = 1"], [ALT, ""], ["η = 1", "η = 1"]),
+        ({"seed 0": [flat(0)], "seed 1": [flat(90)]}, ["η = 1"], [ALT, "seed 1"], ["η = 1", "η = 1"]),
     ],
 )
 def test_pictures_are_shown_in_order_with_alt_text_and_captions(pages, shown, titles, alts, captions):
@@ -93,7 +94,7 @@ def test_what_can_not_be_shown_is_a_sentence(pages, monkeypatch):
         show(flat(0), "02.cats")
     with pytest.raises(ValueError, match="7 pictures in a row: at most 6"):
         show(7 * [flat(0)], "02.dogs")
-    with pytest.raises(ValueError, match="row edits: 2 pictures for 3 stops"):
+    with pytest.raises(ValueError, match="edits: 2 pictures for 3 stops"):
         slide({"edits": [flat(0), flat(1)]}, ["a", "b", "c"], "02.dogs")
     for frames, labels in (([], []), ([flat(0)], ["a", "b"])):
         with pytest.raises(ValueError, match=f"{len(frames)} frames and {len(labels)} labels"):
@@ -140,6 +141,9 @@ def test_the_map_of_the_unet_tells_its_config(pipe):
     page = unet_map(pipe.unet)
     assert "16 × 16, 16 channels, then 8 × 8, 32, then 4 × 4, 32," in page.text
     assert "enters the middle and 4 of the 6 other blocks" in page.text
+    deep = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1, 2, 3, 4)))
+    with pytest.raises(ValueError, match="has three levels, this UNet has 4"):
+        unet_map(deep)
 
 
 def test_latents_are_a_stack_of_as_many_maps():
@@ -155,3 +159,14 @@ def test_a_page_is_displayed_with_its_alt_text_where_there_is_no_html(tables, mo
     monkeypatch.setattr("IPython.display.display", shown.append)
     show(flat(0), "02.dogs")
     assert shown[0]._repr_mimebundle_()["text/plain"] == "A dog that sits & a dog that jumps."
+
+
+def test_on_an_exported_page_every_picture_has_its_alt_text(pages):
+    """nbconvert writes "No description has been provided for this image" where it finds none."""
+    exporters = pytest.importorskip("nbconvert.exporters", reason="nbconvert is not installed")
+    show([flat(0), flat(90)], "02.dogs")
+    film([flat(0), flat(90)], "02.dogs")
+    outputs = [new_output("display_data", {"text/html": page}) for page in [*pages, the_map().html]]
+    page, _ = exporters.HTMLExporter().from_notebook_node(new_notebook(cells=[new_code_cell("1", outputs=outputs)]))
+    assert re.findall(r'<img[^>]*alt="([^"]{9})', page) == ["A dog tha", "picture 2", "A dog tha", "The map o"]
+    assert "No description" not in page

@@ -120,3 +120,10 @@ def test_progress_holds_answers_and_points_alone(asked, tables):
     asked()["e_opt"].click()
     known = json.loads((tables / "progress.json").read_text(encoding="utf-8"))
     assert known == {"02.reader": {"question": "Which one?", "options": OPTIONS, "points": 0, "answer": "e_opt"}}
+
+
+def test_a_repository_that_can_not_be_written_to_keeps_nothing_and_stops_nobody(tables, monkeypatch):
+    monkeypatch.delenv("IMAGIC_PROGRESS")
+    assert course.kept_in() == course.DATA.parent / "out" / "progress.json"
+    monkeypatch.setattr(course.os, "access", lambda path, mode: False)
+    assert course.kept_in() is None

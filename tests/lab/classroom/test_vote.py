@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from imagic_lab.classroom import widgets
-from imagic_lab.classroom.vote import BlindVote, Question, outcome, url
+from imagic_lab.classroom.plots import url_of, webp_of
+from imagic_lab.classroom.vote import BlindVote, Question, outcome
 
 MEASURED = {"Imagic": 0.8, "SDEdit": 0.5, "text": 0.1}
 SHADES = {"Imagic": 40, "SDEdit": 120, "text": 200}
@@ -31,7 +32,7 @@ def method_at(box: ipywidgets.VBox, k: int) -> str:
     """The method whose picture is on this button, found by its pixels."""
     [name] = [name for name in box.tiles[k]._dom_classes if name.startswith("vote-")]
     rule = box.style.value.split(f".{name}{{")[1].split("}")[0]
-    return next(name for name, p in question().answers.items() if url(p) in rule)
+    return next(name for name, p in question().answers.items() if url_of(webp_of([p], lossless=True), "webp") in rule)
 
 
 def cast(box: ipywidgets.VBox, order: list[str]) -> None:
