@@ -93,8 +93,9 @@ class BlindVote(widgets.VBox):
         for k, tile in enumerate(self.tiles):
             tile.add_class(f"vote-{id(self)}-{k}")
         self.undo, self.names = clickable("undo", self.back), clickable("reveal the names", self.reveal)
-        pictures = widgets.Box([self.before, *self.tiles], layout={"flex_flow": "row wrap"})
-        super().__init__([self.style, self.task, pictures, widgets.HBox([self.undo, self.names]), self.result])
+        lines = {"flex_flow": "row wrap", "overflow": "visible"}  # no scrollbars
+        rows = [widgets.Box(row, layout=lines) for row in ([self.before, *self.tiles], [self.undo, self.names])]
+        super().__init__([self.style, self.task, *rows, self.result], layout={"overflow": "visible"})
         self.ask()
 
     def ask(self) -> None:
