@@ -40,7 +40,7 @@ mutants: .venv/ready-mutants # some hours; stopped, it goes on where it was
 	$(RUN) tests/mutants.py $(MODULES)
 
 notebooks: .venv/ready
-	$(RUN) notebooks/build.py
+	$(RUN) -m imagic_lab.classroom.build
 
 lab: .venv/ready # the repository is its root, so that links from the notebooks to ../data work
 	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
