@@ -43,7 +43,8 @@ notebooks: .venv/ready
 	$(RUN) -m imagic_lab.classroom.build
 
 lab: .venv/ready # the repository is its root, so that links from the notebooks to ../data work
-	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+	$(RUN) -m jupyter trust notebooks/*.ipynb > /dev/null # or else a reload would not show the studio again
+	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/studio.ipynb
 
 clean:
 	rm -rf .venv .venv-colab

@@ -29,14 +29,10 @@ from imagic_lib.stage4_inference import FAST
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = {  # drawings, and what their text changes
-    "dog-sitting.png": {"pose": "jumping"},
-    "car-parked.png": {"place": "snow"},
-    "cat-standing.png": {"colour": "orange"},
-    "rabbit-lying.png": {"pose": "jumping"},
-    "bird-standing.png": {"subject": "cat"},
-}
+    "dog-sitting.png": {"pose": "jumping"}, "car-parked.png": {"place": "snow"}, "cat-standing.png":
+    {"colour": "orange"}, "rabbit-lying.png": {"pose": "jumping"}, "bird-standing.png": {"subject": "cat"},
+}  # fmt: skip
 PHOTOS = {"cat-photo.jpg": "a photo of a cat in the snow"}  # for a model that knows photos
-SAMPLINGS = {"fast": FAST | {"half": True}, "own": {"half": True}}  # of such a model
 SMALL, LARGE, MOST_KEPT = 192, 640, 300  # pixels of a picture on the page, at most; pictures whose URLs are kept
 PART = 2**20  # bytes of a message
 BEAT = 0.5  # seconds between two reports of the work
@@ -248,31 +244,24 @@ def words_of(state: Studio) -> dict:
         said = f"“Go on” continues “{state.edit_text}”; “Run” begins a new edit."
     histories = {stage: history for stage, history in dict(state.histories).items() if history.probe_loss}
     rows = [(scale, seed) for scale in state.scales for seed in state.seeds] if made else []
+    shown = {s: {"step": h.probe_step[:], "loss": h.probe_loss[:], "steps": h.steps} for s, h in histories.items()}
+    info, tiny = state.picture and {"name": state.name, "size": state.picture.size, "crop": state.crop}, state.tiny
+    if info:
+        info |= {"square": info["size"] == (picture_size(state.pipe),) * 2, "open": state.folder is None}
+    row = [(f"{eta:g}", eta) for eta in sorted(state.etas)]
     return {
-        "busy": busy,
-        "made": made,
-        "text": state.text,
-        "notes": do.notes(state),
-        "chips": values_beside(state.text) if state.tiny else {},
-        "named": attributes_in(state.text) if state.tiny else {},
-        "method": state.method,
-        "sampling": next((name for name, value in SAMPLINGS.items() if value == state.sampling), ""),
-        "can_run": state.picture is not None and bool(state.text.strip()),
-        "can_go_on": unfinished,
-        "first": "go_on" if unfinished and not changed else "run",
-        "words": said,
-        "error": state.error,
+        "busy": busy, "made": made, "text": state.text, "notes": do.notes(state), "method": state.method,
+        "chips": values_beside(state.text) if tiny else {}, "named": attributes_in(state.text) if tiny else {},
+        "sampling": "" if tiny else "fast" if "scheduler" in state.sampling else "own",
+        "can_run": state.picture is not None and bool(state.text.strip()), "can_go_on": unfinished,
+        "first": "go_on" if unfinished and not changed else "run", "words": said, "error": state.error,
         "share": do.share_done(state) if state.settings and state.job and (busy or unfinished) else float(made),
-        "picture": state.picture and {"name": state.name, "size": state.picture.size, "crop": state.crop,
-            "square": state.picture.size == (picture_size(state.pipe),) * 2, "open": state.folder is None},
-        "edit": state.edit_text,
+        "picture": info, "edit": state.edit_text, "curves": shown,
         "sketch": "" if state.chosen or not state.sketches else label(state.sketches[-1]),
-        "curves": {s: {"step": h.probe_step[:], "loss": h.probe_loss[:], "steps": h.steps} for s, h in histories.items()},
-        "rows": [{"scale": f"{scale:g}", "seed": seed, "tiles": [[f"{eta:g}", picture_name(eta, seed, scale)]
-            for eta in sorted(state.etas)]} for scale, seed in rows],
-        "chosen": file_of(state),
+        "rows": [{"scale": f"{scale:g}", "seed": seed, "tiles": [[name, picture_name(eta, seed, scale)]
+                 for name, eta in row]} for scale, seed in rows],
+        "chosen": file_of(state), "lora": state.settings.get("method") == "lora",
         "suggested": found and [f"{found.eta:g}", f"{found.scale:g}", found.scores[found.eta, found.scale] > 0],
-        "lora": state.settings.get("method") == "lora",
     }  # fmt: skip
 
 
@@ -309,7 +298,11 @@ ANSWERS = {  # what to do, where an error of it is shown, and whether it can be 
     "stop": (lambda page: do.stop(page.state), "run", True),
     "text": (put, "run", True),
     "method": (put, "run", False),
-    "sampling": (lambda page, sampling: put(page, sampling=SAMPLINGS[sampling]), "run", False),
+    "sampling": (
+        lambda page, sampling: put(page, sampling=(FAST if sampling == "fast" else {}) | {"half": True}),
+        "run",
+        False,
+    ),
     "chip": (lambda page, **chip: put(page, text=reworded(page.state.text, page.state.caption, **chip)), "run", False),
     "file": (Page.receive, "picture", False),
     "example": (example, "picture", False),

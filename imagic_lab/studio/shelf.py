@@ -3,6 +3,7 @@
 import re
 import shutil
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,11 +69,8 @@ def size_of(folder: Path) -> int:
 
 def unused(path: Path) -> Path:
     """The path, or path-2, path-3 …: the first that does not exist."""
-    count, found = 1, path
-    while found.exists():
-        count += 1
-        found = path.with_name(f"{path.name}-{count}")
-    return found
+    others = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(found for found in chain([path], others) if not found.exists())
 
 
 def renamed(folder: Path, name: str) -> Path:

@@ -194,7 +194,7 @@ def notes(studio: Studio) -> list[str]:
     """What to know about picture and text before the run."""
     found, text, side, tokenizer = [], studio.text, pictures.picture_size(studio.pipe), studio.pipe.tokenizer
     if studio.foreign:
-        found.append("The embedded model can't hold this picture: it knows drawings. Photos need Stable Diffusion.")
+        found.append("The embedded model can't hold this picture: it knows drawings; photos want Stable Diffusion.")
     if studio.picture is not None and (few := cropped(studio).width) < side:
         found.append(f"The square is {few} pixels wide and becomes {side}, so it will look soft.")
     try:
@@ -224,8 +224,8 @@ def held(folder: Path):
 
 
 def run_all(studio: Studio, tell: Tell, *phases: str) -> None:
-    """Some phases of the edit in the studio's folder, by default `phases_of`. Raises Stopped if `studio.stopping` is set
-    meanwhile; after this or any other error it can go on."""
+    """Some phases of the edit in the studio's folder, by default `phases_of`. Raises Stopped after a `stop`; after this
+    or any other error it can go on."""
     studio.job = phases or phases_of(studio)
     studio.done, studio.ahead = {}, len(missing(studio))
     studio.began = time.monotonic(), share_done(studio)
@@ -304,11 +304,6 @@ def spoken(seconds: float) -> str:
 # -- the run
 
 
-def new_settings(studio: Studio) -> dict:
-    """The settings of the edit that a run would begin."""
-    return settings_of(studio.pipe, studio.method, studio.embedding_steps, studio.unet_steps, 0)
-
-
 def strategy_of(studio: Studio) -> Strategy | None:
     """How to train on this GPU by the memory plan; None on a CPU. Raises ValueError if the method does not fit."""
     if studio.pipe.device.type != "cuda":
@@ -324,7 +319,8 @@ def strategy_of(studio: Studio) -> Strategy | None:
 def prepare(studio: Studio, tell: Tell = lambda: None) -> None:
     """Make a new folder for the chosen edit, with everything that a later process needs to go on. Raises ValueError for
     an invalid picture or text, and then makes no folder."""
-    image, settings = as_input(studio, cropped(studio)), new_settings(studio)
+    image = as_input(studio, cropped(studio))
+    settings = settings_of(studio.pipe, studio.method, studio.embedding_steps, studio.unet_steps, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the page has shown `notes`
         e_tgt = encode_text(studio.pipe, studio.text)

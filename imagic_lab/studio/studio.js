@@ -9,7 +9,7 @@ function h(tag, props = {}, ...kids) { // an element, its properties or attribut
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(props))
     if (name in node) node[name] = value; else node.setAttribute(name, value);
-  node.append(...kids.flat().filter((kid) => kid || kid === 0));
+  node.append(...kids.flat().filter(Boolean));
   return node;
 }
 
@@ -51,9 +51,9 @@ function wipe() { // two pictures on each other; left of the handle is the input
   });
   set(0);
   const update = (before, after) => {
+    if (frame.key === (frame.key = `${before} ${after}`)) return;
     frame.classList.toggle("empty", !after);
-    Object.assign(input, { src: before || "data:,", alt: before ? "the input" : "" });
-    Object.assign(result, { src: after || "data:,", alt: after ? "the edit" : "" });
+    [input.src, input.alt, result.src, result.alt] = after ? [before, "the input", after, "the edit"] : ["data:,", "", "data:,", ""];
   };
   return { frame, update };
 }
@@ -66,9 +66,8 @@ function cropper(send) { // the whole picture, and the square that will be edite
   const side = () => size * Math.min(wide, high);
   const corner = () => [across * (wide - side()), down * (high - side())]; // its left top one, in the picture
   const show = () => {
-    const [left, top] = corner(), percent = (part) => `${100 * part}%`;
-    const place = { left: (1 - wide) / 2 + left, top: (1 - high) / 2 + top, width: side(), height: side() };
-    for (const name in place) box.style[name] = percent(place[name]);
+    const place = [(1 - wide) / 2 + corner()[0], (1 - high) / 2 + corner()[1], side(), side()];
+    ["left", "top", "width", "height"].forEach((name, at) => { box.style[name] = `${100 * place[at]}%`; });
   };
   const done = () => { if (!box.hidden) send({ do: "crop", crop: [across, down, size] }); };
   const put = (left, top) => {
@@ -87,17 +86,17 @@ function cropper(send) { // the whole picture, and the square that will be edite
     put(grip.left, grip.top);
   }, done);
   box.addEventListener("keydown", (e) => {
-    const keys = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0] };
-    const step = { ...keys, "+": [0, 0, 1], "-": [0, 0, -1] }[e.key];
-    if (!step) return;
-    e.preventDefault();
-    [across, down, size] = [clamp(across + step[0] / 20), clamp(down + step[1] / 20), clamp(size + step[2] / 20, 0.1)];
+    const [right, below, more] = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0],
+      "+": [0, 0, 1], "-": [0, 0, -1] }[e.key] || [0, 0, 0];
+    if (right || below || more) e.preventDefault(); else return;
+    [across, down, size] = [clamp(across + right / 20), clamp(down + below / 20), clamp(size + more / 20, 0.1)];
     show();
     done();
   });
   const update = (info, url, busy) => {
     frame.classList.toggle("empty", !url);
-    Object.assign(whole, { src: url || "data:,", alt: info ? `the picture to edit: ${info.name}` : "" });
+    if (whole.src !== url) whole.src = url || "data:,";
+    whole.alt = info ? `the picture to edit: ${info.name}` : "";
     box.hidden = !info || info.square || !info.open || busy;
     if (!info) return;
     [across, down, size] = info.crop;
@@ -141,7 +140,7 @@ function render({ model, el }) {
   };
   const alert = () => h("div", { className: "error", role: "alert" });
 
-  // -- the parts
+  // the parts
   const lost = alert(), errors = { picture: alert(), run: alert(), gallery: alert(), history: alert() };
   const file = h("input", { type: "file", hidden: true, accept: "image/*,.heic,.heif", "aria-label": "your own picture" });
   const uploading = h("span", { role: "status" }), surprise = act("Surprise me", "surprise");
@@ -180,15 +179,12 @@ function render({ model, el }) {
     galleryBox, trainingBox, historyBox, file, dialog);
   el.replaceChildren(root);
 
-  // -- what the reader does
+  // what the reader does
   async function upload(chosen) {
     if (!chosen || get("now").busy) return;
-    if (chosen.size > LARGEST) {
-      errors.picture.textContent = `✗ ${chosen.name} has ${megabytes(chosen.size)}, and the studio takes up to ` +
-        `${megabytes(LARGEST)}: make it smaller first`;
-      return;
-    }
-    uploading.textContent = `uploading ${chosen.name}, ${megabytes(chosen.size)} …`;
+    const large = chosen.size > LARGEST, named = `${chosen.name}, ${megabytes(chosen.size)}`;
+    uploading.textContent = large ? `✗ ${named}: the studio takes up to ${megabytes(LARGEST)}` : `uploading ${named} …`;
+    if (large) return;
     const content = await chosen.arrayBuffer(), parts = Math.max(1, Math.ceil(content.byteLength / PART));
     for (let part = 0; part < parts; part++)
       send({ do: "file", name: chosen.name, part, parts }, [content.slice(part * PART, (part + 1) * PART)]);
@@ -201,7 +197,6 @@ function render({ model, el }) {
   root.addEventListener("dragleave", () => root.classList.remove("over"));
   root.addEventListener("drop", (e) => {
     e.preventDefault();
-    e.stopPropagation();
     root.classList.remove("over");
     upload(e.dataTransfer.files[0]);
   });
@@ -212,7 +207,7 @@ function render({ model, el }) {
     if (at >= 0) tiles[at + ({ ArrowLeft: -1, ArrowRight: 1 }[e.key] || 0)]?.focus();
   });
 
-  // -- what Python says
+  // what Python says
   function show() {
     const now = get("now"), { busy, picture: info } = now, stage = get("stage");
     heard = Date.now();
@@ -254,22 +249,27 @@ function render({ model, el }) {
     for (const node of [...tools.querySelectorAll("button, input"), ...keep.children]) node.disabled = !open;
     [suggest.hidden, lora.hidden] = [!!now.suggested, !now.lora];
     keyed(gallery, [now.rows, Object.keys(tiles)], () => now.rows.map((row) => h("div", {}, h("h4", {}, seed(row)),
-      h("div", { className: "tiles", style: `--n: ${row.tiles.length}` }, row.tiles.map(([eta, name]) => button([
-        h("span", { className: "frame" }, tiles[name] && h("img", { src: tiles[name], alt: "" })), `η = ${eta}`],
-      () => ({ do: "choose", name }), { className: "tile", name, disabled: !tiles[name], "aria-label": `η = ${eta}, ${seed(row)}` }))))));
+      h("div", { className: "tiles", style: `--n: ${row.tiles.length}` }, row.tiles.map(([eta, name]) => button(
+        [h("span", { className: "frame" }, tiles[name] && h("img", { src: tiles[name], alt: "" })), `η = ${eta}`],
+        () => ({ do: "choose", name }),
+        { className: "tile", name, disabled: !tiles[name], "aria-label": `η = ${eta}, ${seed(row)}` }))))));
     for (const tile of gallery.querySelectorAll(".tile")) tile.setAttribute("aria-pressed", tile.name === now.chosen);
   }
   function showHistory() {
     const { edits, binned, size } = get("history"), begun = edits.filter((one) => one.state === "unfinished");
     historyBox.hidden = !edits.length && !binned;
     history.replaceChildren(...edits.map(({ name, text, state, size, cover }) => {
-      const field = h("input", { value: name, "aria-label": `name of “${text}”`, onchange: () => send({ do: "rename", name, to: field.value }) });
-      return h("article", { className: "card" }, cover && h("img", { src: cover, alt: "" }), h("div", {}, h("b", {}, text), field,
-        h("span", { className: "hint" }, `${state} · ${megabytes(size)}`)), h("div", { className: "row" }, ["open", "duplicate", "delete"].map(
-        (what) => button(what, () => ({ do: what, ...(what === "delete" ? { names: [name] } : { name }) }), { ...link, "aria-label": `${what} ${name}` }))));
+      const field = h("input", { value: name, "aria-label": `name of “${text}”` });
+      field.onchange = () => send({ do: "rename", name, to: field.value });
+      const tool = (what, more) => button(what, () => ({ do: what, ...more }), { ...link, "aria-label": `${what} ${name}` });
+      const about = h("div", {}, h("b", {}, text), field, h("span", { className: "hint" }, `${state} · ${megabytes(size)}`));
+      return h("article", { className: "card" }, cover && h("img", { src: cover, alt: "" }), about, h("div", { className: "row" },
+        tool("open", { name }), tool("duplicate", { name }), tool("delete", { names: [name] })));
     }));
-    bin.replaceChildren(...[begun.length && button(`Put ${begun.length} unfinished into the bin`, () => ({ do: "delete", names: begun.map((one) => one.name) })),
-      binned && act("Undo the last deletion", "undo"), binned && act(`Empty the bin (${binned}, ${megabytes(size)})`, "empty")].filter(Boolean));
+    const clear = () => ({ do: "delete", names: begun.map((one) => one.name) });
+    bin.replaceChildren(...[begun.length && button(`Put ${begun.length} unfinished into the bin`, clear),
+      binned && act("Undo the last deletion", "undo"),
+      binned && act(`Empty the bin (${binned}, ${megabytes(size)})`, "empty")].filter(Boolean));
   }
   model.on("msg:custom", ({ file: name, part, parts }, buffers) => { // a file to download
     incoming = part ? [...incoming, buffers[0]] : [buffers[0]];

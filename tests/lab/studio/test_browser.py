@@ -6,10 +6,10 @@ and are skipped without them. The studio's journey is made twice, at the width o
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,15 +28,15 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "300"))  # seconds for one step; a busy machine may need more
 STUDIO, SLIDER = "studio.ipynb", "04_interpolation.ipynb"
-HASTE = '''
+HASTE = """
 from imagic_lab.studio import state
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.suggestion import Suggestion
-stage1_embedding.DEFAULTS["tiny"]["steps"] = stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = STEPS
+stage1_embedding.DEFAULTS["tiny"]["steps"], stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = 4, STEPS
 stage4_inference.DEFAULTS["tiny"]["steps"] = state.PREVIEW_STEPS = 2
 state.GALLERY_ETAS = 0.0, 0.8, 1.0
 state.suggestion.suggest = lambda edit, measure: Suggestion(1.0, 1.0, {(1.0, 1.0): 1.0})
-'''  # nbval runs the notebooks unchanged; these tests are about the page, which looks the same after fewer steps
+"""  # nbval runs the notebooks unchanged; these tests are about the page, which looks the same after fewer steps
 SETTINGS = {  # the page holds all cells, even those out of sight; no news from the network
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -115,7 +115,7 @@ def end(lab: SimpleNamespace) -> None:
 def lab(browser, tmp_path_factory):
     """JupyterLab with the notebooks; shut down afterwards."""
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed, as on Colab")
-    fill(home := tmp_path_factory.mktemp("lab"), HASTE.replace("STEPS", "14"))
+    fill(home := tmp_path_factory.mktemp("lab"), HASTE.replace("STEPS", "10"))
     started = start(home)
     yield started
     end(started)
@@ -183,8 +183,11 @@ def run_all(page, lab: SimpleNamespace, cells: int) -> None:
     until(page, all_done, f"all {cells} cells have run")
 
 
-def open_studio(page, lab: SimpleNamespace):
-    open_notebook(page, lab, STUDIO)
+def open_studio(page, lab: SimpleNamespace, name: str = STUDIO):
+    """The studio in a notebook of this name, a copy of the shipped one with a kernel of its own."""
+    if name != STUDIO:
+        shutil.copy(lab.home / "notebooks" / STUDIO, lab.home / "notebooks" / name)
+    open_notebook(page, lab, name)
     run_all(page, lab, 1)
     return studio_of(page)
 
@@ -196,3 +199,131 @@ def studio_of(page):
 
 def press(studio, words: str) -> None:
     studio.get_by_role("button", name=words, exact=True).click()
+
+
+# -- the tests
+
+SEEN = """area => [...area.querySelectorAll('img.widget-image')].map(img => {
+    const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
+    if (canvas.width) canvas.getContext('2d').drawImage(img, 0, 0);
+    return canvas.toDataURL();
+})"""
+NAMELESS = re.compile(r"^\s*- (button|textbox|slider|combobox|spinbutton|progressbar)(:| \[|$)", re.MULTILINE)
+DROP = """async ([node, address]) => {
+    const files = new DataTransfer(), content = await (await fetch(address)).blob();
+    files.items.add(new File([content], 'big.jpg', { type: 'image/jpeg' }));
+    node.dispatchEvent(new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true }));
+    return content.size;
+}"""
+
+
+def test_the_slider_of_a_notebook_moves_the_picture(lab, browser):
+    page = new_page(browser, 1280)
+    cells = [c for c in nbformat.read(lab.home / "notebooks" / SLIDER, as_version=4).cells if c.cell_type == "code"]
+    open_notebook(page, lab, SLIDER)
+    run_all(page, lab, len(cells))
+    slider = page.locator(".widget-hslider", has=page.get_by_text("η", exact=True)).first
+    area, handle = page.locator(".jp-OutputArea-output", has=slider).first, slider.locator(".noUi-handle")
+    seen = []
+    for key in ("Home", "ArrowRight", "ArrowRight"):
+        handle.press(key)
+        until(page, lambda: area.evaluate(SEEN) not in seen, f"{key} moves the picture")
+        seen.append(area.evaluate(SEEN))
+    page.close()
+
+
+def fits(page, studio) -> bool:
+    """Is nothing of the studio cut off at the right, and has everything that can be used a name?"""
+    return not NAMELESS.search(studio.aria_snapshot()) and studio.evaluate(
+        "root => root.scrollWidth <= root.clientWidth"
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_an_edit_from_the_example_to_the_bin(lab, browser, width):
+    page = new_page(browser, width)
+    studio = open_studio(page, lab, f"wide-{width}.ipynb")
+    studio.get_by_role("button", name="example: car parked").click()
+    studio.get_by_role("button", name="night", exact=True).click()
+    text = studio.get_by_role("textbox", name="the text")
+    until(page, lambda: text.input_value() == "a yellow car parked at night", "a chip changes a word")
+    press(studio, "Run")
+    studio.get_by_text("stage 1, the embedding: step").wait_for()
+    place = studio.get_by_role("button", name="Stop", exact=True).bounding_box()
+    press(studio, "Stop")
+    studio.get_by_text("■ stopped").wait_for()
+    assert studio.get_by_role("button", name="Stop", exact=True).bounding_box() == place  # nothing moved
+    press(studio, "Go on")
+    studio.get_by_text("stage 2, the UNet: step").wait_for()
+    page.keyboard.press("Control+s")
+    page.wait_for_timeout(1000)
+    page.reload()
+    studio = studio_of(page)  # from a trusted notebook, with its training
+    studio.get_by_text("✓ done").wait_for()
+    assert fits(page, studio)
+    wipe_and_choose(page, studio)
+    download_and_delete(page, studio)
+    page.close()
+
+
+def wipe_and_choose(page, studio) -> None:
+    """The result is the full edit; the handle uncovers the input, by mouse and by keyboard. A tile is chosen."""
+    handle = studio.get_by_role("slider")
+    handle.scroll_into_view_if_needed()
+    box = studio.locator(".wipe").bounding_box()
+    assert handle.get_attribute("aria-valuenow") == "0"
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    assert 45 < int(handle.get_attribute("aria-valuenow")) < 55
+    handle.press("Home")
+    assert handle.get_attribute("aria-valuenow") == "0"
+    studio.get_by_role("button", name="η = 0.8, seed 1", exact=True).click()
+    studio.get_by_text("η = 0.8, seed 1: “a yellow car parked at night”").wait_for()
+    studio.get_by_role("spinbutton", name="new η").fill("0.5")
+    studio.get_by_role("button", name="Draw", exact=True).first.click()
+    new = studio.get_by_role("button", name="η = 0.5, seed 1", exact=True)
+    until(page, lambda: new.is_enabled(), "the new pictures are there")
+    new.focus()
+    new.press("ArrowRight")
+    page.keyboard.press("Enter")
+    studio.get_by_text("✓ done").wait_for()
+    assert studio.get_by_role("button", name="η = 0.8, seed 1", exact=True).get_attribute("aria-pressed") == "true"
+
+
+def download_and_delete(page, studio) -> None:
+    with page.expect_download() as download:
+        press(studio, "Download everything")
+    with zipfile.ZipFile(download.value.path()) as file:
+        assert any(name.endswith("/edit.json") for name in file.namelist()) and file.testzip() is None
+    studio.get_by_role("button", name=re.compile("^delete .*at-night")).first.click()
+    press(studio, "Undo the last deletion")
+    studio.get_by_role("button", name=re.compile("^open .*at-night")).first.click()
+    studio.get_by_role("button", name="η = 0.5, seed 0", exact=True).wait_for()
+    studio.get_by_role("button", name=re.compile("^delete .*at-night")).first.click()
+    studio.get_by_role("button", name=re.compile("^Empty the bin")).click()
+    until(page, lambda: studio.get_by_role("article").count() == 0, "the bin is empty")
+
+
+def test_a_photo_of_thirty_megabytes_is_dropped_and_cropped_and_a_new_kernel_is_noticed(lab, browser):
+    page = new_page(browser, 1280)
+    studio = open_studio(page, lab, "dropped.ipynb")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    noise = Image.merge("RGB", [Image.effect_noise((4000, 3000), 200) for _ in range(3)])
+    noise.save(lab.home / "big.jpg", quality=98, subsampling=0, exif=exif)
+    size = page.evaluate(DROP, [studio.element_handle(), f"{lab.address}/files/big.jpg?token={lab.token}"])
+    assert 25e6 < size < 50e6
+    studio.get_by_text("3000 × 4000 pixels: drag the square").wait_for()
+    square = studio.get_by_role("group", name="the square to edit")
+    before = square.bounding_box()
+    square.press("ArrowUp")
+    until(page, lambda: square.bounding_box()["y"] < before["y"], "the square moves")
+    studio.get_by_text("can't hold this picture").wait_for()
+    [kernel] = [one["kernel"]["id"] for one in answer_of(lab, "api/sessions") if one["name"] == "dropped.ipynb"]
+    answer_of(lab, f"api/kernels/{kernel}/restart", "POST")
+    press(studio, "Surprise me")
+    studio.get_by_text("Was the kernel restarted?").wait_for()
+    page.close()

@@ -1,5 +1,6 @@
 """The studio without a browser: every step from a file to a saved edit, by function and by the messages of its page."""
 
+import copy
 import io
 import json
 import shutil
@@ -86,9 +87,9 @@ def page(pipe, tmp_path):
     app.PAGES.clear()
 
 
-def say(page, what: str, *buffers: bytes, **fields) -> None:
+def say(page, action: str, *buffers: bytes, **fields) -> None:
     """A message, as studio.js sends it."""
-    page.hear(page, {"do": what, "id": page.heard + 1, **fields}, list(buffers))
+    page.hear(page, {"do": action, "id": page.heard + 1, **fields}, list(buffers))
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
@@ -254,7 +255,7 @@ def test_a_stop_before_the_first_step_is_not_forgotten(state):
     do.stop(state)
     with pytest.raises(do.Stopped):
         do.run_all(state, lambda: None)
-    assert state.phase == "stopped" and len(state.histories["embedding"].loss) <= 1
+    assert state.phase == "stopped" and state.histories == {}
 
 
 KILLED = """
@@ -372,7 +373,7 @@ def test_a_second_studio_shows_the_running_edit_and_can_stop_it(page, pipe, held
 
 def test_the_bar_goes_over_all_phases_and_the_time_left_is_said(page, monkeypatch):
     seen, clock = [], [0.0]
-    monkeypatch.setattr(do.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(do, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     run = do.run_all
 
     def watched(state, tell, *phases):
@@ -389,7 +390,7 @@ def test_the_bar_goes_over_all_phases_and_the_time_left_is_said(page, monkeypatc
     shares = [share for _, share, _ in seen]
     assert list(dict.fromkeys(phase for phase, *_ in seen)) == list(do.PHASES)
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == pytest.approx(1)
-    assert all("left" in words for _, share, words in seen if 0.02 < share) and "step 2 of 3" in seen[3][2]
+    assert all("left" in words for _, share, words in seen if share > 0.02) and "step 2 of 3" in seen[3][2]
 
 
 @pytest.mark.parametrize(
@@ -528,7 +529,7 @@ def downloads(page, monkeypatch, what: str) -> tuple[str, bytes]:
 
 
 def test_the_picture_and_the_whole_edit_are_downloaded_in_parts(page, finished, monkeypatch):
-    page.state.place, monkeypatch.PART = finished.place, None
+    page.state.place = finished.place
     monkeypatch.setattr(app, "PART", 50_000)
     say(page, "open", name=finished.folder.name)
     name, content = downloads(page, monkeypatch, "png")
@@ -550,7 +551,7 @@ def test_the_lora_is_downloaded_as_diffusers_reads_it(page, pipe, tmp_path, monk
     assert page.now["lora"]
     name, content = downloads(page, monkeypatch, "lora")
     (tmp_path / name).write_bytes(content)
-    other = imagic.stage2_finetuning.with_unet(pipe, __import__("copy").deepcopy(pipe.unet))
+    other = imagic.stage2_finetuning.with_unet(pipe, copy.deepcopy(pipe.unet))
     other.load_lora_weights(str(tmp_path), weight_name=name)
     [[wanted]], [found] = edit.pictures([1.0], [0]), imagic.generate(other, edit.e_tgt, [0])
     assert name.endswith(LORA_FILE) and np.abs(pixels(found) - pixels(wanted)).max() <= 2
