@@ -111,7 +111,7 @@ def has_its_parts(notebook: Notebook) -> Iterator[str]:
 
 def has_its_address(notebook: Notebook) -> Iterator[str]:
     if notebook.node.cells[0].source.count(build.badge(notebook.path.name)) != 1:
-        yield "its badge is not the one that pyproject.toml asks for: run python -m imagic_lab.classroom.build --address"
+        yield "its badge is not what pyproject.toml asks for: run python -m imagic_lab.classroom.build --address"
     if [cell.source for cell in notebook.code("colab")] != [build.colab_cell()] or "colab" not in tags(
         notebook.code()[0]
     ):
