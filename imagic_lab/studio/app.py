@@ -147,7 +147,7 @@ class Page(anywidget.AnyWidget):
             path = (
                 do.zipped(state, folder)
                 if what == "zip"
-                else state.folder / (file_of(state) if what == "png" else LORA_FILE)
+                else state.folder / (chosen_file(state) if what == "png" else LORA_FILE)
             )
             content, name = path.read_bytes(), path.name if what == "zip" else f"{state.folder.name}-{path.name}"
         starts = range(0, len(content), PART)
@@ -164,7 +164,7 @@ class Page(anywidget.AnyWidget):
         self.state.said = "" if self.state.edit else "■ this edit is unfinished: “Go on” continues where it stopped"
 
     def change(self, act: Callable[[Path], Path], *names: str) -> None:
-        """Rename or bin earlier edits, none of which may be at work."""
+        """Rename or bin earlier edits. Raises ValueError if one of them is running."""
         for folder in [self.state.place / name for name in names]:
             with do.held(folder):
                 new = act(folder)
@@ -229,7 +229,7 @@ def label(sketch: do.Sketch) -> str:
     return f"stage {1 if sketch.stage == 'embedding' else 2}, step {sketch.step}"
 
 
-def file_of(state: Studio) -> str:
+def chosen_file(state: Studio) -> str:
     """The name of the chosen picture, or none."""
     return picture_name(state.chosen[0], state.chosen[2], state.chosen[1]) if state.chosen else ""
 
@@ -260,7 +260,7 @@ def words_of(state: Studio) -> dict:
         "sketch": "" if state.chosen or not state.sketches else label(state.sketches[-1]),
         "rows": [{"scale": f"{scale:g}", "seed": seed, "tiles": [[name, picture_name(eta, seed, scale)]
                  for name, eta in row]} for scale, seed in rows],
-        "chosen": file_of(state), "lora": state.settings.get("method") == "lora",
+        "chosen": chosen_file(state), "lora": state.settings.get("method") == "lora",
         "suggested": found and [f"{found.eta:g}", f"{found.scale:g}", found.scores[found.eta, found.scale] > 0],
     }  # fmt: skip
 
@@ -287,7 +287,7 @@ def draw(page: Page, *phases: str, **more) -> None:
     page.work("gallery", lambda state, tell: do.run_all(state, tell, *phases, "gallery"))
 
 
-def put(page: Page, **fields) -> None:
+def set_fields(page: Page, **fields) -> None:
     """Set fields of the state."""
     vars(page.state).update(fields)
 
@@ -296,14 +296,18 @@ ANSWERS = {  # what to do, where an error of it is shown, and whether it can be 
     "run": (lambda page: page.work("run", do.prepare, do.run_all), "run", False),
     "go_on": (go_on, "run", False),
     "stop": (lambda page: do.stop(page.state), "run", True),
-    "text": (put, "run", True),
-    "method": (put, "run", False),
+    "text": (set_fields, "run", True),
+    "method": (set_fields, "run", False),
     "sampling": (
-        lambda page, sampling: put(page, sampling=(FAST if sampling == "fast" else {}) | {"half": True}),
+        lambda page, sampling: set_fields(page, sampling=(FAST if sampling == "fast" else {}) | {"half": True}),
         "run",
         False,
     ),
-    "chip": (lambda page, **chip: put(page, text=reworded(page.state.text, page.state.caption, **chip)), "run", False),
+    "chip": (
+        lambda page, **chip: set_fields(page, text=reworded(page.state.text, page.state.caption, **chip)),
+        "run",
+        False,
+    ),
     "file": (Page.receive, "picture", False),
     "example": (example, "picture", False),
     "surprise": (lambda page: do.choose_drawing(page.state), "picture", False),

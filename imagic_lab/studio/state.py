@@ -194,7 +194,7 @@ def notes(studio: Studio) -> list[str]:
     """What to know about picture and text before the run."""
     found, text, side, tokenizer = [], studio.text, pictures.picture_size(studio.pipe), studio.pipe.tokenizer
     if studio.foreign:
-        found.append("The embedded model can't hold this picture: it knows drawings; photos want Stable Diffusion.")
+        found.append("The embedded model can't hold this picture: it knows drawings. Photos want Stable Diffusion.")
     if studio.picture is not None and (few := cropped(studio).width) < side:
         found.append(f"The square is {few} pixels wide and becomes {side}, so it will look soft.")
     try:
@@ -215,7 +215,7 @@ def notes(studio: Studio) -> list[str]:
 
 @contextmanager
 def held(folder: Path):
-    """Inside, nobody else works in this folder, here or in another process. Raises ValueError if somebody does."""
+    """Inside, no other studio or process works in this folder. Raises ValueError if somebody does."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -232,7 +232,9 @@ def run_all(studio: Studio, tell: Tell, *phases: str) -> None:
     try:
         with held(studio.folder):
             for phase in studio.job:
-                {"unet": train_stages, "suggestion": suggest, "gallery": draw}.get(phase, enter)(studio, phase, tell)
+                {"unet": train_stages, "suggestion": add_suggestion, "gallery": draw_missing}.get(phase, enter)(
+                    studio, phase, tell
+                )
     except KeyboardInterrupt:
         raise Stopped from None
     finally:
@@ -251,7 +253,7 @@ def train(studio: Studio, tell: Tell) -> None:
 
 
 def stop(studio: Studio) -> None:
-    """Ask the work to end after the present step, whatever it does."""
+    """Ask the work to end after the current step, in any phase."""
     studio.stopping.set()
 
 
@@ -399,7 +401,7 @@ def drawing_steps(studio: Studio) -> int:
     return settings_for(studio.pipe, DEFAULTS, steps=studio.sampling.get("steps"), guidance_scale=None)["steps"]
 
 
-def draw(studio: Studio, phase: str, tell: Tell) -> None:
+def draw_missing(studio: Studio, phase: str, tell: Tell) -> None:
     """The missing pictures, row by row, each saved at once. The best of the first row becomes the choice."""
     rows, studio.ahead = list(dict.fromkeys(key[1:] for key in missing(studio))), len(missing(studio))
     done = enter(studio, phase, tell, max(1, len(rows)) * drawing_steps(studio))  # as if a batch held a row
@@ -414,7 +416,7 @@ def draw(studio: Studio, phase: str, tell: Tell) -> None:
         tell()
 
 
-def suggest(studio: Studio, phase: str, tell: Tell) -> None:
+def add_suggestion(studio: Studio, phase: str, tell: Tell) -> None:
     """Let the edit suggest η and scale, and add both to the gallery."""
     steps = len(suggestion.SCALES) * suggestion.SAMPLING["steps"] + suggestion.TRIED * READING
     done, watched = enter(studio, phase, tell, steps), copy.copy(studio.edit)
