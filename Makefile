@@ -41,13 +41,14 @@ mutants: .venv/ready-mutants # some hours; stopped, it goes on where it was
 	$(RUN) tests/mutants.py $(MODULES)
 
 notebooks: .venv/ready
-	$(RUN) notebooks/build.py
+	$(RUN) -m imagic_lab.classroom.build
 
 editions: .venv/ready
-	$(RUN) -m notebooks.editions
+	$(RUN) -m imagic_lab.classroom.editions
 
 lab: .venv/ready # the repository is its root, so that links from the notebooks to ../data work
-	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+	$(RUN) -m jupyter trust notebooks/*.ipynb > /dev/null # or else a reload would not show the studio again
+	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/studio.ipynb
 
 clean:
 	rm -rf .venv .venv-colab

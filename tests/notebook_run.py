@@ -16,7 +16,7 @@ import pytest
 from nbval import plugin
 from nbval.plugin import IPyNbCell
 
-from notebooks import build
+from imagic_lab.classroom import build
 
 os.environ.update(build.ENVIRONMENT)  # the kernels inherit it
 

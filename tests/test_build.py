@@ -1,4 +1,4 @@
-"""notebooks/build.py: addresses, tidy outputs, and nothing lost when a notebook fails."""
+"""imagic_lab/classroom/build.py: addresses, tidy outputs, and nothing lost when a notebook fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from notebooks import build
+from imagic_lab.classroom import build
 
 OLD = "[![Open in Colab](https://example.org/old.svg)](https://example.org/old)"
 
@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch):
     pyproject.write_text('version = "2.3.4"\n[project.urls]\nRepository = "https://github.com/a-class/imagic"\n')
     (tmp_path / "notebooks").mkdir()
     monkeypatch.setattr(build, "PYPROJECT", pyproject)
-    monkeypatch.setattr(build, "HERE", tmp_path / "notebooks")
+    monkeypatch.setattr(build, "NOTEBOOKS", tmp_path / "notebooks")
     return tmp_path / "notebooks"
 
 

@@ -16,8 +16,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from imagic_lab.classroom import build
 from imagic_lab.classroom.course import table_of
-from notebooks import build
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -124,11 +124,11 @@ def has_its_parts(notebook: Notebook) -> Iterator[str]:
 
 def has_its_address(notebook: Notebook) -> Iterator[str]:
     if notebook.node.cells[0].source.count(build.badge(notebook.path.name)) != 1:
-        yield "its badge is not the one that pyproject.toml asks for: run notebooks/build.py --address"
+        yield "its badge is not what pyproject.toml asks for: run python -m imagic_lab.classroom.build --address"
     if [cell.source for cell in notebook.code("colab")] != [build.colab_cell()] or "colab" not in tags(
         notebook.code()[0]
     ):
-        yield "its first code cell is not the Colab cell: run notebooks/build.py --address"
+        yield "its first code cell is not the Colab cell: run python -m imagic_lab.classroom.build --address"
 
 
 def short_cells(notebook: Notebook) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Write two editions of the notebooks, from the one set in this folder; this is `make editions`.
+"""Write two editions of the notebooks, from the one set in notebooks/; this is `make editions`.
 
 build/student/   without outputs, solutions and the lecturer's notes: exercises are stubs that run as they are
 build/teacher/   everything, with outputs, and nothing folded
@@ -15,7 +15,7 @@ from copy import deepcopy
 
 import nbformat
 
-from notebooks.build import BADGE, HERE
+from imagic_lab.classroom.build import BADGE, HERE
 
 BUILD = HERE.parent / "build"
 LEFT_OUT = {"student": {"solution", "teacher"}, "teacher": set()}
