@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import decode_latents, denoising_loss
-from imagic_lib.models import DATA, TINY, family, name_of
+from imagic_lib.models import DATA, TINY, checked_side, family, name_of
 from imagic_lib.stage4_inference import AT_ONCE, guided
 from imagic_lib.training.strategies import OPTIMIZERS, Strategy, precision
 from imagic_lib.unets import LoRA, add_lora
@@ -168,6 +168,7 @@ def on_meta(model: StableDiffusionPipeline | str | Path) -> dict[str, nn.Module]
             unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} is not a complete diffusers model: {error}") from error
+        unet["sample_size"] = checked_side(str(model), unet, vae)
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
         return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(CLIPTextConfig(**text))}
