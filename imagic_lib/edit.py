@@ -19,7 +19,7 @@ from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.folder import CHECKPOINTS, INPUT_FILE, begin, claim, locked, read_ledger, remove_checkpoints, state_of
 from imagic_lib.models import encode_text, settings_for
 from imagic_lib.pictures import save_picture, to_picture
-from imagic_lib.planning.memory import STATE_BYTES, advice_after
+from imagic_lib.planning.memory import advice_after
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune
 from imagic_lib.stage3_interpolation import interpolate
@@ -28,7 +28,7 @@ from imagic_lib.storage import identity_of_edit, load_edit, save_edit
 from imagic_lib.suggestion import Suggestion, suggest
 from imagic_lib.training.checkpoint import check_room
 from imagic_lib.training.loop import History, Run
-from imagic_lib.training.strategies import Strategy, networks, offloaded_to_cpu
+from imagic_lib.training.strategies import networks, offloaded_to_cpu
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 
@@ -99,18 +99,11 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
         return replace(run, checkpoint=kept / CHECKPOINTS[stage] if kept else None)
 
     with locked(kept) if kept else nullcontext(), out_of_memory_explained(method, run, pipe.unet.device, folder, pipe):
-        state = state_of(kept, identity) if kept else "new"
-        if state == "finished":
+        if kept and state_of(kept, identity) == "finished":
             edit = ImagicEdit.load(kept, pipe)
             remove_checkpoints(kept)  # a kill may have come before that
             return edit
-        e_tgt = read_ledger(kept)[0].to(pipe.unet.device) if state == "begun" else encode_text(pipe, text)
-        if kept:
-            check_room(kept / CHECKPOINTS[method], bytes_kept(pipe, method, run), "the edit")
-        if kept and state == "new":
-            begin(kept, identity, e_tgt)
-            claim(kept, [INPUT_FILE])
-            save_picture(kept / INPUT_FILE, to_picture(image))
+        e_tgt = begun(pipe, image, identity, kept)
         e_opt, first = optimize_embedding(pipe, image, e_tgt, steps=embedding_steps, run=kept_in("embedding"), **more)
         stop_if_asked(first, folder)
         tuned, second = fine_tune(pipe, image, e_opt, method=method, steps=unet_steps, run=kept_in(method), **more)
@@ -121,11 +114,21 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
     return edit
 
 
-def bytes_kept(pipe: StableDiffusionPipeline, method: str, run: Run) -> int:
-    """What an edit of all weights takes on disk until it is finished: its last checkpoint, with the optimizer's
-    moments, and the UNet's difference. That of a LoRA is small."""
-    each = 4 + STATE_BYTES[(run.strategy or Strategy()).optimizer] + 4
-    return each * sum(p.numel() for p in pipe.unet.parameters()) if method == "full" else 0
+def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: Path | None) -> Tensor:
+    """e_tgt of a new edit, which takes the folder if there is one, or of the unfinished edit there.
+
+    Raises ValueError if the disk has no room for an edit of all weights: these, two moments of each, their change."""
+    if folder and identity["settings"]["method"] == "full":
+        numbers = sum(p.numel() for p in pipe.unet.parameters())
+        check_room(folder / CHECKPOINTS["full"], 4 * 4 * numbers, "the edit")
+    if folder and state_of(folder, identity) == "begun":
+        return read_ledger(folder)[0].to(pipe.unet.device)
+    e_tgt = encode_text(pipe, identity["text"])
+    if folder:
+        begin(folder, identity, e_tgt)
+        claim(folder, [INPUT_FILE])
+        save_picture(folder / INPUT_FILE, to_picture(image))
+    return e_tgt
 
 
 def settings_of(

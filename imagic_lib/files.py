@@ -111,7 +111,7 @@ def remove_leftovers(folder: Path, name: str = ".+", older_than: float = 0.0) ->
                     shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def parts_of(path: Path) -> list[Path]:
+def old_parts(path: Path) -> list[Path]:
     """The other files of a tensor file that version 0.1 wrote."""
     named = re.compile(re.escape(path.name) + PART)
     found = path.parent.iterdir() if path.parent.is_dir() else ()
@@ -125,7 +125,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     `safetensors.torch.save_file` would need all of them at once. A full disk is an OSError."""
     metadata = {"format": "pt", "facts": json.dumps(facts)}
     write_atomically(path, lambda temporary: _write(temporary, tensors, metadata))
-    for part in parts_of(Path(path)):
+    for part in old_parts(Path(path)):
         part.unlink(missing_ok=True)
 
 
@@ -146,13 +146,13 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 
 def remove_tensors(path: Path) -> None:
     """Delete what `save_tensors` wrote."""
-    for file in [*parts_of(Path(path)), Path(path)]:
+    for file in [*old_parts(Path(path)), Path(path)]:
         file.unlink(missing_ok=True)
 
 
 def _opened(path: Path, largest: float = math.inf) -> tuple[list[safe_open], dict]:
     """A safetensors file, and those that version 0.1 wrote beside it, of which the headers are read; and the facts."""
-    files, own = [], {part.name: part for part in parts_of(Path(path))}
+    files, own = [], {part.name: part for part in old_parts(Path(path))}
     check_regular(path, largest)
     files.append(safe_open(str(path), "pt"))
     if len(text := (files[0].metadata() or {}).get("facts", "{}")) > LARGEST_JSON:

@@ -35,14 +35,11 @@ WRITTEN = re.compile(  # what a list of files may name; anyone can have written 
 SYSTEM = {"Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder, besides names with a dot
 LONGEST_NAME = 48  # letters of the text in a folder's name
 MOST_FILES = 20_000  # in one edit
+OWN = AfterValidator(lambda names: [name for name in names if WRITTEN.fullmatch(name)])
 AGAIN = "make the edit again in another folder"
 
 Finite = Annotated[float, Field(gt=-1e300, lt=1e300)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-def own_names(names: list[str]) -> list[str]:
-    return [name for name in names if WRITTEN.fullmatch(name)]
 
 
 class StoredHistory(files.Stored):
@@ -78,7 +75,7 @@ class EditIdentity(files.Stored):
     settings: StoredSettings
     input: str
     base_model: StoredModel
-    files: Annotated[list[str], Field(max_length=MOST_FILES), AfterValidator(own_names)] | None = None
+    files: Annotated[list[str], Field(max_length=MOST_FILES), OWN] | None = None
 
 
 class EditFacts(EditIdentity):
@@ -144,7 +141,7 @@ def write_facts(folder: Path, facts: dict) -> None:
     files.write_json(folder / "edit.json", facts)
 
 
-def facts_in(folder: Path) -> tuple[str, dict]:
+def state_and_facts(folder: Path) -> tuple[str, dict]:
     """How far the edit in a folder has come, and its facts: "finished", "begun" (those of the ledger) or "new"."""
     if (folder / "edit.json").is_file():
         return "finished", read_facts(folder)
@@ -159,7 +156,7 @@ def state_of(folder: str | Path, identity: dict) -> str:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: choose another name")
-    state, found = facts_in(folder)
+    state, found = state_and_facts(folder)
     if state == "new":
         if strangers := sorted(p.name for p in folder.glob("*") if not (p.name.startswith(".") or p.name in SYSTEM)):
             yours = f"the folder {folder} holds files of yours, such as {strangers[0]!r}"
@@ -188,16 +185,16 @@ def difference(found: dict, wanted: dict) -> str | None:
 def files_of(folder: Path) -> set[str]:
     """The names in a folder that were written for its edit, the parts of version 0.1 among them. Only names of our own
     kind count, whatever is listed, and no links, which could lead to any file."""
-    _, facts = facts_in(folder)
+    _, facts = state_and_facts(folder)
     own = {name for name in facts.get("files", []) if not (folder / name).is_symlink()}
-    return own | {part.name for name in own if name.endswith(".safetensors") for part in files.parts_of(folder / name)}
+    return own | {part.name for name in own if name.endswith(".safetensors") for part in files.old_parts(folder / name)}
 
 
 def claim(folder: str | Path, names: Iterable[str]) -> None:
     """List these files as the edit's, before they are written. Raises ValueError, and writes nothing, if one of them
     is there already and is not the edit's."""
     folder, names = Path(folder), set(names)
-    state, facts = facts_in(folder)
+    state, facts = state_and_facts(folder)
     for name in sorted(names - files_of(folder)):
         if (path := folder / name).exists() or path.is_symlink():
             raise ValueError(f"{path} already exists and is not this edit's: move it away, then try again")
@@ -215,7 +212,7 @@ def begin(folder: str | Path, identity: dict, e_tgt: Tensor) -> None:
 
 def finish(folder: Path, facts: dict) -> None:
     """Write edit.json, which marks a whole edit, and delete the checkpoints."""
-    write_facts(folder, facts | {"files": facts_in(folder)[1]["files"]})
+    write_facts(folder, facts | {"files": state_and_facts(folder)[1]["files"]})
     remove_checkpoints(folder)
 
 

@@ -31,15 +31,15 @@ def load_pipeline(
     folder in diffusers format. device: by default the GPU if there is one; for "tiny" the CPU, which is enough for it.
     safety_checker: False leaves out the one that a checkpoint ships. Weights are read from safetensors only. Raises
     FileNotFoundError or ValueError in one sentence if the model is missing, damaged, or not a text-to-image one."""
-    model = re.sub("^https?://(www\\.)?(huggingface\\.co|hf\\.co)/", "", str(model)).rstrip("/") or "tiny"
+    model = re.sub("^https?://(www\\.)?(huggingface\\.co|hf\\.co)/", "", str(model)).rstrip("/")
     folder = TINY if model == "tiny" else Path(model).expanduser()
     variant = variant_of(folder) if folder == TINY or folder.exists() else None
     source = str(folder) if folder.exists() else model
     quiet = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
-        how = {"use_safetensors": True, "variant": variant}
-        how |= {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+        how = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+        how |= {"use_safetensors": True} | ({"variant": variant} if variant else {})
         pipe = StableDiffusionPipeline.from_pretrained(source, **how).to(torch.float32)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -27,13 +27,14 @@ TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRA
 FOREIGN = 22.0  # dB; drawings are rebuilt better than this, photos worse
 SMALLEST_SIDE = 16  # pixels; below this there is nothing to edit
 MOST_PIXELS = 80_000_000  # more than cameras have; a file of a few kB can claim any number
+TOO_LARGE = f"unpacks to more than {MOST_PIXELS / 1e6:.0f} megapixels: shrink it first"
 MOST_BYTES = 2**29  # of a file; so many pixels of 16 bits are 480 MB
 MOST_FRAMES = 50  # of an animation that are looked at
 
 
 def open_image(path: str | Path) -> Image.Image:
     """A picture file as RGB in sRGB: rotated as its EXIF says, transparency on white, of an animation the first frame
-    that is not blank.
+    that is not white.
 
     PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, and HEIC if pillow-heif is installed. The size is checked before
     anything is unpacked. Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
@@ -72,10 +73,10 @@ def _decoded(source: Path | io.BytesIO, path: Path, formats: tuple[str, ...]) ->
                 picture.seek(number)
                 picture.load()
                 frame = _to_rgb(picture)
-                if any(low != high for low, high in frame.getextrema()):
+                if frame.getextrema() != ((255, 255),) * 3:
                     break
     if number:
-        warn_caller(f"{path} is an animation that begins with blank frames: frame {number + 1} is used")
+        warn_caller(f"{path} is an animation that begins with white frames: frame {number + 1} is used")
     return frame
 
 
@@ -118,7 +119,7 @@ def _refused_in_a_sentence(path: Path):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             yield
     except Image.DecompressionBombError:
-        raise ValueError(_too_large(path)) from None
+        raise ValueError(f"{path} {TOO_LARGE}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not a picture that can be read: use PNG or JPEG") from None
     except PermissionError:
@@ -133,11 +134,7 @@ def _check_size(picture: Image.Image, name: str) -> None:
     if min(width, height) < SMALLEST_SIDE:
         raise ValueError(f"{name} is {width}x{height} pixels: each side must have at least {SMALLEST_SIDE}")
     if width * height > MOST_PIXELS:
-        raise ValueError(_too_large(name))
-
-
-def _too_large(name: str | Path) -> str:
-    return f"{name} unpacks to more than {MOST_PIXELS / 1e6:.0f} megapixels: shrink it first"
+        raise ValueError(f"{name} {TOO_LARGE}")
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -174,7 +171,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
-    return _in_srgb(picture.convert("RGB"), profile)
+    rgb = _in_srgb(picture.convert("RGB"), profile)
+    rgb.info.clear()  # or it would be turned again, when it is opened as a picture
+    return rgb
 
 
 def picture_size(pipe: StableDiffusionPipeline) -> int:

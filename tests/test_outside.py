@@ -484,7 +484,7 @@ def test_other_things_than_files_are_named(tmp_path):
 def test_the_first_frame_that_is_not_blank_is_the_picture(tmp_path):
     frames = [Image.new("RGB", (40, 24), "white")] * 2 + [GRADIENT]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
-    with pytest.warns(UserWarning, match=r"begins with blank frames: frame \d is used"):
+    with pytest.warns(UserWarning, match=r"begins with white frames: frame \d is used"):
         assert imagic.open_image(tmp_path / "a.webp").tobytes() == GRADIENT.tobytes()
     frames[0].save(tmp_path / "blank.png")
     assert imagic.open_image(tmp_path / "blank.png").getextrema() == ((255, 255),) * 3

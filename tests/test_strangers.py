@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagic_lab.sweep.run import MARK, take
 from imagic_lab.sweep.table import Job
-from imagic_lab.sweep.work import Setup, error_of, read_json
+from imagic_lab.sweep.work import Setup, error_of, read_results
 from imagic_lib.edit import ImagicEdit, run_edit
 from imagic_lib.files import load_tensors, remove_tensors, save_tensors
 from imagic_lib.folder import EMBEDDINGS_FILE, LEDGER, claim, files_of, read_facts, read_ledger, remove_checkpoints
@@ -246,7 +246,7 @@ def test_the_facts_of_a_sweep_with_any_value(tmp_path, value):
     for path in (setup.folder(job) / "job.json", setup.error_file(job), tmp_path / MARK):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
-    found = opens_or_refuses(lambda: read_json(setup.folder(job) / "job.json"))
+    found = opens_or_refuses(lambda: read_results(setup.folder(job) / "job.json"))
     assert all("/" not in one["file"] for one in (found or {}).get("pictures", []))
     assert isinstance(error_of(job, setup), str | None)
     opens_or_refuses(lambda: take(tmp_path, "a:b"))

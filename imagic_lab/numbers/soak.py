@@ -74,7 +74,7 @@ def damage(folder: Path, luck: random.Random) -> None:
         path.symlink_to(folder.parent / MINE)
 
 
-def weights_of(folder: Path, pipe) -> dict:
+def tuned_weights(folder: Path, pipe) -> dict:
     return ImagicEdit.load(folder, pipe).tuned.unet.state_dict()
 
 
@@ -92,7 +92,7 @@ def bad_luck(place: Path, luck: random.Random, counts: Counter, expected: dict, 
     both = [start(folder, method) for _ in range(luck.choice([1, 2]))]
     for process in both:
         ended(process, counts, "two processes" if len(both) == 2 else "alone")
-    found = weights_of(folder, pipe)
+    found = tuned_weights(folder, pipe)
     same = found.keys() == expected[method].keys() and all((found[k] == v).all() for k, v in expected[method].items())
     counts["the same bits" if same else "OTHER BITS"] += 1
     left = {path.name for path in folder.iterdir() if path.name.startswith((".", "checkpoint"))}
@@ -116,7 +116,7 @@ def main(minutes: str = "30") -> int:
         (place / MINE).write_text("a year of work")
         for method in ("full", "lora"):
             ended(start(place / method, method), counts, "undisturbed")
-        expected = {method: weights_of(place / method, pipe) for method in ("full", "lora")}
+        expected = {method: tuned_weights(place / method, pipe) for method in ("full", "lora")}
         while time.monotonic() < end:
             bad_luck(place, luck, counts, expected, pipe)
         counts["THE USER'S FILE CHANGED"] += (place / MINE).read_text() != "a year of work"

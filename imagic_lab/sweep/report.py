@@ -16,7 +16,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from imagic_lab.sweep.table import Job
-from imagic_lab.sweep.work import FACTS, Setup, public, read_json, settled_jobs
+from imagic_lab.sweep.work import FACTS, Setup, public, read_results, settled_jobs
 from imagic_lib.files import check_regular, write_atomically
 from imagic_lib.folder import INPUT_FILE
 
@@ -40,7 +40,7 @@ def write_report(out: Path, jobs: list[Job], setup: Setup) -> tuple[int, int]:
 
 def facts_in(done: Iterable[Job], setup: Setup) -> Iterator[tuple[Job, dict]]:
     """Each job with the facts in its folder, which are read when they are needed."""
-    return ((job, {"pictures": []} | read_json(setup.folder(job) / FACTS)) for job in done)
+    return ((job, {"pictures": []} | read_results(setup.folder(job) / FACTS)) for job in done)
 
 
 def result_rows(done: Iterable[Job], setup: Setup) -> Iterator[list]:
@@ -88,13 +88,13 @@ def write_page(path: Path, done: list[Job], failed: list[tuple[Job, str]], setup
 
 def thumbnail(path: Path) -> str:
     """A picture as a small JPEG inside an address."""
-    buffer, small = io.BytesIO(), png(path)
+    buffer, small = io.BytesIO(), picture_in(path)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(buffer, format="JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def png(path: Path) -> Image.Image:
+def picture_in(path: Path) -> Image.Image:
     """A picture of an edit; a grey one in the place of a file that is gone, damaged, or a link to somewhere else."""
     try:
         check_regular(path)
@@ -118,6 +118,6 @@ def write_contact_sheet(path: Path, done: list[Job], setup: Setup) -> None:
         cells = [(f"η = {one['eta']:g}", one["file"]) for one in facts["pictures"] if one["seed"] == job.seeds[0]]
         for left, (words, name) in zip(range(GAP, width, CELL + GAP), [("input", INPUT_FILE), *cells], strict=False):
             if (file := setup.folder(job) / name).is_file():
-                sheet.paste(png(file).resize((CELL, CELL)), (left, top + LINE))
+                sheet.paste(picture_in(file).resize((CELL, CELL)), (left, top + LINE))
             draw.text((left, top + LINE + CELL + 2), words, "#444444", small)
     write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))

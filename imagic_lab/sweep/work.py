@@ -27,8 +27,7 @@ from tqdm import tqdm
 
 from imagic_lab.sweep.table import Job
 from imagic_lib.edit import run_edit
-from imagic_lib.files import Stored, load_facts, write_json
-from imagic_lib.files import read_json as read_json_of
+from imagic_lib.files import Stored, load_facts, read_json, write_json
 from imagic_lib.folder import DIFFERENCE_FILE, LOCK, LORA_FILE, Finite, Whole, claim, picture_name
 from imagic_lib.models import load_pipeline
 from imagic_lib.pictures import load_image, open_image, psnr, rmse, save_picture
@@ -86,7 +85,7 @@ class Setup:
 def error_of(job: Job, setup: Setup) -> str | None:
     """Why a job failed in this start; None if it did not. The next start tries it again."""
     with suppress(OSError, ValueError):
-        found = read_json_of(setup.error_file(job), StoredError)
+        found = read_json(setup.error_file(job), StoredError)
         return found["error"] if found["run"] == setup.run else None
 
 
@@ -173,7 +172,7 @@ def attempt_alone(job: Job, setup: Setup) -> str:
 def finish_in(part: Path, job: Job, setup: Setup) -> None:
     """Do the job in the folder `part`, or continue it, and rename the folder once it is whole and on the disk."""
     try:
-        read_json(part / FACTS)  # a kill can come between this file and the rename
+        read_results(part / FACTS)  # a kill can come between this file and the rename
     except (OSError, ValueError):
         settings = asdict(job) | {"image": public(job.image), "model": public(job.model)}
         write_json(part / FACTS, {"settings": settings, **facts_of(job, part, setup)})
@@ -227,7 +226,7 @@ def facts_of(job: Job, part: Path, setup: Setup) -> dict:
 
 def is_damaged(folder: Path) -> bool:
     """Does the folder have an unreadable file, as after a power cut?"""
-    readers = {".safetensors": load_facts, ".json": read_json, ".png": open_image}
+    readers = {".safetensors": load_facts, ".json": read_results, ".png": open_image}
     try:
         for path in folder.iterdir():
             readers.get(path.suffix, Path.exists)(path)
@@ -241,9 +240,9 @@ def begin_without_bar(bar: tqdm, *arguments, _begin=tqdm.__init__, **options) ->
     _begin(bar, *arguments, **options | {"disable": True})
 
 
-def read_json(path: Path) -> dict:
+def read_results(path: Path) -> dict:
     """The facts of a finished edit. Raises FileNotFoundError or ValueError."""
-    return read_json_of(path, StoredFacts)
+    return read_json(path, StoredFacts)
 
 
 def set_damaged_aside(jobs: Sequence[Job], setup: Setup) -> None:
@@ -252,7 +251,7 @@ def set_damaged_aside(jobs: Sequence[Job], setup: Setup) -> None:
         folder = setup.folder(job)
         try:
             if os.path.lexists(folder) and not folder.is_symlink():
-                read_json(folder / FACTS)
+                read_results(folder / FACTS)
                 continue
         except (OSError, ValueError):
             pass

@@ -148,7 +148,7 @@ def advice_after(method: str, strategy: Strategy | None, device: torch.device) -
 def folder_of(model: str | Path) -> Path:
     """Where the configurations of a model are: a folder, "tiny", or SD 1.x by its hub id, without a download. Raises
     ValueError or FileNotFoundError in one sentence for any other."""
-    folder = TINY if str(model) == "tiny" else Path(model)
+    folder = TINY if str(model) == "tiny" else Path(model).expanduser()
     if folder == TINY and not folder.is_dir():
         raise FileNotFoundError(f"the embedded model is missing: there is no {folder}; clone again")
     if folder.is_dir():

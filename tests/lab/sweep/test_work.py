@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from imagic_lab.sweep import report, run, work
 from imagic_lab.sweep.table import read_table
-from imagic_lab.sweep.work import CLAIMED, DONE, EDIT_WORK, FAILED, TRIES, Setup, attempt, read_json, work_through
+from imagic_lab.sweep.work import CLAIMED, DONE, EDIT_WORK, FAILED, TRIES, Setup, attempt, read_results, work_through
 from imagic_lab.toyworld import Scene
 from imagic_lib import edit as edits
 from imagic_lib.__main__ import main
@@ -145,7 +145,7 @@ def test_damaged_files_of_an_earlier_start_are_set_aside_and_the_edit_begins_ane
     assert [p.name for p in setup.folder(job).iterdir()] == ["job.json"]
     [aside] = (tmp_path / "out" / "edits").glob(f".{job.name}.damaged-*")
     assert (aside / torn).read_bytes() == b"\0" * 99
-    assert aside.name in read_json(setup.folder(job) / "job.json")["notes"][0]
+    assert aside.name in read_results(setup.folder(job) / "job.json")["notes"][0]
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
@@ -301,9 +301,9 @@ def test_an_edit_s_folder_has_its_pictures_and_what_they_measure(tmp_path, edit_
     run.take(tmp_path / "out", EDIT_WORK)
     setup = Setup(str(tmp_path / "out"), "first", cores=1)
     for job, much in zip(edit_jobs, ("", "-scale-0.5"), strict=True):
-        assert attempt(job, setup) == DONE, read_json(setup.error_file(job))
+        assert attempt(job, setup) == DONE, read_results(setup.error_file(job))
         folder = setup.folder(job)
-        facts = read_json(folder / "job.json")
+        facts = read_results(folder / "job.json")
         names = {f"eta-{eta}{much}-seed-{seed}.png" for eta in ("0", "0.7") for seed in (0, 3)}
         assert {p.name for p in folder.iterdir()} == names | {"input.png", "embeddings.safetensors", "job.json"}
         assert {one["file"] for one in facts["pictures"]} == names and facts.get("strategy") is None
@@ -437,7 +437,7 @@ def test_damaged_results_are_done_again(tmp_path, setup, content):
     if content is not None:
         (folder / "job.json").write_text(content)
     found = run.sweep([job], setup.out, cores=1, work=setup.work)
-    assert (found.done, found.failed, found.left) == (1, 0, 0) and read_json(folder / "job.json")["pictures"]
+    assert (found.done, found.failed, found.left) == (1, 0, 0) and read_results(folder / "job.json")["pictures"]
 
 
 def test_a_link_in_the_place_of_an_edit_is_set_aside_and_the_edit_done(tmp_path, setup):
