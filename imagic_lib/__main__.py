@@ -190,7 +190,9 @@ def report(edit, args: argparse.Namespace, folder: Path, truth=None) -> None:
             save_picture(folder / name, picture)
         curves = loss_curves(edit.embedding_history, edit.unet_history)
         for name, figure in (("edit.png", edit_sheet(edit, etas, seeds, rows, truth)), ("losses.png", curves)):
-            write_atomically(folder / name, lambda temporary, f=figure: f.savefig(temporary, format="png", dpi=110))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph")  # a warning for every letter that matplotlib's font lacks
+                write_atomically(folder / name, lambda temporary, f=figure: f.savefig(temporary, format="png", dpi=110))
     end = f"  {'to ground truth':>16}" if truth else ""
     print(f"\n{'η':>5}  {'distance to input':>18}{end}   (RMSE, seed by seed)")
     for column, eta in enumerate(etas):

@@ -162,7 +162,7 @@ def _opened(path: Path, largest: float = math.inf) -> tuple[list[safe_open], dic
     for name in facts.pop("parts", []):
         if name not in own:
             raise ValueError("it names parts that are missing or not its own")
-        check_regular(own[name])
+        check_regular(own[name], largest)
         files.append(safe_open(str(own[name]), "pt"))
     return files, facts
 

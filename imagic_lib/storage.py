@@ -100,7 +100,8 @@ def load_lora(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionPip
     """`pipe` with a copy of its UNet, the saved adapters in it. The file's own metadata is not read, and its tensors
     must be the UNet's: the text encoder, which both pipelines share, stays as it was."""
     layers, _ = load_tensors(folder / LORA_FILE, largest=sum(p.nbytes for p in pipe.unet.parameters()))
-    if not layers or not all(re.fullmatch(r"unet\..+\.lora_[AB]\.weight", name) for name in layers):
+    named = all(re.fullmatch(r"unet\..+\.lora_[AB]\.weight", name) for name in layers)
+    if not layers or not named or not all(value.is_floating_point() for value in layers.values()):
         raise ValueError(f"{LORA_FILE} holds other things than adapters of the UNet")
     tuned = with_unet(pipe, copy.deepcopy(pipe.unet))
     tuned.unet.load_lora_adapter(layers, prefix="unet")

@@ -276,7 +276,7 @@ def first(tensors, change):
 
 CHANGES = {  # what is done to the tensors, and what a student reads
     "not finite": (lambda t: first(t, lambda v: v * float("nan")), "has values that are not finite"),
-    "whole numbers": (lambda t: first(t, lambda v: v.long()), "has values that are not finite"),
+    "whole numbers": (lambda t: first(t, lambda v: v.long()), "has values that are not finite|holds other things"),
     "nothing": (lambda t: {}, r"has no|holds other things"),
     "one number": (lambda t: first(t, lambda v: torch.ones(1)), ""),
     "one too few": (lambda t: dict(list(t.items())[1:]), ""),
