@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, *args, **settings) -> argparse.Namespace:
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="replace")
+            getattr(stream, "reconfigure", dict)(errors="replace")  # a notebook's has no encoding
         return super().parse_args(*args, **settings)
 
 

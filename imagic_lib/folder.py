@@ -108,10 +108,9 @@ def locked(folder: str | Path):
         yield
     finally:
         if lock.lock_counter == 1:
-            lock.release()
-            (folder / LOCK).unlink(missing_ok=True)
-        else:
-            lock.release()
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+        lock.release()
 
 
 def read_identity(folder: str | Path) -> dict:

@@ -19,7 +19,7 @@ from imagic_lib.models import family
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # others can start programs
 HEIC = b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"  # brands of the phones' format
 JPEG_XL = b"\xff\x0a", b"\x00\x00\x00\x0cJXL "
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # the chunks of a PNG that pixels depend on
 RAW_TAGS = 330, 50706  # of a TIFF that a camera made: other pictures inside, the version of DNG
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
@@ -54,9 +54,10 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         return _decoded(path, path, formats)
     except ValueError:
-        for exif in (b"eXIf", b""):
+        content = path.read_bytes()
+        for exif in (b"eXIf", b"") if content.startswith((PNG, JPEG)) else ():
             with suppress(ValueError):
-                return _decoded(io.BytesIO(_without_metadata(path.read_bytes(), exif)), path, formats)
+                return _decoded(io.BytesIO(_without_metadata(content, exif)), path, formats)
         raise
 
 
@@ -81,17 +82,18 @@ def _decoded(source: Path | io.BytesIO, path: Path, formats: tuple[str, ...]) ->
 
 
 def _without_metadata(content: bytes, exif: bytes) -> bytes:
-    """The same pixels. What a PNG or a JPEG says besides can be damaged; no pixel depends on it. exif: a chunk or, if
-    any, segment to keep, because it can say which side is up."""
-    kept, at, end = content[:8] if (png := content.startswith(PNG)) else content[:2], 8 if png else 2, 0
+    """The same pixels. What a PNG or a JPEG says besides can be damaged; no pixel depends on it. exif: b"eXIf" keeps the
+    EXIF, which can say which side is up; b"" drops it, too."""
+    at = 8 if (png := content.startswith(PNG)) else 2
+    kept = bytearray(content[:at])
     while at < len(content) and (png or content[at : at + 2] != b"\xff\xda"):
         size = content[at : at + 4] if png else content[at + 2 : at + 4]
-        end = at + int.from_bytes(size) + (12 if png else 2)
+        end = at + int.from_bytes(size, "big") + (12 if png else 2)
         name = content[at + 4 : at + 8]
         segment = content[at + 1 : at + 2] >= b"\xe0" and (name != b"Exif" or not exif)  # APP0 to APP15, comments
         kept += b"" if (png and name not in (*PIXELS, exif)) or (not png and segment) else content[at:end]
         at = max(end, at + 1)
-    return kept + (b"" if png else content[at:])
+    return bytes(kept + (b"" if png else content[at:]))
 
 
 def _formats_for(path: Path) -> tuple[str, ...]:
