@@ -69,10 +69,8 @@ def add_lora(unet: UNet2DConditionModel, lora: LoRA, *, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in (module for module in unet.modules() if isinstance(module, LoraLayer)):
         a, b = (torch.empty(half["default"].weight.shape) for half in (layer.lora_A, layer.lora_B))
-        (
-            a.uniform_(generator=generator),
-            b.uniform_(generator=generator),
-        )  # as peft does, so that a seed keeps its numbers
+        for first in (a, b):
+            first.uniform_(generator=generator)  # as peft does, so that a seed keeps its numbers
         start = a.normal_(std=1 / r, generator=generator), b.zero_()
         for half, value in zip((layer.lora_A, layer.lora_B), start, strict=True):
             half["default"].weight = nn.Parameter(value.to(layer.get_base_layer().weight))
