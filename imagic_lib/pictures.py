@@ -82,8 +82,8 @@ def _decoded(source: Path | io.BytesIO, path: Path, formats: tuple[str, ...]) ->
 
 
 def _without_metadata(content: bytes, exif: bytes) -> bytes:
-    """The same pixels. What a PNG or a JPEG says besides can be damaged; no pixel depends on it. exif: b"eXIf" keeps the
-    EXIF, which can say which side is up; b"" drops it, too."""
+    """The same pixels. What a PNG or a JPEG says besides can be damaged; no pixel depends on it. exif: b"eXIf" keeps
+    the EXIF, which can say which side is up; b"" drops it, too."""
     at = 8 if (png := content.startswith(PNG)) else 2
     kept = bytearray(content[:at])
     while at < len(content) and (png or content[at : at + 2] != b"\xff\xda"):
