@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import re
 import runpy
 import sys
 import tempfile
 import time
 import warnings
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,11 +18,11 @@ from imagic_lib.arguments import check_text, etas_of, seeds_of
 from imagic_lib.edit import ETAS, NOISES, settings_of
 from imagic_lib.figures import edit_sheet, loss_curves
 from imagic_lib.files import write_atomically
-from imagic_lib.folder import claim, new_folder, picture_name, read_facts, state_of, unfinished
+from imagic_lib.folder import claim, locked, new_folder, picture_name, read_facts, state_of, unfinished
 from imagic_lib.models import family, plugin_of
-from imagic_lib.pictures import rmse
+from imagic_lib.pictures import rmse, save_picture
 from imagic_lib.planning.memory import plan
-from imagic_lib.stage4_inference import FAST
+from imagic_lib.stage4_inference import FAST, scheduler_of
 from imagic_lib.storage import identity_of_edit
 from imagic_lib.unets import check_scale
 
@@ -34,8 +36,25 @@ PLAN = """Predict the peak memory of each stage for every way of training, witho
 with a margin of 3 GiB."""
 
 
-def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """One that takes -1e-1 for a number, and prints a ? for a letter that the terminal lacks, such as η."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+
+    def parse_args(self, *args, **settings) -> argparse.Namespace:
+        for stream in (sys.stdout, sys.stderr):
+            getattr(stream, "reconfigure", dict)(errors="replace")  # a notebook's has no encoding
+        return super().parse_args(*args, **settings)
+
+
+def folder_path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def parser() -> Parser:
+    main = Parser(
         prog="python -m imagic_lib",
         description="Imagic: edit a picture by saying what it should show. Kavar et al., arXiv 2210.09276.",
         epilog="Also: demo, sweep, benchmark, train (python -m imagic_lab).",
@@ -43,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main.add_subparsers(dest="command", required=True)
 
     edit = commands.add_parser("edit", help="edit one picture by a text", description=EDIT, epilog=EXITS)
-    edit.add_argument("image", metavar="IMAGE", help="the picture: PNG, JPEG, WebP, GIF, BMP, TIFF or HEIC")
+    edit.add_argument("image", metavar="IMAGE", help="the picture: PNG, JPEG, WebP, TIFF, HEIC …")
     edit.add_argument("text", metavar="TEXT", help="what the edited picture shows: 'a brown dog jumping on the grass'")
     edit.add_argument("--model", default="tiny", help="tiny (default), a hub id or a folder in diffusers format")
     way = edit.add_mutually_exclusive_group()
@@ -51,11 +70,11 @@ def parser() -> argparse.ArgumentParser:
     way.add_argument("--fit", action="store_true", help="choose the method by the memory of this machine (see plan)")
     edit.add_argument("--steps", type=int, help="steps of each of the two trainings (default: the model's own)")
     add_sampling(edit)
-    edit.add_argument("--out", type=Path, help="folder of the edit, new or its own (default: a new one in out/)")
+    edit.add_argument("--out", type=folder_path, help="folder of the edit, new or its own (default: a new one in out/)")
     edit.add_argument("--resume", action="store_true", help="go on with this edit where it was stopped")
 
     show = commands.add_parser("show", help="a saved edit again: settings, curves, new pictures", description=SHOW)
-    show.add_argument("folder", metavar="FOLDER", type=Path, help="what edit wrote")
+    show.add_argument("folder", metavar="FOLDER", type=folder_path, help="what edit wrote")
     show.add_argument("--model", help="the model of the edit; tiny is found without it, others must be named")
     add_sampling(show)
 
@@ -65,13 +84,14 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def add_sampling(command: argparse.ArgumentParser) -> None:
+def add_sampling(command: Parser) -> None:
     add = command.add_argument
     add("--eta", type=float, nargs="+", help="0 keeps the input, 1 follows the text (default: 0 to 1)")
     add("--scale", type=float, help="share of the fine-tuning, 0 to 2 (default: 1, or the suggestion of a model's own)")
     add("--suggest", action="store_true", help="try some pictures and use the best scale (may download 1.7 GB)")
     add("--noise", choices=NOISES, default="own", help="to start from: the picture's own (default), or the seed's")
     add("--fast", action="store_true", help="draw in 25 steps; with random noise by DPM-Solver++")
+    add("--no-safety-checker", dest="checked", action="store_false", help="leave out the one that a model ships")
     add("--seed", type=int, nargs="+", default=[0], help="noises to start from; training uses the first (default: 0)")
 
 
@@ -94,7 +114,8 @@ def run_edit_command(args: argparse.Namespace) -> None:
     writable(args.out or PLACE)
     picture = imagic.open_image(args.image)
     check_text(args.text)
-    pipe = imagic.load_pipeline(args.model)
+    pipe = imagic.load_pipeline(args.model, safety_checker=args.checked)
+    scheduler_of(pipe, None)  # what is said of the sampler is said before the training
     image = imagic.load_image(picture, pipe)
     method, strategy = args.method, None
     if args.fit:
@@ -137,7 +158,8 @@ def run_show_command(args: argparse.Namespace) -> None:
         print(f"{stage}: {len(history[stage]['loss'])} steps, probe loss {probes[0]:.4f} -> {probes[-1]:.4f}")
     if not args.model and made_with != "tiny":
         raise ValueError(f"the edit names {made_with!r} as its model: if you trust that, say so with --model")
-    report(imagic.ImagicEdit.load(folder, imagic.load_pipeline(args.model or "tiny")), args, folder)
+    pipe = imagic.load_pipeline(args.model or "tiny", safety_checker=args.checked)
+    report(imagic.ImagicEdit.load(folder, pipe), args, folder)
 
 
 def suggests(pipe, args: argparse.Namespace) -> bool:
@@ -159,18 +181,20 @@ def report(edit, args: argparse.Namespace, folder: Path, truth=None) -> None:
     """Sample, write the sheet, the single pictures and the curves, print the distances."""
     found = suggested(edit, args.noise) if suggests(edit.pipe, args) else None
     scale = args.scale if args.scale is not None else found.scale if found else 1.0
-    etas, seeds = list(dict.fromkeys(args.eta or ETAS)), list(dict.fromkeys(args.seed))  # each picture once
-    names = [[picture_name(eta, seed, scale) for eta in etas] for seed in seeds]
-    claim(folder, [*(name for row in names for name in row), "edit.png", "losses.png"])
-    began = time.monotonic()
-    rows = edit.pictures(etas, seeds, scale=scale, **sampling_of(edit.pipe, args))
-    sampling = time.monotonic() - began
-    for row_of_names, row in zip(names, rows, strict=True):
-        for name, picture in zip(row_of_names, row, strict=True):
-            write_atomically(folder / name, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
-    curves = loss_curves(edit.embedding_history, edit.unet_history)
-    for name, figure in (("edit.png", edit_sheet(edit, etas, seeds, rows, truth)), ("losses.png", curves)):
-        write_atomically(folder / name, lambda temporary, f=figure: f.savefig(temporary, format="png", dpi=110))
+    etas, seeds = list(dict.fromkeys(etas_of(args.eta or ETAS))), list(dict.fromkeys(args.seed))  # each picture once
+    names = [picture_name(eta, seed, scale) for seed in seeds for eta in etas]
+    with locked(folder):
+        claim(folder, [*names, "edit.png", "losses.png"])
+        began = time.monotonic()
+        rows = edit.pictures(etas, seeds, scale=scale, **sampling_of(edit.pipe, args))
+        sampling = time.monotonic() - began
+        for name, picture in zip(names, chain(*rows), strict=True):
+            save_picture(folder / name, picture)
+        curves = loss_curves(edit.embedding_history, edit.unet_history)
+        for name, figure in (("edit.png", edit_sheet(edit, etas, seeds, rows, truth)), ("losses.png", curves)):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph")  # a warning for every letter that matplotlib's font lacks
+                write_atomically(folder / name, lambda temporary, f=figure: f.savefig(temporary, format="png", dpi=110))
     end = f"  {'to ground truth':>16}" if truth else ""
     print(f"\n{'η':>5}  {'distance to input':>18}{end}   (RMSE, seed by seed)")
     for column, eta in enumerate(etas):
@@ -205,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def exit_code_of(run, goes_on: str = "") -> int:
     """0, or what `run` returns; 2 with one sentence on an error, 130 after Ctrl-C."""
-    warnings.formatwarning = lambda message, *_, **__: f"note: {printable(message)}\n"
+    form, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"note: {printable(message)}\n"
     try:
         return run() or 0
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
@@ -214,6 +238,8 @@ def exit_code_of(run, goes_on: str = "") -> int:
     except KeyboardInterrupt:
         print(f"imagic: stopped{goes_on}", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = form
 
 
 if __name__ == "__main__":

@@ -29,10 +29,12 @@ def whole_number(name: str, value: object) -> int:
         raise ValueError(f"{name} is {value!r}: it must be a whole number") from None
 
 
-def check_setting(name: str, value: float, zero: bool) -> None:
+def check_setting(name: str, value: float, zero: bool, most: float = math.inf) -> None:
     """Raises ValueError for a number that no stage can use. zero: 0 is allowed."""
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} is {value}: it must be {'0 or more' if zero else 'above 0'}")
+    if value > most:
+        raise ValueError(f"{name} is {value}: it must be {most:g} at most")
     if name == "decay" and value > 1:
         raise ValueError(f"decay is {value}: it is a share of the steps, from 0 to 1")
 
@@ -51,7 +53,7 @@ def seeds_of(seeds: Sequence[int]) -> list[int]:
 def etas_of(etas: Sequence[float]) -> list[float]:
     """A list of at least one η, each from -10 to 10. Raises ValueError for anything else."""
     try:
-        numbers = [float(eta) for eta in etas]
+        numbers = [float(eta) + 0.0 for eta in etas]  # -0 is 0
     except (TypeError, ValueError):
         numbers = []
     if not numbers or not all(abs(eta) <= FARTHEST_ETA for eta in numbers):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.arguments import etas_of, seeds_of
 from imagic_lib.diffusion import decode_latents, encode_image
-from imagic_lib.folder import CHECKPOINTS, begin, read_ledger, remove_checkpoints, state_of
+from imagic_lib.folder import CHECKPOINTS, INPUT_FILE, begin, claim, locked, read_ledger, remove_checkpoints, state_of
 from imagic_lib.models import encode_text, settings_for
-from imagic_lib.pictures import to_picture
+from imagic_lib.pictures import save_picture, to_picture
 from imagic_lib.planning.memory import advice_after
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune
@@ -25,8 +26,9 @@ from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate, own_noise
 from imagic_lib.storage import identity_of_edit, load_edit, save_edit
 from imagic_lib.suggestion import Suggestion, suggest
+from imagic_lib.training.checkpoint import check_room
 from imagic_lib.training.loop import History, Run
-from imagic_lib.training.strategies import offloaded_to_cpu
+from imagic_lib.training.strategies import networks, offloaded_to_cpu
 
 ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 NOISES = ("own", "random")
@@ -97,29 +99,43 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
     with a folder it ends the edit, as KeyboardInterrupt, to be continued. If the GPU runs out of memory, a MemoryError
     names the next smaller way of training."""
     settings = settings_of(pipe, method, embedding_steps, unet_steps, seed)
-    identity = identity_of_edit(pipe, image, text, settings)
-    state = state_of(folder, identity) if folder else "new"
-    if state == "finished":
-        edit = ImagicEdit.load(folder, pipe)
-        remove_checkpoints(folder)  # a kill may have come before that
-        return edit
-    e_tgt = read_ledger(folder)[0].to(pipe.unet.device) if state == "begun" else encode_text(pipe, text)
-    if folder and state == "new":
-        begin(folder, identity, e_tgt)
+    identity, kept = identity_of_edit(pipe, image, text, settings), Path(folder) if folder else None
+    more = {"generator": torch.Generator().manual_seed(settings["seed"])}
 
     def kept_in(stage: str) -> Run:
-        return replace(run, checkpoint=Path(folder) / CHECKPOINTS[stage] if folder else None)
+        return replace(run, checkpoint=kept / CHECKPOINTS[stage] if kept else None)
 
-    more = {"generator": torch.Generator().manual_seed(settings["seed"])}
-    with out_of_memory_explained(method, run, pipe.unet.device, folder):
+    with locked(kept) if kept else nullcontext(), out_of_memory_explained(method, run, pipe.unet.device, folder, pipe):
+        if kept and state_of(kept, identity) == "finished":
+            edit = ImagicEdit.load(kept, pipe)
+            remove_checkpoints(kept)  # a kill may have come before that
+            return edit
+        e_tgt = begun(pipe, image, identity, kept)
         e_opt, first = optimize_embedding(pipe, image, e_tgt, steps=embedding_steps, run=kept_in("embedding"), **more)
         stop_if_asked(first, folder)
         tuned, second = fine_tune(pipe, image, e_opt, method=method, steps=unet_steps, run=kept_in(method), **more)
         stop_if_asked(second, folder)
-    edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, first, second, settings)
-    if folder:
-        edit.save(folder)
+        edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, first, second, settings)
+        if kept:
+            edit.save(kept)
     return edit
+
+
+def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: Path | None) -> Tensor:
+    """e_tgt of a new edit, which takes the folder if there is one, or of the unfinished edit there.
+
+    Raises ValueError if the disk has no room for an edit of all weights: these, two moments of each, their change."""
+    if folder and identity["settings"]["method"] == "full":
+        numbers = sum(p.numel() for p in pipe.unet.parameters())
+        check_room(folder / CHECKPOINTS["full"], 4 * 4 * numbers, "the edit")
+    if folder and state_of(folder, identity) == "begun":
+        return read_ledger(folder)[0].to(pipe.unet.device)
+    e_tgt = encode_text(pipe, identity["text"])
+    if folder:
+        begin(folder, identity, e_tgt)
+        claim(folder, [INPUT_FILE])
+        save_picture(folder / INPUT_FILE, to_picture(image))
+    return e_tgt
 
 
 def settings_of(
@@ -140,10 +156,14 @@ def stop_if_asked(history: History, folder: str | Path | None) -> None:
 
 
 @contextmanager
-def out_of_memory_explained(method: str, run: Run, device: torch.device, folder: str | Path | None):
-    """Turn CUDA's out-of-memory into a MemoryError of one sentence: what to try next."""
+def out_of_memory_explained(method: str, run: Run, device: torch.device, folder: str | Path | None, pipe=None):
+    """Turn CUDA's out-of-memory into a MemoryError of one sentence: what to try next. The networks of `pipe` that found
+    no room on the device return to it, or the next try would train on the CPU."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold what the training had on the device
+        for network in networks(pipe) if pipe else ():
+            network.to(device)
         kept = f"; the checkpoint in {folder} is kept" if folder else ""
         raise MemoryError(f"{advice_after(method, run.strategy, device)}{kept}") from error

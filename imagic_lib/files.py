@@ -1,34 +1,95 @@
-"""Files that are never half-written: tensors and facts as safetensors, replaced in one move."""
+"""Files that are never half-written, and are read only after a check: tensors and facts as safetensors, and JSON."""
 
 import json
+import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FORGOTTEN = 3600  # seconds; an older temporary folder was left by a process that was killed
 TEMPORARY = r"\.{}(\.[0-9a-f]+-\d+)?\.[a-z0-9_]{{8}}\.tmp"  # the folders of `write_atomically`
-PART = r"{}\.[0-9a-f]{{1,16}}-\d{{1,6}}"  # version 0.1 wrote more than 1 GiB into several files
+PART = r"\.[0-9a-f]{1,16}-\d{1,6}"  # version 0.1 wrote more than 1 GiB into several files, named by these ends
+LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
+SMALL = 64 * 2**20  # bytes; a file of embeddings has less than one million
 DTYPES = {  # their names in a safetensors file
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+class Stored(BaseModel):
+    """JSON of known types. Keys that this version does not know are kept; null is the same as a missing key."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+def parse(model: type[Stored], value: object) -> dict:
+    """A value from JSON as a dict of the model's types. Raises ValueError, in one sentence, for any other."""
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # what it holds can be printed and written again
+    try:
+        return model.model_validate(value).model_dump(exclude_none=True, exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(key)[:40] for key in first["loc"][:4])
+        raise ValueError(f"{place or 'it'}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+@contextmanager
+def damage_explained(what: str | Path, advice: str = "delete it"):
+    """Any error while a file is read becomes one sentence, unless it is `what` itself that is missing."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, OSError, LookupError, RecursionError, SafetensorError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, FileNotFoundError) and str(cause.filename) == str(what):
+            raise FileNotFoundError(f"there is no file {what}") from cause
+        if isinstance(cause, PermissionError):
+            raise ValueError(f"{cause.filename} can't be read, because you lack the permission") from cause
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
+        raise ValueError(f"{what} is damaged ({reason}): {advice}") from cause
+
+
+def check_regular(path: Path, largest: float = math.inf) -> None:
+    """Raise ValueError for a link, a pipe or a file of too many bytes, and FileNotFoundError if there is none. Through
+    a link, files elsewhere would be read, and sent on with a folder; a pipe would never end."""
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is a link" if stat.S_ISLNK(found.st_mode) else "it is not a regular file")
+    if found.st_size > largest:
+        raise ValueError("it is too large")
+
+
+def read_json(path: Path, model: type[Stored], advice: str = "delete it") -> dict:
+    """The JSON of a file, of the model's types. Raises FileNotFoundError if there is none, and ValueError in one
+    sentence for anything else."""
+    with damage_explained(path, advice):
+        check_regular(path, LARGEST_JSON)
+        return parse(model, json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Any value of JSON; letters outside ASCII are escaped, so that every file name can be in it."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1), encoding="utf-8"))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), then rename it to `path`: readers see the old file or the new one.
 
     The temporary file is in a private folder next to `path`. Folders that a killed process left go an hour later."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path, older_than=FORGOTTEN)
+    remove_leftovers(path.parent, re.escape(path.name), FORGOTTEN)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary = folder / path.name
     try:
@@ -41,18 +102,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _beside(path: Path, pattern: str) -> Iterator[Path]:
-    """The files and folders next to `path` whose names are made of its own."""
-    wanted = re.compile(pattern.format(re.escape(path.name)))
-    found = list(path.parent.iterdir()) if path.parent.is_dir() else []
-    yield from (other for other in found if wanted.fullmatch(other.name) and not other.is_symlink())
+def remove_leftovers(folder: Path, name: str = ".+", older_than: float = 0.0) -> None:
+    """Delete the temporary folders for files of this name (a pattern) that are older than so many seconds."""
+    for entry in os.scandir(folder):
+        if re.fullmatch(TEMPORARY.format(name), entry.name) and entry.is_dir(follow_symlinks=False):
+            with suppress(OSError):  # another process has done it
+                if time.time() - entry.stat().st_mtime >= older_than:
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def remove_leftovers(path: Path, older_than: float = 0.0) -> None:
-    """Delete the temporary folders of this file that are older than so many seconds."""
-    for folder in _beside(Path(path), TEMPORARY):
-        if time.time() - folder.lstat().st_mtime >= older_than:
-            shutil.rmtree(folder, ignore_errors=True)
+def old_parts(path: Path) -> list[Path]:
+    """The other files of a tensor file that version 0.1 wrote."""
+    named = re.compile(re.escape(path.name) + PART)
+    found = path.parent.iterdir() if path.parent.is_dir() else ()
+    return sorted(part for part in found if named.fullmatch(part.name) and not part.is_symlink())
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
@@ -62,7 +125,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     `safetensors.torch.save_file` would need all of them at once. A full disk is an OSError."""
     metadata = {"format": "pt", "facts": json.dumps(facts)}
     write_atomically(path, lambda temporary: _write(temporary, tensors, metadata))
-    for part in _beside(Path(path), PART):
+    for part in old_parts(Path(path)):
         part.unlink(missing_ok=True)
 
 
@@ -82,50 +145,53 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 
 
 def remove_tensors(path: Path) -> None:
-    """Delete what `save_tensors` wrote, with what a killed process left of it."""
-    for file in [*_beside(Path(path), PART), Path(path)]:
+    """Delete what `save_tensors` wrote."""
+    for file in [*old_parts(Path(path)), Path(path)]:
         file.unlink(missing_ok=True)
-    remove_leftovers(path)
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """What `save_tensors` wrote. Raises FileNotFoundError, or ValueError if the file is damaged."""
-    path, tensors, facts = Path(path), {}, load_facts(path, parts=True)
-    own, parts = {part.name: part for part in _beside(path, PART)}, facts.pop("parts", [])
-    try:
-        if not isinstance(parts, list) or not all(isinstance(name, str) and name in own for name in parts):
+def _opened(path: Path, largest: float = math.inf) -> tuple[list[safe_open], dict]:
+    """A safetensors file, and those that version 0.1 wrote beside it, of which the headers are read; and the facts."""
+    files, own = [], {part.name: part for part in old_parts(Path(path))}
+    check_regular(path, largest)
+    files.append(safe_open(str(path), "pt"))
+    if len(text := (files[0].metadata() or {}).get("facts", "{}")) > LARGEST_JSON:
+        raise ValueError("its facts are too large")
+    if not isinstance(facts := json.loads(text), dict):
+        raise ValueError("its facts are not a JSON object")
+    for name in facts.pop("parts", []):
+        if name not in own:
             raise ValueError("it names parts that are missing or not its own")
-        for file in [path, *(own[name] for name in parts)]:
-            with safe_open(str(file), "pt") as f:
-                tensors |= {name: f.get_tensor(name) for name in f.keys()}
-    except (SafetensorError, ValueError, OSError) as error:
-        raise damaged(path, error) from error
-    return tensors, facts
+        check_regular(own[name], largest)
+        files.append(safe_open(str(own[name]), "pt"))
+    return files, facts
 
 
-def load_facts(path: Path, parts: bool = False) -> dict:
-    """The facts alone, without the tensors. Raises as `load_tensors`."""
-    try:
-        with safe_open(str(path), "pt") as f:
-            facts = json.loads((f.metadata() or {}).get("facts", "{}"))
-        if not isinstance(facts, dict):
-            raise ValueError("its facts are not a JSON object")
-    except (SafetensorError, ValueError, OSError) as error:
-        if not Path(path).exists():
-            raise
-        raise damaged(path, error) from error
-    return facts if parts else {key: value for key, value in facts.items() if key != "parts"}
+def load_facts(path: Path) -> dict:
+    """The facts of `save_tensors`, without the tensors. Raises FileNotFoundError, or ValueError for a damaged file."""
+    with damage_explained(path):
+        return _opened(path)[1]
 
 
-def damaged(path: Path, error: Exception) -> ValueError:
-    """The error to raise for a file that can't be read."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ValueError(f"{path} is damaged and can't be read ({reason}): delete it")
+def load_tensors(path: Path, like: dict[str, Tensor] | None = None,
+                 largest: float = math.inf) -> tuple[dict[str, Tensor], dict]:  # fmt: skip
+    """The tensors and facts that `save_tensors` wrote. Raises as `load_facts`.
 
-
-def free_on_disk(path: Path) -> int:
-    """Bytes that are free where the file is, or will be."""
-    folder = Path(path).absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    A file can claim any size, so what is known beforehand is compared with its header. largest: bytes of the file.
+    like: an example of each tensor that is wanted: it must be there, in this shape; others are not loaded. Numbers that
+    are not finite are refused."""
+    with damage_explained(path):
+        files, facts = _opened(path, largest)
+        where = {name: file for file in files for name in file.keys()}
+        for name, example in (like or {}).items():
+            if name not in where:
+                raise ValueError(f"it has no {name}")
+            if (shape := where[name].get_slice(name).get_shape()) != [*example.shape]:
+                raise ValueError(f"{name} has the shape {tuple(shape)}, not {tuple(example.shape)}")
+        tensors = {name: file.get_tensor(name) for name, file in where.items() if like is None or name in like}
+        for name, value in tensors.items():
+            if not torch.isfinite(value).all() or (
+                like and value.is_floating_point() != like[name].is_floating_point()
+            ):
+                raise ValueError(f"{name} has values that are not finite")
+        return tensors, facts

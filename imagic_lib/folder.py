@@ -6,7 +6,6 @@ other file is ever replaced or deleted.
 """
 
 import itertools
-import json
 import re
 import time
 from collections.abc import Iterable
@@ -14,18 +13,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+import filelock
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from imagic_lib.files import load_facts, load_tensors, remove_tensors, save_tensors, write_atomically
+from imagic_lib import files
+from imagic_lib.arguments import LONGEST_TEXT
+from imagic_lib.files import damage_explained
 
 INPUT_FILE, EMBEDDINGS_FILE = "input.png", "embeddings.safetensors"
 DIFFERENCE_FILE = "unet-difference.safetensors"  # tuned minus loaded weights
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) finds it
 KOHYA_FILE = "lora-kohya.safetensors"  # the same under the names that other programs look for
 LEDGER = "checkpoint-edit.safetensors"
+LOCK = ".lock"
 CHECKPOINTS = {stage: f"checkpoint-{stage}.safetensors" for stage in ("embedding", "full", "lora")}
 WRITTEN = re.compile(  # what a list of files may name; anyone can have written the list
     rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}|{LORA_FILE}|{KOHYA_FILE}|edit\.png|losses\.png"
@@ -33,19 +34,15 @@ WRITTEN = re.compile(  # what a list of files may name; anyone can have written 
 )
 SYSTEM = {"Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder, besides names with a dot
 LONGEST_NAME = 48  # letters of the text in a folder's name
-LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
+MOST_FILES = 20_000  # in one edit
+OWN = AfterValidator(lambda names: [name for name in names if WRITTEN.fullmatch(name)])
+AGAIN = "make the edit again in another folder"
 
 Finite = Annotated[float, Field(gt=-1e300, lt=1e300)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-class Stored(BaseModel):
-    """JSON of known types. Keys that this version does not know are kept; null is the same as a missing key."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class StoredHistory(Stored):
+class StoredHistory(files.Stored):
     loss: list[Finite]
     probe_step: list[Whole]
     probe_loss: list[Finite]
@@ -54,57 +51,80 @@ class StoredHistory(Stored):
     stopped: bool | None = None
     steps: Whole | None = None
 
+    @model_validator(mode="after")
+    def check_probes(self):
+        if len(self.probe_step) != len(self.probe_loss):
+            raise ValueError("its probes have another number of steps")
+        return self
 
-class StoredSettings(Stored):
+
+class StoredSettings(files.Stored):
     method: Literal["full", "lora"]
     seed: Whole
     embedding_steps: Whole | None = None
     unet_steps: Whole | None = None
 
 
-class StoredModel(Stored):
-    name: str
+class StoredModel(files.Stored):
+    name: str = Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")  # one line, of a model card too
     fingerprint: str
 
 
-class EditIdentity(Stored):
-    text: str
+class EditIdentity(files.Stored):
+    text: str = Field(max_length=LONGEST_TEXT)
     settings: StoredSettings
     input: str
     base_model: StoredModel
-    files: list[str] | None = None
+    files: Annotated[list[str], Field(max_length=MOST_FILES), OWN] | None = None
 
 
 class EditFacts(EditIdentity):
     history: dict[Literal["embedding", "unet"], StoredHistory] = Field(min_length=2)
     versions: dict[str, str | None] | None = None
 
+    @model_validator(mode="after")
+    def check_history(self):
+        if not all(history.probe_loss for history in self.history.values()):
+            raise ValueError("its history has no probe")
+        return self
 
-def parse(model: type[Stored], value: object) -> dict:
-    """A value from JSON as a dict of the model's types. Raises ValueError, in one sentence, for any other."""
-    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # what it holds can be printed and written again
+
+@contextmanager
+def locked(folder: str | Path):
+    """Inside, no other process or thread writes into the folder of an edit. It may be entered twice by one thread.
+
+    Raises ValueError if another run is at work there. A disk without locks has none."""
+    folder = Path(folder)
+    lock = filelock.FileLock(folder / LOCK, timeout=0, is_singleton=True)
     try:
-        return model.model_validate(value).model_dump(exclude_none=True, exclude_unset=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(key) for key in first["loc"][:4])
-        raise ValueError(f"{place or 'it'}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        files.remove_leftovers(folder)
+    except filelock.Timeout:
+        raise ValueError(f"another run is at work here, in {folder}: wait for it, or choose another folder") from None
+    except (OSError, NotImplementedError):  # of a folder that can't be written, or a link in the place of the lock
+        pass
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+        lock.release()
 
 
 def read_identity(folder: str | Path) -> dict:
     """The identity of an unfinished edit, with its files. Raises ValueError if it is damaged."""
     path = Path(folder) / LEDGER
-    with damage_explained(path):
-        return parse(EditIdentity, load_facts(path))
+    with damage_explained(path, AGAIN):
+        return files.parse(EditIdentity, files.load_facts(path))
 
 
 def read_ledger(folder: str | Path) -> tuple[Tensor, dict]:
     """e_tgt, and what `read_identity` returns."""
     path, facts = Path(folder) / LEDGER, read_identity(folder)
-    with damage_explained(path):
-        tensors, _ = load_tensors(path)
-        check_tensors(tensors, {})
-        return tensors["e_tgt"], facts
+    with damage_explained(path, AGAIN):
+        return files.load_tensors(path, largest=files.SMALL)[0]["e_tgt"], facts
 
 
 def read_facts(folder: str | Path) -> dict:
@@ -113,41 +133,18 @@ def read_facts(folder: str | Path) -> dict:
     path = Path(folder) / "edit.json"
     if not path.is_file():
         raise FileNotFoundError(f"there is no finished edit in {folder}: it has no edit.json")
-    with damage_explained(path):
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError("it is too large")
-        facts = parse(EditFacts, json.loads(path.read_text(encoding="utf-8")))
-        for history in facts["history"].values():
-            if not len(history["probe_step"]) == len(history["probe_loss"]) > 0:
-                raise ValueError("its history has no probe")
-    return facts
+    return files.read_json(path, EditFacts, AGAIN)
 
 
 def write_facts(folder: Path, facts: dict) -> None:
-    write_atomically(folder / "edit.json", lambda tmp: tmp.write_text(json.dumps(facts, indent=1), encoding="utf-8"))
+    files.write_json(folder / "edit.json", facts)
 
 
-@contextmanager
-def damage_explained(what: str | Path):
-    """Any error while a file is read becomes one sentence."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, RecursionError, SafetensorError) as error:
-        cause = error.__cause__ or error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0][:200]
-        raise ValueError(f"{what} is damaged ({reason}): make the edit again in another folder") from error
-
-
-def check_tensors(tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless each wanted tensor is there by its name and of its shape, and all are finite."""
-    for name, shape in wanted.items():
-        if name not in tensors:
-            raise ValueError(f"it has no {name}")
-        if tuple(tensors[name].shape) != tuple(shape):
-            raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, not {tuple(shape)}")
-    for name, value in tensors.items():
-        if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise ValueError(f"{name} has values that are not finite")
+def state_and_facts(folder: Path) -> tuple[str, dict]:
+    """How far the edit in a folder has come, and its facts: "finished", "begun" (those of the ledger) or "new"."""
+    if (folder / "edit.json").is_file():
+        return "finished", read_facts(folder)
+    return ("begun", read_identity(folder)) if (folder / LEDGER).is_file() else ("new", {})
 
 
 def state_of(folder: str | Path, identity: dict) -> str:
@@ -156,17 +153,14 @@ def state_of(folder: str | Path, identity: dict) -> str:
 
     identity: text, settings, input and base model (`storage.identity_of_edit`). It has no trace of the machine."""
     folder = Path(folder)
-    if (folder / "edit.json").is_file():
-        found, state = read_facts(folder), "finished"
-    elif (folder / LEDGER).is_file():
-        found, state = read_identity(folder), "begun"
-    elif folder.exists() and not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: choose another name")
-    elif strangers := sorted(p.name for p in folder.glob("*") if not (p.name.startswith(".") or p.name in SYSTEM)):
-        yours = f"the folder {folder} holds files of yours, such as {strangers[0]!r}"
-        raise ValueError(f"{yours}: choose a new or empty one")
-    else:
-        return "new"
+    state, found = state_and_facts(folder)
+    if state == "new":
+        if strangers := sorted(p.name for p in folder.glob("*") if not (p.name.startswith(".") or p.name in SYSTEM)):
+            yours = f"the folder {folder} holds files of yours, such as {strangers[0]!r}"
+            raise ValueError(f"{yours}: choose a new or empty one")
+        return state
     if other := difference(found, identity):
         holds = f"the folder {folder} holds {'a finished' if state == 'finished' else 'an unfinished'} edit {other}"
         raise ValueError(f"{holds}: choose another folder, or delete that one if you no longer want it")
@@ -188,37 +182,36 @@ def difference(found: dict, wanted: dict) -> str | None:
 
 
 def files_of(folder: Path) -> set[str]:
-    """The names in a folder that were written for its edit. Only names of our own kind count, whatever is listed."""
-    facts = read_facts(folder) if (folder / "edit.json").is_file() else {}
-    if not facts and (folder / LEDGER).is_file():
-        facts = read_identity(folder)
-    return {name for name in facts.get("files", []) if WRITTEN.fullmatch(name)}
+    """The names in a folder that were written for its edit, the parts of version 0.1 among them. Only names of our own
+    kind count, whatever is listed, and no links, which could lead to any file."""
+    _, facts = state_and_facts(folder)
+    own = {name for name in facts.get("files", []) if not (folder / name).is_symlink()}
+    return own | {part.name for name in own if name.endswith(".safetensors") for part in files.old_parts(folder / name)}
 
 
 def claim(folder: str | Path, names: Iterable[str]) -> None:
     """List these files as the edit's, before they are written. Raises ValueError, and writes nothing, if one of them
     is there already and is not the edit's."""
-    folder, own = Path(folder), files_of(Path(folder))
-    for name in names:
-        path = folder / name
-        if name not in own and (path.exists() or path.is_symlink()):
+    folder, names = Path(folder), set(names)
+    state, facts = state_and_facts(folder)
+    for name in sorted(names - files_of(folder)):
+        if (path := folder / name).exists() or path.is_symlink():
             raise ValueError(f"{path} already exists and is not this edit's: move it away, then try again")
-    files = sorted(own | set(names))
-    if (folder / "edit.json").is_file():
-        write_facts(folder, read_facts(folder) | {"files": files})
+    facts["files"] = sorted({*facts.get("files", []), *names})
+    if state == "finished":
+        write_facts(folder, facts)
     else:
-        e_tgt, facts = read_ledger(folder)
-        save_tensors(folder / LEDGER, {"e_tgt": e_tgt}, facts | {"files": files})
+        files.save_tensors(folder / LEDGER, {"e_tgt": read_ledger(folder)[0]}, facts)
 
 
 def begin(folder: str | Path, identity: dict, e_tgt: Tensor) -> None:
     """Take a new folder for an edit. e_tgt is kept, because another processor would compute other last bits."""
-    save_tensors(Path(folder) / LEDGER, {"e_tgt": e_tgt}, identity | {"files": []})
+    files.save_tensors(Path(folder) / LEDGER, {"e_tgt": e_tgt}, identity | {"files": []})
 
 
 def finish(folder: Path, facts: dict) -> None:
     """Write edit.json, which marks a whole edit, and delete the checkpoints."""
-    write_facts(folder, facts | {"files": sorted(files_of(folder))})
+    write_facts(folder, facts | {"files": state_and_facts(folder)[1]["files"]})
     remove_checkpoints(folder)
 
 
@@ -226,12 +219,12 @@ def remove_checkpoints(folder: Path) -> None:
     """Delete what a finished edit no longer needs."""
     if (Path(folder) / LEDGER).is_file():
         for name in (*CHECKPOINTS.values(), LEDGER):
-            remove_tensors(Path(folder) / name)
+            files.remove_tensors(Path(folder) / name)
 
 
 def picture_name(eta: float, seed: int, scale: float = 1.0) -> str:
     """The file of a picture: eta-0.5-seed-0.png; different for different numbers."""
-    eta, scale = (str(float(number)).removesuffix(".0") for number in (eta, scale))
+    eta, scale = (str(float(number) + 0.0).removesuffix(".0") for number in (eta, scale))  # -0 is 0
     return f"eta-{eta}{'' if scale == '1' else f'-scale-{scale}'}-seed-{seed}.png"
 
 
@@ -264,5 +257,5 @@ def history_so_far(folder: str | Path, stage: str) -> dict | None:
     path = Path(folder) / CHECKPOINTS[stage]
     if not path.is_file():
         return None
-    with damage_explained(path):
-        return parse(StoredHistory, load_facts(path)["history"])
+    with damage_explained(path, AGAIN):
+        return files.parse(StoredHistory, files.load_facts(path)["history"])

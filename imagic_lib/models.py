@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import math
 import re
 from collections.abc import Callable
 from functools import cache
@@ -11,12 +12,14 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagic_lib.arguments import check_setting, check_text, warn_caller, whole_number
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY = DATA / "tiny-sd"
+MOST_GUIDANCE = 100.0  # beyond, pictures are black or noise
+MOST_SIDE = 256  # of the latents, 2048 pixels
 
 
 def load_pipeline(
@@ -24,26 +27,25 @@ def load_pipeline(
 ) -> StableDiffusionPipeline:
     """A `StableDiffusionPipeline` in float32, ready to be looked into.
 
-    model: "tiny" (embedded, 128x128 drawings), a hub id such as "CompVis/stable-diffusion-v1-4", or a folder in
-    diffusers format. device: by default the GPU if there is one; for "tiny" the CPU, which is enough for it.
+    model: "tiny" (embedded, 128x128 drawings), a hub id such as "CompVis/stable-diffusion-v1-4" or its address, or a
+    folder in diffusers format. device: by default the GPU if there is one; for "tiny" the CPU, which is enough for it.
     safety_checker: False leaves out the one that a checkpoint ships. Weights are read from safetensors only. Raises
-    FileNotFoundError or ValueError in one sentence if the model is missing or damaged."""
-    folder = TINY if str(model) == "tiny" else Path(model)
-    if folder == TINY and not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(f"the embedded model is missing: {folder} has no model_index.json; clone again")
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is not a diffusers model: it has no model_index.json")
-    source = str(folder) if folder.exists() else str(model)
+    FileNotFoundError or ValueError in one sentence if the model is missing, damaged, or not a text-to-image one."""
+    model = re.sub("^https?://(www\\.)?(huggingface\\.co|hf\\.co)/", "", str(model)).rstrip("/")
+    folder = TINY if model == "tiny" else Path(model).expanduser()
+    variant = variant_of(folder) if folder == TINY or folder.exists() else None
+    source = str(folder) if folder.exists() else model
     quiet = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
-        unchecked = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-        pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **unchecked).to(torch.float32)
+        how = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+        how |= {"use_safetensors": True} | ({"variant": variant} if variant else {})
+        pipe = StableDiffusionPipeline.from_pretrained(source, **how).to(torch.float32)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
             raise ValueError(f"the model in {folder} is damaged or incomplete: {reason}") from error
-        size = "about 5.5 GB" if "/stable-diffusion-v1-" in str(model) else "several GB"
+        size = "about 5.5 GB" if "/stable-diffusion-v1-" in model else "several GB"
         raise FileNotFoundError(
             f"{model!r} is not a folder here, and the Hugging Face hub did not provide it ({reason}): a first use "
             f"downloads {size}, so where there is a network run `hf download {model} --local-dir FOLDER "
@@ -51,8 +53,55 @@ def load_pipeline(
         ) from error
     finally:
         diffusers_logging.set_verbosity(quiet)
+    check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"))
+
+
+def variant_of(folder: Path) -> str | None:
+    """ "fp16" for a folder with weights in half precision alone. Raises FileNotFoundError or ValueError, and says what
+    to do, if it has none that can be read."""
+    if folder.is_file():
+        how = f"StableDiffusionPipeline.from_single_file({folder.name!r}).save_pretrained(FOLDER)"
+        raise ValueError(f"{folder} is a single file: convert it with {how}, and give that FOLDER")
+    if not (folder / "model_index.json").is_file():
+        if folder == TINY:
+            missing = f"the embedded model is missing: {folder} has no model_index.json"
+            raise FileNotFoundError(f"{missing}; clone again, and install with `pip install -e .`")
+        raise ValueError(f"{folder} is not a diffusers model: it has no model_index.json")
+    weights = [path.name for path in (folder / "unet").glob("*") if path.suffix in (".safetensors", ".bin")]
+    if weights and not any(name.endswith(".safetensors") for name in weights):
+        raise ValueError(f"{folder} has weights as .bin, which can run code: get its .safetensors")
+    return "fp16" if weights and all(".fp16." in name for name in weights if name.endswith(".safetensors")) else None
+
+
+def check_pipeline(pipe: StableDiffusionPipeline) -> None:
+    """Settle what may be written in several ways, and raise ValueError for a model that loads and that the stages can't
+    use: of another kind, or with an invalid number in its configuration."""
+    name, process = name_of(pipe), pipe.scheduler.config
+    pipe.unet.register_to_config(sample_size=checked_side(name, pipe.unet.config, pipe.vae.config, pipe.vae))
+    if not hasattr(pipe.scheduler, "alphas_cumprod") or process.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(f"{name} has the noise process of {type(pipe.scheduler).__name__}: Imagic needs that of DDPM")
+    limit = pipe.text_encoder.config.max_position_embeddings
+    pipe.tokenizer.model_max_length = min(pipe.tokenizer.model_max_length, limit)
+
+
+def checked_side(name: str, unet: dict, vae: dict, kind: object = None) -> int:
+    """The side of the latents by two configurations. Raises ValueError for those of no text-to-image model."""
+    more = [unet.get(key) for key in ("class_embed_type", "num_class_embeds", "addition_embed_type")]
+    if unet.get("in_channels", 4) != vae.get("latent_channels", 4) or any(more):
+        other = {9: "an inpainting model", 8: "an InstructPix2Pix", 5: "a depth model", 7: "an upscaler"}
+        found = other.get(unet.get("in_channels"), "a model that needs more than a text")
+        raise ValueError(f"{name} is {found}: Imagic needs a text-to-image one")
+    if (kind := vae.get("_class_name") or type(kind).__name__) != "AutoencoderKL":
+        raise ValueError(f"{name} has an {kind} as its VAE: Imagic needs an AutoencoderKL")
+    side = unet.get("sample_size")
+    side = side[0] if isinstance(side, list | tuple) and len({*side}) == 1 else side
+    if not isinstance(side, int) or not 1 <= side <= MOST_SIDE:
+        raise ValueError(f"{name} has the sample_size {side}: it must be one whole number from 1 to {MOST_SIDE}")
+    if not 0 < (factor := vae.get("scaling_factor", 0.18215)) < math.inf:
+        raise ValueError(f"{name} has the scaling_factor {factor}: it must be above 0")
+    return side
 
 
 def name_of(pipe: StableDiffusionPipeline) -> str:
@@ -74,12 +123,17 @@ def plugin_of(pipe: StableDiffusionPipeline, name: str, default: str | None = No
         raise ValueError(f"{listed} is damaged ({error}): delete it, or take it from a whole copy") from error
 
 
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers of a network by name, the same names if it was compiled."""
+    return {name.replace("_orig_mod.", ""): value for name, value in network.state_dict().items()}
+
+
 def fingerprint(pipe: StableDiffusionPipeline) -> str:
     """A short name of a model's weights, the same under any name, precision and library version. It looks at the shape
     and the first 1024 numbers of every tensor, so that a 4 GB model takes less than a minute."""
     digest = hashlib.sha256()
     for part in (pipe.text_encoder, pipe.vae, pipe.unet):
-        tensors = {k.removeprefix("text_model."): v for k, v in part.state_dict().items() if v.is_floating_point()}
+        tensors = {k.removeprefix("text_model."): v for k, v in weights_of(part).items() if v.is_floating_point()}
         for name, value in sorted(tensors.items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(value.detach().flatten()[:1024].half().cpu().numpy().tobytes())
@@ -94,15 +148,17 @@ def family(pipe: StableDiffusionPipeline) -> str:
 def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **given) -> dict:
     """The settings of a stage: what was given, and for what is None the default of this kind of model.
 
-    Raises ValueError for a value that a stage can't use. 0 steps train nothing, but draw no picture either."""
+    Raises ValueError for a value that a stage can't use. 0 steps train nothing, but draw no picture either; a sampler
+    has a step for each timestep at most."""
     drawing = "guidance_scale" in given
+    most = {"guidance_scale": MOST_GUIDANCE} | ({"steps": pipe.scheduler.config.num_train_timesteps} if drawing else {})
     for name, value in given.items():
         if value is None:
             continue
         if name in ("steps", "batch"):
             given[name] = value = whole_number(name, value)
         zero = name in ("guidance_scale", "decay", "bias") or (name == "steps" and not drawing)
-        check_setting(name, value, zero)
+        check_setting(name, value, zero, most.get(name, math.inf))
     return defaults[family(pipe)] | {name: value for name, value in given.items() if value is not None}
 
 
@@ -125,14 +181,16 @@ def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     Raises ValueError as `check_text`. Warns if the text is longer than the model reads (and says what is cut) or, with
     the embedded model, if it has words that the model never saw."""
     check_text(text)
+    unknown = [word for word in unknown_words(text) if word not in pipe.tokenizer.get_added_vocab()]
+    text = pipe.maybe_convert_prompt(text, pipe.tokenizer)  # a textual inversion of several vectors has several tokens
     limit = pipe.tokenizer.model_max_length
     ids = pipe.tokenizer(text, truncation=False).input_ids
     if len(ids) > limit:
         cut = pipe.tokenizer.decode(ids[limit - 1 : -1]).strip()
         warn_caller(f"the text has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off is {cut!r}")
-    if family(pipe) == "tiny" and (words := unknown_words(text)):
+    if family(pipe) == "tiny" and unknown:
         warn_caller(
-            f"the embedded model never saw {', '.join(map(repr, words))}: it knows dogs, cats, rabbits, birds "
+            f"the embedded model never saw {', '.join(map(repr, unknown))}: it knows dogs, cats, rabbits, birds "
             "and cars, eight colours, their poses, and grass, beach, snow and night. For any text, use "
             "Stable Diffusion 1.4"
         )

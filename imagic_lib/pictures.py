@@ -1,56 +1,110 @@
 """Pictures: opened, checked, turned upright, cropped; to tensors and back; and plain distances between two of them."""
 
+import io
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from imagic_lib.arguments import warn_caller
+from imagic_lib.files import write_atomically
 from imagic_lib.models import family
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows more, and starts programs for some (EPS)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # others can start programs
 HEIC = b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"  # brands of the phones' format
+JPEG_XL = b"\xff\x0a", b"\x00\x00\x00\x0cJXL "
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # the chunks of a PNG that pixels depend on
+RAW_TAGS = 330, 50706  # of a TIFF that a camera made: other pictures inside, the version of DNG
+TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
+                        "ROTATE_90"), 2))  # fmt: skip
 FOREIGN = 22.0  # dB; drawings are rebuilt better than this, photos worse
 SMALLEST_SIDE = 16  # pixels; below this there is nothing to edit
 MOST_PIXELS = 80_000_000  # more than cameras have; a file of a few kB can claim any number
+TOO_LARGE = f"unpacks to more than {MOST_PIXELS / 1e6:.0f} megapixels: shrink it first"
+MOST_BYTES = 2**29  # of a file; so many pixels of 16 bits are 480 MB
+MOST_FRAMES = 50  # of an animation that are looked at
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """A picture file as RGB: rotated as its EXIF says, transparency on white, first frame of many.
+    """A picture file as RGB in sRGB: rotated as its EXIF says, transparency on white, of an animation the first frame
+    that is not white.
 
-    PNG, JPEG, WebP, GIF, BMP, TIFF, and HEIC if pillow-heif is installed. Its size is checked before it is unpacked.
-    Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
+    PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, and HEIC if pillow-heif is installed. The size is checked before
+    anything is unpacked. Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
     path = Path(path)
+    if str(path).lower().startswith(("http:/", "https:/")):
+        raise ValueError(f"{path} is an address: download the picture, and give its file")
     if not os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         raise FileNotFoundError(f"there is no file {path}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the path of a picture in it")
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file: give the path of a picture")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes)")
+    if not 0 < path.stat().st_size <= MOST_BYTES:
+        empty = path.stat().st_size == 0
+        raise ValueError(f"{path} is empty (0 bytes)" if empty else f"{path} has more than {MOST_BYTES >> 20} MiB")
     formats = _formats_for(path)
+    try:
+        return _decoded(path, path, formats)
+    except ValueError:
+        content = path.read_bytes()
+        for exif in (b"eXIf", b"") if content.startswith((PNG, JPEG)) else ():
+            with suppress(ValueError):
+                return _decoded(io.BytesIO(_without_metadata(content, exif)), path, formats)
+        raise
+
+
+def _decoded(source: Path | io.BytesIO, path: Path, formats: tuple[str, ...]) -> Image.Image:
     with _refused_in_a_sentence(path):
-        picture = Image.open(path, formats=formats)  # reads the header alone
+        picture = Image.open(source, formats=formats)  # reads the header alone
     with picture:
         _check_size(picture, str(path))
+        tags = picture.tag_v2 if picture.format == "TIFF" else {}
+        if tags.get(254) == 1 or any(tag in tags for tag in RAW_TAGS):
+            raise ValueError(f"{path} is a camera's raw file, and what opens is its preview: export it as a JPEG")
         with _refused_in_a_sentence(path):
-            picture.load()
-            return _to_rgb(picture)
+            for number in range(min(getattr(picture, "n_frames", 1), MOST_FRAMES)):
+                picture.seek(number)
+                picture.load()
+                frame = _to_rgb(picture)
+                if frame.getextrema() != ((255, 255),) * 3:
+                    break
+    if number:
+        warn_caller(f"{path} is an animation that begins with white frames: frame {number + 1} is used")
+    return frame
+
+
+def _without_metadata(content: bytes, exif: bytes) -> bytes:
+    """The same pixels. What a PNG or a JPEG says besides can be damaged; no pixel depends on it. exif: b"eXIf" keeps
+    the EXIF, which can say which side is up; b"" drops it, too."""
+    at = 8 if (png := content.startswith(PNG)) else 2
+    kept = bytearray(content[:at])
+    while at < len(content) and (png or content[at : at + 2] != b"\xff\xda"):
+        size = content[at : at + 4] if png else content[at + 2 : at + 4]
+        end = at + int.from_bytes(size, "big") + (12 if png else 2)
+        name = content[at + 4 : at + 8]
+        segment = content[at + 1 : at + 2] >= b"\xe0" and (name != b"Exif" or not exif)  # APP0 to APP15, comments
+        kept += b"" if (png and name not in (*PIXELS, exif)) or (not png and segment) else content[at:end]
+        at = max(end, at + 1)
+    return bytes(kept + (b"" if png else content[at:]))
 
 
 def _formats_for(path: Path) -> tuple[str, ...]:
     """The formats that Pillow may try. HEIC, an iPhone's, needs another package."""
     with _refused_in_a_sentence(path), open(path, "rb") as file:
         start = file.read(12)
+    if start.startswith(JPEG_XL):
+        raise ValueError(f"{path} is a JPEG XL picture: save it as JPEG or PNG first")
     if start[4:8] != b"ftyp" or start[8:12] not in HEIC:
-        return FORMATS
+        Image.init()
+        return tuple(name for name in FORMATS if name in Image.OPEN)
     try:
         import pillow_heif
     except ImportError:
@@ -67,9 +121,9 @@ def _refused_in_a_sentence(path: Path):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             yield
     except Image.DecompressionBombError:
-        raise ValueError(_too_large(path)) from None
+        raise ValueError(f"{path} {TOO_LARGE}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture that can be read: use PNG, JPEG, WebP, GIF or BMP") from None
+        raise ValueError(f"{path} is not a picture that can be read: use PNG or JPEG") from None
     except PermissionError:
         raise ValueError(f"{path} can't be read, because you lack the permission") from None
     except Exception as error:  # Pillow's decoders raise many kinds for a broken file
@@ -82,15 +136,31 @@ def _check_size(picture: Image.Image, name: str) -> None:
     if min(width, height) < SMALLEST_SIDE:
         raise ValueError(f"{name} is {width}x{height} pixels: each side must have at least {SMALLEST_SIDE}")
     if width * height > MOST_PIXELS:
-        raise ValueError(_too_large(name))
+        raise ValueError(f"{name} {TOO_LARGE}")
 
 
-def _too_large(name: str | Path) -> str:
-    return f"{name} unpacks to more than {MOST_PIXELS / 1e6:.0f} megapixels: shrink it first"
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture, turned as its EXIF says. Whatever else is written there, well or not, is not looked at."""
+    try:
+        turn = TURNS.get(picture.getexif().get(0x0112))
+    except Exception:  # Pillow's reader raises many kinds
+        turn = None
+    return picture.transpose(Image.Transpose[turn]) if turn else picture
+
+
+def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB numbers of another colour space as those of sRGB, which the models have learned from."""
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
+        if found.profile.xcolor_space.strip() == "RGB" and "sRGB" not in (found.profile.profile_description or ""):
+            return ImageCms.profileToProfile(picture, found, ImageCms.createProfile("sRGB"))
+    except (OSError, ImageCms.PyCMSError):
+        pass  # there is none, or it is damaged
+    return picture
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
+    picture, profile = _upright(picture), picture.info.get("icc_profile")
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits or more: Pillow would clip, not scale
         values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
         # only I;16 says where white is; elsewhere the values do
@@ -103,7 +173,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    rgb = _in_srgb(picture.convert("RGB"), profile)
+    rgb.info.clear()  # or it would be turned again, when it is opened as a picture
+    return rgb
 
 
 def picture_size(pipe: StableDiffusionPipeline) -> int:
@@ -125,14 +197,17 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline) -> Tensor:
     """A picture as the model needs it: (1, 3, size, size) in [-1, 1], on the model's device.
 
-    Warns when it cuts a picture that is not square, or when the embedded model is given a picture that it can't draw,
-    such as a photo. Raises as `open_image`."""
+    Warns when it cuts a picture that is not square, enlarges a small one, or when the embedded model is given one that
+    it can't draw, such as a photo. Raises as `open_image`."""
     if isinstance(source, Image.Image):
         _check_size(source, "the picture")
         picture = _to_rgb(source)
     else:
         picture = open_image(source)
-    tensor = to_tensor(square(picture, picture_size(pipe))).to(pipe.unet.device, pipe.unet.dtype)
+    size = picture_size(pipe)
+    if min(picture.size) < size:
+        warn_caller(f"the picture is {picture.width}x{picture.height}: it is enlarged to the model's {size}x{size}")
+    tensor = to_tensor(square(picture, size)).to(pipe.unet.device, pipe.unet.dtype)
     if family(pipe) == "tiny" and (kept := rebuilt_psnr(pipe, tensor)) < FOREIGN:
         warn_caller(
             f"the embedded model can't hold this picture (its VAE keeps {kept:.0f} dB of it): it knows drawings of the "
@@ -158,6 +233,11 @@ def to_picture(tensor: Tensor) -> Image.Image:
     """The inverse of `to_tensor`, for one picture; values outside [-1, 1] are clamped."""
     array = ((tensor.detach().float().cpu().squeeze(0).clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(array.permute(1, 2, 0).numpy())
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as a PNG, whole or not at all."""
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def rmse(a: Image.Image, b: Image.Image) -> float:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from imagic_lib.arguments import FARTHEST_ETA
+
 
 def interpolate(e_tgt: Tensor, e_opt: Tensor, eta: float | Sequence[float]) -> Tensor:
     """Imagic eq. 3: ē = η·e_tgt + (1-η)·e_opt.
@@ -18,6 +20,6 @@ def interpolate(e_tgt: Tensor, e_opt: Tensor, eta: float | Sequence[float]) -> T
     etas = torch.as_tensor(eta).to(e_tgt).reshape(-1, 1, 1)
     if len(etas) == 0:
         raise ValueError("there is no η: give one number, or a list of at least one")
-    if not torch.isfinite(etas).all():
-        raise ValueError(f"η must be a finite number, not {eta}")
+    if not (etas.abs() <= FARTHEST_ETA).all():
+        raise ValueError(f"η must be a finite number within ±{FARTHEST_ETA:g}, not {eta}")
     return etas * e_tgt + (1 - etas) * e_opt

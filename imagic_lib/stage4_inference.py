@@ -70,9 +70,15 @@ def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
 
 
 def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | None) -> SchedulerMixin:
-    """A copy of the chosen scheduler, or of the pipeline's own. Raises ValueError if `denoise` can't follow it."""
-    scheduler = sampler(pipe, chosen) if isinstance(chosen, str) else chosen or pipe.scheduler
-    if not isinstance(scheduler, tuple(kind for kind, _ in SAMPLERS.values())):
+    """A copy of the chosen scheduler, or of the pipeline's own; DDIM if `denoise` can't follow that. Raises ValueError
+    if it can't follow the chosen one."""
+    scheduler, known = chosen or pipe.scheduler, tuple(kind for kind, _ in SAMPLERS.values())
+    if chosen is None and not isinstance(scheduler, known):
+        warn_caller(f"the model's own {type(scheduler).__name__} can't be followed step by step: DDIM draws instead")
+        chosen = "ddim"
+    if isinstance(chosen, str):
+        scheduler = sampler(pipe, chosen)
+    if not isinstance(scheduler, known):
         raise ValueError(f"{type(scheduler).__name__} is not supported: give scheduler= one of {', '.join(SAMPLERS)}")
     return copy.deepcopy(scheduler)
 
@@ -159,6 +165,8 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
     seeds = seeds_of(seeds)
     if embeddings.ndim != 3 or len(embeddings) == 0:
         raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
+    if not torch.isfinite(embeddings).all():
+        raise ValueError("the embeddings have values that are not finite")
     if noise is not None:
         steps = len(noise.added) if steps is None else steps
         guidance_scale = OWN_GUIDANCE[family(pipe)] if guidance_scale is None else guidance_scale

@@ -13,22 +13,27 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from imagic_lib import folder as folders
-from imagic_lib.files import load_tensors, save_tensors, write_atomically
-from imagic_lib.folder import DIFFERENCE_FILE, EMBEDDINGS_FILE, INPUT_FILE, LORA_FILE, check_tensors
-from imagic_lib.models import fingerprint, name_of
-from imagic_lib.pictures import load_image, open_image, picture_size
+from imagic_lib.arguments import check_text
+from imagic_lib.files import check_regular, damage_explained, load_tensors, save_tensors
+from imagic_lib.folder import DIFFERENCE_FILE, EMBEDDINGS_FILE, INPUT_FILE, LORA_FILE
+from imagic_lib.models import fingerprint, name_of, weights_of
+from imagic_lib.pictures import load_image, open_image, picture_size, save_picture
 from imagic_lib.training.checkpoint import hash_of_picture
 from imagic_lib.training.loop import History
 from imagic_lib.unets import with_unet
 
 
 def identity_of_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, settings: dict) -> dict:
-    """Which edit it is: text, settings, the picture's bytes and the model; nothing of the machine or the precision.
-    Raises ValueError for an image of the wrong size."""
-    size = picture_size(pipe)
+    """Which edit it is: text, settings, the picture's bytes and the model; nothing of the machine or the precision, and
+    of a model's folder its name alone. Raises ValueError for an invalid image or text."""
+    size, name = picture_size(pipe), name_of(pipe)
     if tuple(image.shape) != (1, 3, size, size):
         raise ValueError(f"image is {tuple(image.shape)}, not {(1, 3, size, size)}: give what `load_image` returns")
-    model = {"name": name_of(pipe), "fingerprint": fingerprint(pipe)}
+    if not torch.isfinite(image).all():
+        raise ValueError("the picture has values that are not finite")
+    check_text(text)
+    name = "".join(letter for letter in Path(name).name if letter.isprintable()) if Path(name).is_dir() else name
+    model = {"name": name, "fingerprint": fingerprint(pipe)}
     return {"text": text, "settings": settings, "input": hash_of_picture(image), "base_model": model}
 
 
@@ -38,23 +43,24 @@ def save_edit(edit, folder: str | Path) -> Path:
     as it was, if the folder holds another edit or a file of the user's (`folder.state_of`)."""
     folder, identity = Path(folder), identity_of_edit(edit.pipe, edit.image, edit.text, edit.settings)
     history = {"embedding": dataclasses.asdict(edit.embedding_history), "unet": dataclasses.asdict(edit.unet_history)}
-    state = folders.state_of(folder, identity)
-    if state == "finished":
-        if any(folders.read_facts(folder)["history"][stage]["loss"] != history[stage]["loss"] for stage in history):
-            raise ValueError(f"the folder {folder} holds another training of this edit: choose another folder")
-        return folder
-    if state == "new":
-        folders.begin(folder, identity, edit.e_tgt)
-    lora = edit.settings["method"] == "lora"
-    folders.claim(folder, [INPUT_FILE, EMBEDDINGS_FILE, LORA_FILE if lora else DIFFERENCE_FILE])
-    write_atomically(folder / INPUT_FILE, lambda tmp: edit.input_picture.save(tmp, format="PNG"))
-    save_tensors(folder / EMBEDDINGS_FILE, {"e_tgt": edit.e_tgt, "e_opt": edit.e_opt}, {})
-    if lora:
-        save_lora(edit.tuned, folder)
-    else:
-        base, tuned = edit.pipe.unet.state_dict(), edit.tuned.unet.state_dict()
-        save_tensors(folder / DIFFERENCE_FILE, {k: v - base[k] for k, v in tuned.items()}, {})
-    folders.finish(folder, identity | {"versions": versions(), "history": history})
+    with folders.locked(folder):
+        state = folders.state_of(folder, identity)
+        if state == "finished":
+            if any(folders.read_facts(folder)["history"][stage]["loss"] != history[stage]["loss"] for stage in history):
+                raise ValueError(f"the folder {folder} holds another training of this edit: choose another folder")
+            return folder
+        if state == "new":
+            folders.begin(folder, identity, edit.e_tgt)
+        lora = edit.settings["method"] == "lora"
+        folders.claim(folder, [INPUT_FILE, EMBEDDINGS_FILE, LORA_FILE if lora else DIFFERENCE_FILE])
+        save_picture(folder / INPUT_FILE, edit.input_picture)
+        save_tensors(folder / EMBEDDINGS_FILE, {"e_tgt": edit.e_tgt, "e_opt": edit.e_opt}, {})
+        if lora:
+            save_lora(edit.tuned, folder)
+        else:
+            base, tuned = weights_of(edit.pipe.unet), weights_of(edit.tuned.unet)
+            save_tensors(folder / DIFFERENCE_FILE, {k: v - base[k] for k, v in tuned.items()}, {})
+        folders.finish(folder, identity | {"versions": versions(), "history": history})
     return folder
 
 
@@ -67,38 +73,35 @@ def load_edit(folder: str | Path, pipe: StableDiffusionPipeline) -> dict:
             f"the edit in {folder} was made with other weights ({facts['base_model']['name']}) than those that are "
             f"loaded ({name_of(pipe)}): load the model it was made with"
         )
-    with folders.damage_explained(f"the edit in {folder}"):
-        size, device = picture_size(pipe), pipe.unet.device
+    with damage_explained(f"the edit in {folder}", folders.AGAIN):
+        size = picture_size(pipe)
+        check_regular(folder / INPUT_FILE)
         if (picture := open_image(folder / INPUT_FILE)).size != (size, size):
             raise ValueError(f"{INPUT_FILE} is not {size}x{size} pixels")
-        embeddings, _ = load_tensors(folder / EMBEDDINGS_FILE)
-        shape = (1, pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim)
-        check_tensors(embeddings, {"e_tgt": shape, "e_opt": shape})
+        e = torch.empty(1, pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim, device="meta")
+        embeddings, _ = load_tensors(folder / EMBEDDINGS_FILE, {"e_tgt": e, "e_opt": e})
         tuned = (load_lora if facts["settings"]["method"] == "lora" else load_difference)(pipe, folder)
     parts = {"text": facts["text"], "settings": facts["settings"], "pipe": pipe, "tuned": tuned}
-    known = {field.name for field in dataclasses.fields(History)}  # a newer version may have written more
-    for stage, history in facts["history"].items():
-        parts[f"{stage}_history"] = History(**{key: value for key, value in history.items() if key in known})
-    embeddings = {name: embeddings[name].to(device) for name in ("e_tgt", "e_opt")}
-    return parts | embeddings | {"image": load_image(picture, pipe)}
+    parts |= {f"{stage}_history": History.read(history) for stage, history in facts["history"].items()}
+    parts |= {name: value.to(pipe.unet.device) for name, value in embeddings.items()}
+    return parts | {"image": load_image(picture, pipe)}
 
 
 def load_difference(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionPipeline:
     """`pipe` with a copy of its UNet, the saved difference added: θ + (θ* - θ)."""
-    difference, _ = load_tensors(folder / DIFFERENCE_FILE)
-    loaded = pipe.unet.state_dict()
-    check_tensors(difference, {name: value.shape for name, value in loaded.items()})
-    unet = copy.deepcopy(pipe.unet)
-    unet.load_state_dict({k: v + difference[k].to(v) for k, v in loaded.items()})
+    loaded, unet = weights_of(pipe.unet), copy.deepcopy(pipe.unet)
+    difference, _ = load_tensors(folder / DIFFERENCE_FILE, loaded)
+    for name, weight in weights_of(unet).items():
+        weight.copy_(loaded[name] + difference[name].to(weight))
     return with_unet(pipe, unet)
 
 
 def load_lora(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionPipeline:
     """`pipe` with a copy of its UNet, the saved adapters in it. The file's own metadata is not read, and its tensors
     must be the UNet's: the text encoder, which both pipelines share, stays as it was."""
-    layers, _ = load_tensors(folder / LORA_FILE)
-    check_tensors(layers, {})
-    if not layers or not all(re.fullmatch(r"unet\..+\.lora_[AB]\.weight", name) for name in layers):
+    layers, _ = load_tensors(folder / LORA_FILE, largest=sum(p.nbytes for p in pipe.unet.parameters()))
+    named = all(re.fullmatch(r"unet\..+\.lora_[AB]\.weight", name) for name in layers)
+    if not layers or not named or not all(value.is_floating_point() for value in layers.values()):
         raise ValueError(f"{LORA_FILE} holds other things than adapters of the UNet")
     tuned = with_unet(pipe, copy.deepcopy(pipe.unet))
     tuned.unet.load_lora_adapter(layers, prefix="unet")

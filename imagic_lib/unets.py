@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
-from diffusers.utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils import scale_lora_layers
 from torch import Tensor, nn
 
 from imagic_lib.arguments import whole_number
 
-MOST_SCALE = 2.0
+MOST_SCALE, MOST_RANK = 2.0, 1024
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LoRA:
     targets: Sequence[str] = ("to_q", "to_v")
 
     def __post_init__(self):
-        if whole_number("rank", self.rank) < 1:
-            raise ValueError(f"rank is {self.rank}: it must be 1 or more")
+        if not 1 <= whole_number("rank", self.rank) <= MOST_RANK:
+            raise ValueError(f"rank is {self.rank}: it must be 1 or more, up to {MOST_RANK}")
         if isinstance(self.targets, str) or not self.targets:
             raise ValueError(f"targets is {self.targets!r}: give a list of layers, e.g. targets=['to_q', 'to_v']")
 
@@ -36,14 +36,14 @@ class LoRA:
         return asdict(self) | {"targets": list(self.targets)}
 
 
-def unet_copy(
-    unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype | None = None, checkpointing: bool = False
-) -> UNet2DConditionModel:
+def unet_copy(unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype | None = None,
+              checkpointing: bool = False, share: bool = False) -> UNet2DConditionModel:  # fmt: skip
     """The UNet again, on `device`, in another precision (dtype) or with gradient checkpointing. Each tensor
-    goes straight to its place: copied first and moved later, the UNet would be in the computer's memory twice."""
+    goes straight to its place: copied first and moved later, the UNet would be in the computer's memory twice. share:
+    tensors that change neither place nor precision are the UNet's own; their flags and a LoRA's scale are not."""
 
     def placed(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(device, dtype if tensor.is_floating_point() else None, copy=True)
+        return tensor.detach().to(device, dtype if tensor.is_floating_point() else None, copy=not share)
 
     known = {id(p): nn.Parameter(placed(p), requires_grad=p.requires_grad) for p in unet.parameters()}
     known |= {id(b): placed(b) for b in unet.buffers()}
@@ -57,15 +57,23 @@ def add_lora(unet: UNet2DConditionModel, lora: LoRA, *, seed: int = 0) -> None:
     """Freeze the UNet and add trainable adapters W + (α/r)·B·A, with α = r, in float32; they start from `seed`.
     Raises ValueError if no layer has such a name."""
     from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
     names = [name for name, _ in unet.named_modules()]
     for target in lora.targets:
         if not any(name == target or name.endswith("." + target) for name in names):
             raise ValueError(f"this UNet has no layer named {target!r}: try to_q, to_k, to_v, to_out.0")
     r, layers = lora.rank, list(lora.targets)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=r, lora_alpha=r, init_lora_weights="gaussian", target_modules=layers))
+    with torch.device("meta"):  # where no one draws from the random state that all threads share
+        unet.add_adapter(LoraConfig(r=r, lora_alpha=r, init_lora_weights=False, target_modules=layers))
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (module for module in unet.modules() if isinstance(module, LoraLayer)):
+        a, b = (torch.empty(half["default"].weight.shape) for half in (layer.lora_A, layer.lora_B))
+        for first in (a, b):
+            first.uniform_(generator=generator)  # as peft does, so that a seed keeps its numbers
+        start = a.normal_(std=1 / r, generator=generator), b.zero_()
+        for half, value in zip((layer.lora_A, layer.lora_B), start, strict=True):
+            half["default"].weight = nn.Parameter(value.to(layer.get_base_layer().weight))
     cast_training_params(unet, torch.float32)
 
 
@@ -87,25 +95,20 @@ def check_scale(scale: float) -> None:
 def scaled(pipe: StableDiffusionPipeline, scale: float, dtype: torch.dtype | None = None):
     """The UNet of a fine-tuned pipeline with a part of its fine-tuning: θ_λ = θ + λ(θ* - θ), λ = `scale`.
 
-    A LoRA is scaled in place; otherwise, or for another dtype, a copy is made. Raises ValueError for a scale outside
-    [0, 2], or if `pipe` was not fine-tuned."""
+    The tuned UNet stays as it is, for others who draw with it: a LoRA is scaled in a copy that shares its weights.
+    Raises ValueError for a scale outside [0, 2], or if `pipe` was not fine-tuned."""
     check_scale(scale)
     if scale != 1 and not hasattr(pipe, "loaded_unet"):
         raise ValueError(f"scale is {scale}, but this model was not fine-tuned: leave scale out")
     tuned, has_lora = pipe.unet, bool(getattr(pipe.unet, "peft_config", None))
+    unet = tuned
+    if scale != 1 or dtype not in (None, tuned.dtype):
+        unet = unet_copy(tuned, tuned.device, dtype, share=has_lora or scale == 1)
     if has_lora and scale != 1:
-        scale_lora_layers(tuned, scale)
-    try:
-        if dtype in (None, tuned.dtype) and (has_lora or scale == 1):
-            yield tuned
-            return
-        unet = unet_copy(tuned, tuned.device, dtype)
-        if not has_lora and scale != 1:
-            interpolate_weights(unet, pipe.loaded_unet, tuned, scale)
-        yield unet
-    finally:
-        if has_lora and scale != 1:
-            unscale_lora_layers(tuned, scale)
+        scale_lora_layers(unet, scale)  # another thread can draw with the tuned UNet meanwhile
+    elif scale != 1:
+        interpolate_weights(unet, pipe.loaded_unet, tuned, scale)
+    yield unet
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def quick(patch: pytest.MonkeyPatch, pipe) -> None:
     """Pictures of two steps, a small random model under the name "small", and sheets that are not drawn."""
     patch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
     load = imagic.load_pipeline
-    patch.setattr(imagic, "load_pipeline", lambda model: pipe if model == "small" else load(model))
+    patch.setattr(imagic, "load_pipeline", lambda model, **_: pipe if model == "small" else load(model))
     blank = SimpleNamespace(savefig=lambda path, **_: path.write_bytes(b"a figure"))
     for figure in ("edit_sheet", "loss_curves"):
         patch.setattr(command_line, figure, lambda *_: blank)
@@ -152,7 +152,7 @@ def test_bad_options_say_what_they_take_and_nothing_is_written(
     picture, tmp_path, monkeypatch, capsys, arguments, sentence
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(imagic, "load_pipeline", lambda model: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(imagic, "load_pipeline", lambda model, **_: pytest.fail("a model was loaded"))
     try:
         code = main(["edit", picture, "a cat", "--model", "small", *arguments])
     except SystemExit as stop:  # from argparse
@@ -481,7 +481,7 @@ def renamed(folder, name: str) -> dict:
 
 def test_show_loads_no_model_that_an_edit_of_a_stranger_names(shown, out, monkeypatch):
     renamed(out, "evil/model")
-    monkeypatch.setattr(imagic, "load_pipeline", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(imagic, "load_pipeline", lambda *_, **__: pytest.fail("it was loaded"))
     code, _, errors = shown(model=())
     assert code == 2 and "names 'evil/model' as its model: if you trust that, say so with --model" in errors
 
@@ -489,7 +489,7 @@ def test_show_loads_no_model_that_an_edit_of_a_stranger_names(shown, out, monkey
 def test_show_finds_the_embedded_model_without_its_name(shown, out, pipe, monkeypatch):
     renamed(out, "tiny")
     asked = []
-    monkeypatch.setattr(imagic, "load_pipeline", lambda name: asked.append(name) or pipe)
+    monkeypatch.setattr(imagic, "load_pipeline", lambda name, **_: asked.append(name) or pipe)
     assert shown("--eta", "1", model=())[0] == 0 and asked == ["tiny"]
 
 
@@ -522,7 +522,7 @@ def test_a_stranger_s_text_does_not_reach_the_terminal_raw(shown, out, true_figu
     (out / "edit.json").write_text(json.dumps(facts))
     code, printed, errors = shown("--eta", "1")
     sentence = errors.splitlines()[-1]
-    assert code == 2 and "other weights" in sentence and sentence.isascii() and "\x1b" not in printed + sentence
+    assert code == 2 and "edit.json is damaged" in sentence and sentence.isascii() and "\x1b" not in printed + sentence
 
 
 def test_an_error_about_a_file_with_a_strange_name_is_one_printable_line(edit, tmp_path, capsys):

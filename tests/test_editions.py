@@ -9,8 +9,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from imagic_lab.classroom import course
-from imagic_lab.classroom import build, editions
+from imagic_lab.classroom import build, course, editions
 from tests.test_notebooks import FOLDER, PATHS, ROOT, links_of
 
 START = """import os

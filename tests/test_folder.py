@@ -18,7 +18,16 @@ from imagic_lab.studio.shelf import edits_in
 from imagic_lib import folder as folders
 from imagic_lib.edit import ImagicEdit, run_edit
 from imagic_lib.files import save_tensors
-from imagic_lib.folder import DIFFERENCE_FILE, LEDGER, LORA_FILE, claim, files_of, picture_name, read_facts
+from imagic_lib.folder import (
+    DIFFERENCE_FILE,
+    EMBEDDINGS_FILE,
+    LEDGER,
+    LORA_FILE,
+    claim,
+    files_of,
+    picture_name,
+    read_facts,
+)
 from imagic_lib.storage import identity_of_edit
 from imagic_lib.unets import with_unet
 from tests.common import Killed, kill_after_a_save, no_more_steps
@@ -150,15 +159,15 @@ def test_saving_again_writes_nothing_and_another_training_of_it_is_refused(whole
 
 def test_a_file_that_was_put_there_while_the_edit_trained_is_left_alone(pipe, image, whole, tmp_path, monkeypatch):
     def drop(stage, history):
-        (tmp_path / "input.png").write_bytes(b"mine")
+        (tmp_path / EMBEDDINGS_FILE).write_bytes(b"mine")
 
-    with pytest.raises(ValueError, match=r"input\.png already exists and is not this edit's: move it away"):
+    with pytest.raises(ValueError, match=rf"{EMBEDDINGS_FILE} already exists and is not this edit's: move it away"):
         run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path, run=imagic.Run(watch=drop))
-    assert (tmp_path / "input.png").read_bytes() == b"mine" and not (tmp_path / "edit.json").exists()
-    (tmp_path / "input.png").rename(tmp_path / "my.png")
+    assert (tmp_path / EMBEDDINGS_FILE).read_bytes() == b"mine" and not (tmp_path / "edit.json").exists()
+    (tmp_path / EMBEDDINGS_FILE).rename(tmp_path / "mine")
     no_more_steps(monkeypatch)
     assert_same(run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path), whole)
-    assert (tmp_path / "my.png").read_bytes() == b"mine"
+    assert (tmp_path / "mine").read_bytes() == b"mine"
 
 
 def test_a_claim_replaces_only_listed_files_and_lists_only_its_own_kind(whole, tmp_path):
@@ -397,7 +406,8 @@ PICTURE = st.tuples(st.floats(-10, 10), st.integers(0, 2**63 - 1), st.floats(0, 
 def test_different_pictures_have_different_names_of_the_edits_own_kind(one, other):
     for eta, seed, scale in (one, other):
         assert folders.WRITTEN.fullmatch(picture_name(eta, seed, scale)), "so that it can be written again"
-    assert (picture_name(*one) == picture_name(*other)) == (str(one) == str(other))
+    same = str([number + 0 for number in one]) == str([number + 0 for number in other])  # -0.0 + 0 is 0.0
+    assert (picture_name(*one) == picture_name(*other)) == same
 
 
 def test_the_name_of_a_picture_says_its_numbers():

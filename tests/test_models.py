@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -45,8 +46,26 @@ def test_weights_come_from_safetensors_only(model_folder, tmp_path):
     (weights,) = (pickled / "unet").glob("*.safetensors")
     torch.save({"conv_in.weight": torch.zeros(1)}, weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(ValueError, match="damaged or incomplete"):
+    with pytest.raises(ValueError, match=r"has weights as \.bin, which can run code"):
         imagic.load_pipeline(pickled)
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "file"),
+    [
+        ("_class_name", ["pipeline", "Evil"], "pipeline.py"),
+        ("unet", ["evil", "Evil"], "unet/evil.py"),
+        ("tokenizer", ["evil", "Evil"], "tokenizer/evil.py"),
+    ],
+)
+def test_no_code_from_a_models_folder_is_run(model_folder, tmp_path, key, entry, file):
+    folder, ran = shutil.copytree(model_folder, tmp_path / "model"), tmp_path / "ran"
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {key: entry}))
+    (folder / file).write_text(f"open({str(ran)!r}, 'w')\nclass Evil:\n    pass\n")
+    with suppress(ValueError):  # one sentence, or the folder's weights in our own classes
+        imagic.load_pipeline(folder, "cpu")
+    assert not ran.exists()
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -386,8 +386,8 @@ def test_even_a_strip_becomes_a_square_with_a_warning(long, tall):
 
 
 def test_a_crop_warns_and_says_how_much_is_lost(pipe):
-    with pytest.warns(UserWarning, match=r"200x100.*central square.*50% is cut off") as caught:
-        load_image(map_of_positions(200, 100), pipe)
+    with pytest.warns(UserWarning, match=r"400x200.*central square.*50% is cut off") as caught:
+        load_image(map_of_positions(400, 200), pipe)
     assert len(caught) == 1
     assert Path(caught[0].filename).name == Path(__file__).name  # points at the caller's line
 

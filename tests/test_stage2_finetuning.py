@@ -278,7 +278,7 @@ def test_a_part_of_the_fine_tuning_in_half_precision_is_one_copy_of_the_unet(tun
     """A copy in each of both ways would take a float32 UNet more than the plan has counted."""
     tuned, copies = tuned_by(method), []
     copy_of = unets.unet_copy
-    monkeypatch.setattr(unets, "unet_copy", lambda *given: copies.append(given) or copy_of(*given))
+    monkeypatch.setattr(unets, "unet_copy", lambda *given, **how: copies.append(given) or copy_of(*given, **how))
     size, largest = (how(p.nbytes for p in tuned.unet.parameters()) for how in (sum, max))
     with LiveBytes() as live:
         live.watch(*tuned.unet.parameters(), *tuned.loaded_unet.parameters())

@@ -6,6 +6,7 @@ import os
 import struct
 import warnings
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagic_lab.sweep.run import MARK, take
+from imagic_lab.sweep.table import Job
+from imagic_lab.sweep.work import Setup, error_of, read_results
 from imagic_lib.edit import ImagicEdit, run_edit
 from imagic_lib.files import load_tensors, remove_tensors, save_tensors
 from imagic_lib.folder import EMBEDDINGS_FILE, LEDGER, claim, files_of, read_facts, read_ledger, remove_checkpoints
 from imagic_lib.pictures import open_image
-from imagic_lib.training.loop import History
+from imagic_lib.stage1_embedding import optimize_embedding
+from imagic_lib.training.loop import History, Run
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
@@ -208,3 +213,40 @@ def test_the_folder_of_the_fuzzing_is_still_whole(folder, facts, pipe):
     """So it was the header that was refused each time, not a folder without its other files."""
     (folder / "edit.json").write_text(json.dumps(facts))
     assert ImagicEdit.load(folder, pipe).text == "a cat" and os.listdir(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(pipe, image, e_tgt, tmp_path_factory):
+    """A checkpoint's path and contents, and a function that goes on with it by no step."""
+    path = tmp_path_factory.mktemp("checkpoint") / "c"
+    settings_of_it = {"steps": 1, "batch": 1, "run": Run(checkpoint=path)}
+    go_on = partial(optimize_embedding, pipe, image, e_tgt, **settings_of_it)
+    go_on(generator=torch.Generator().manual_seed(0))
+    return path, *load_tensors(path), go_on
+
+
+@settings(FEW, max_examples=30)
+@given(data=st.data())
+def test_a_checkpoint_with_any_value_anywhere_goes_on_or_is_refused(checkpoint, data):
+    path, tensors, facts, go_on = checkpoint
+    place = data.draw(st.sampled_from(places(facts)))
+    value = data.draw(JSON)
+    changed = with_change(facts, place, value, data.draw(st.booleans()))
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    other = data.draw(st.sampled_from([torch.ones(1), torch.ones(()), tensors[name] * 2, torch.ones(2, 3).long()]))
+    save_tensors(path, tensors | {name: other}, changed)
+    opens_or_refuses(lambda: go_on(generator=torch.Generator().manual_seed(0)))
+
+
+@FEW
+@given(value=JSON | st.fixed_dictionaries({"run": st.just("r"), "error": JSON, "work": JSON, "pictures": JSON}))
+def test_the_facts_of_a_sweep_with_any_value(tmp_path, value):
+    job = Job(image="a.png", text="a cat")
+    setup = Setup(str(tmp_path), "r")
+    for path in (setup.folder(job) / "job.json", setup.error_file(job), tmp_path / MARK):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    found = opens_or_refuses(lambda: read_results(setup.folder(job) / "job.json"))
+    assert all("/" not in one["file"] for one in (found or {}).get("pictures", []))
+    assert isinstance(error_of(job, setup), str | None)
+    opens_or_refuses(lambda: take(tmp_path, "a:b"))

@@ -16,7 +16,7 @@ from imagic_lab.benchmark.tables import method_tables
 from imagic_lab.benchmark.versions import versions_of
 from imagic_lab.methods import Method, community_methods
 from imagic_lab.toyworld.edits import EDIT_COUNTS
-from imagic_lib.__main__ import exit_code_of, printable
+from imagic_lib.__main__ import Parser, exit_code_of, printable
 from imagic_lib.models import DATA
 
 BENCHMARK = """Edit the pictures of ToyEdit by several methods and measure the results: success, details kept, seconds,
@@ -25,8 +25,8 @@ Each method has one knob, which is chosen on the edits of dev and then used for 
 SHIPPED_DEV = DATA / "experiments" / "toyedit-dev.csv"
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m imagic_lab benchmark", description=BENCHMARK)
+def parser() -> Parser:
+    options = Parser(prog="python -m imagic_lab benchmark", description=BENCHMARK)
     options.add_argument("--split", choices=EDIT_COUNTS, default="dev", help="which edits of ToyEdit (default: dev)")
     options.add_argument("--methods", metavar="NAME", nargs="+", help="names in imagic_lab/methods (default: all)")
     options.add_argument("--edits", type=int, help="only this many, the first ones (default: 40 of dev, 60 of test)")

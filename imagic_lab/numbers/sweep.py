@@ -22,7 +22,7 @@ from PIL import Image
 from imagic_lab.benchmark import markdown_table
 from imagic_lab.numbers.report import ROOT, command_line, put
 from imagic_lab.sweep import Job, engines, run, sweep
-from imagic_lab.sweep.work import FACTS, Setup, read_json
+from imagic_lab.sweep.work import FACTS, Setup, read_results
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.edit import ETAS
 from imagic_lib.planning.memory import MARGIN, plan
@@ -58,7 +58,7 @@ def write_jobs(folder: Path, count: int) -> Path:
 
 
 def marks_in(out: Path) -> dict[str, float]:
-    return {path.parent.name: read_json(path)["mark"] for path in (out / "edits").glob(f"[0-9a-f]*/{FACTS}")}
+    return {path.parent.name: read_results(path)["mark"] for path in (out / "edits").glob(f"[0-9a-f]*/{FACTS}")}
 
 
 def child(path: Path, out: Path, work: str) -> list[str]:

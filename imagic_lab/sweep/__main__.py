@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 
 from imagic_lab.sweep import Faults, sweep
-from imagic_lib.__main__ import exit_code_of, printable
+from imagic_lib.__main__ import Parser, exit_code_of, printable
 
 ABOUT = """Do every edit of a table: on this machine, on Slurm or on a Ray cluster. Start it again after any stop and it
 continues; finished edits are not done twice. The results are in report.html, results.csv, contact-sheet.png and
 errors.csv in the folder. docs/cluster.md explains the table and the engines."""
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m imagic_lab sweep", description=ABOUT)
+def parser() -> Parser:
+    options = Parser(prog="python -m imagic_lab sweep", description=ABOUT)
     options.add_argument("table", metavar="TABLE", type=Path, help="CSV file with the columns image and text")
     options.add_argument("--out", type=Path, required=True, help="folder of the sweep, new or its own")
     options.add_argument("--engine", choices=("local", "ray", "slurm"), default="local", help="(default: local)")

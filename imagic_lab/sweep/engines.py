@@ -111,6 +111,7 @@ def run_slurm(jobs: Sequence[Job], setup: Setup, look: Look, workers: int = 8, c
     def send(places: Iterable[int]) -> list[submitit.Job]:
         how = {"name": "imagic-sweep", "cpus_per_task": setup.cores, "slurm_array_parallelism": workers}
         try:
+            (Path(setup.out) / "slurm").mkdir(mode=0o700, exist_ok=True)  # the tasks are code: for no one else
             executor = submitit.AutoExecutor(Path(setup.out) / "slurm" / "%j", cluster)
             executor.update_parameters(**how | (options or {}))
             return executor.map_array(Task(), places)

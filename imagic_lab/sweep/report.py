@@ -16,8 +16,8 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from imagic_lab.sweep.table import Job
-from imagic_lab.sweep.work import FACTS, Setup, read_json, settled_jobs
-from imagic_lib.files import write_atomically
+from imagic_lab.sweep.work import FACTS, Setup, public, read_results, settled_jobs
+from imagic_lib.files import check_regular, write_atomically
 from imagic_lib.folder import INPUT_FILE
 
 SETTINGS = ("name", "row", "image", "text", "model", "method", "embedding_steps", "unet_steps", "seed", "scale")
@@ -31,7 +31,7 @@ def write_report(out: Path, jobs: list[Job], setup: Setup) -> tuple[int, int]:
     done, failed = settled_jobs(jobs, setup)
     header = ("job", *SETTINGS[1:], "eta", "noise_seed", "file", "distance", "psnr")
     write_csv(out / "results.csv", header, result_rows(done, setup))
-    errors = ([job.row, job.name, job.image, job.text, error] for job, error in failed)
+    errors = ([job.row, job.name, public(job.image), job.text, error] for job, error in failed)
     write_csv(out / "errors.csv", ("row", "job", "image", "text", "error"), errors)
     write_page(out / "report.html", done, failed, setup)
     write_contact_sheet(out / "contact-sheet.png", done, setup)
@@ -40,21 +40,26 @@ def write_report(out: Path, jobs: list[Job], setup: Setup) -> tuple[int, int]:
 
 def facts_in(done: Iterable[Job], setup: Setup) -> Iterator[tuple[Job, dict]]:
     """Each job with the facts in its folder, which are read when they are needed."""
-    return ((job, {"pictures": []} | read_json(setup.folder(job) / FACTS)) for job in done)
+    return ((job, {"pictures": []} | read_results(setup.folder(job) / FACTS)) for job in done)
 
 
 def result_rows(done: Iterable[Job], setup: Setup) -> Iterator[list]:
     """A row for each picture."""
     for job, facts in facts_in(done, setup):
         settings = [getattr(job, name) for name in SETTINGS]
+        settings = [public(value) if isinstance(value, str) else value for value in settings]
         for one in facts["pictures"]:
             yield [*settings, one["eta"], one["seed"], f"edits/{job.name}/{one['file']}", one["distance"], one["psnr"]]
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> None:
+    def plain(cell: object) -> object:
+        """A text that a spreadsheet takes for no formula."""
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
     def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(chain([header], rows))
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(map(plain, row) for row in chain([header], rows))
 
     write_atomically(path, write)
 
@@ -68,20 +73,35 @@ def write_page(path: Path, done: list[Job], failed: list[tuple[Job, str]], setup
 
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(template)
-    known = {"setup": setup, "source": source, "Path": Path, "input_file": INPUT_FILE, "failed": failed}
+    known = {
+        "setup": setup,
+        "source": source,
+        "public": public,
+        "Path": Path,
+        "input_file": INPUT_FILE,
+        "failed": failed,
+    }
     etas = sorted({eta for job in done for eta in job.etas})
     parts = page.stream(edits=facts_in(done, setup), etas=etas, **known)
-    write_atomically(path, lambda temporary: parts.dump(str(temporary), encoding="utf-8"))
+    write_atomically(path, lambda temporary: parts.dump(str(temporary), "utf-8", "backslashreplace"))
 
 
 def thumbnail(path: Path) -> str:
     """A picture as a small JPEG inside an address."""
-    buffer = io.BytesIO()
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
+    buffer, small = io.BytesIO(), picture_in(path)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(buffer, format="JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def picture_in(path: Path) -> Image.Image:
+    """A picture of an edit; a grey one in the place of a file that is gone, damaged, or a link to somewhere else."""
+    try:
+        check_regular(path)
+        with Image.open(path, formats=("PNG",)) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return Image.new("RGB", (CELL, CELL), "grey")
 
 
 def write_contact_sheet(path: Path, done: list[Job], setup: Setup) -> None:
@@ -98,7 +118,6 @@ def write_contact_sheet(path: Path, done: list[Job], setup: Setup) -> None:
         cells = [(f"η = {one['eta']:g}", one["file"]) for one in facts["pictures"] if one["seed"] == job.seeds[0]]
         for left, (words, name) in zip(range(GAP, width, CELL + GAP), [("input", INPUT_FILE), *cells], strict=False):
             if (file := setup.folder(job) / name).is_file():
-                with Image.open(file) as picture:
-                    sheet.paste(picture.convert("RGB").resize((CELL, CELL)), (left, top + LINE))
+                sheet.paste(picture_in(file).resize((CELL, CELL)), (left, top + LINE))
             draw.text((left, top + LINE + CELL + 2), words, "#444444", small)
     write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))

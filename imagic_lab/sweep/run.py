@@ -11,11 +11,16 @@ from tqdm.auto import tqdm
 from imagic_lab.sweep.engines import run_local, run_ray, run_slurm
 from imagic_lab.sweep.report import write_report
 from imagic_lab.sweep.table import Job, read_table
-from imagic_lab.sweep.work import EDIT_WORK, Setup, read_json, settled_jobs, write_json
+from imagic_lab.sweep.work import EDIT_WORK, Setup, set_damaged_aside, settled_jobs
+from imagic_lib.files import Stored, read_json, write_json
 from imagic_lib.folder import state_of
 
 ENGINES = {"local": run_local, "ray": run_ray, "slurm": run_slurm}
 MARK = "sweep.json"  # says that a folder is a sweep's, and of what work
+
+
+class StoredSweep(Stored):
+    work: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ def sweep(table: str | Path | Sequence[Job], out: str | Path, engine: str = "loc
     jobs = read_table(table) if isinstance(table, (str, Path)) else list(table)
     setup = Setup(str(take(Path(out).absolute(), work)), uuid.uuid4().hex, cores, keep, work)
     models = list(dict.fromkeys(job.model for job in jobs))  # one after the other: a worker loads each once
+    set_damaged_aside(settled_jobs(jobs, setup)[0], setup)
     done = set(settled_jobs(jobs, setup)[0])
     to_do = sorted((job for job in jobs if job not in done), key=lambda job: models.index(job.model))
     bar = SweepBar(total=len(jobs), initial=len(done), desc="sweep", unit="edit", smoothing=0)
@@ -63,7 +69,7 @@ def take(out: Path, work: str) -> Path:
     if not (out / MARK).is_file():
         state_of(out, {"text": None})  # raises for whatever is there
         write_json(out / MARK, {"work": work})
-    elif (other := read_json(out / MARK).get("work")) != work:
+    elif (other := read_json(out / MARK, StoredSweep)["work"]) != work:
         raise ValueError(f"the folder {out} holds a sweep of other work, {other!r}: choose another folder")
     for name in ("edits", "errors"):
         (out / name).mkdir(exist_ok=True)

@@ -5,7 +5,6 @@ is locked by the process that works on it; the kernel unlocks it when that proce
 folder appears by one rename, so either the whole edit is there or none. `.NAME.part/.tries` has one byte for each try.
 """
 
-import json
 import os
 import shutil
 import time
@@ -23,14 +22,15 @@ from unittest.mock import patch
 import filelock
 import torch
 from diffusers import StableDiffusionPipeline
+from pydantic import Field
 from tqdm import tqdm
 
 from imagic_lab.sweep.table import Job
 from imagic_lib.edit import run_edit
-from imagic_lib.files import load_facts, write_atomically
-from imagic_lib.folder import DIFFERENCE_FILE, LORA_FILE, claim, picture_name
+from imagic_lib.files import Stored, load_facts, read_json, write_json
+from imagic_lib.folder import DIFFERENCE_FILE, LOCK, LORA_FILE, Finite, Whole, claim, picture_name
 from imagic_lib.models import load_pipeline
-from imagic_lib.pictures import load_image, open_image, psnr, rmse
+from imagic_lib.pictures import load_image, open_image, psnr, rmse, save_picture
 from imagic_lib.planning.memory import Plan, plan
 from imagic_lib.storage import versions
 from imagic_lib.training.loop import Run
@@ -40,6 +40,25 @@ DONE, FAILED, CLAIMED = "done", "failed", "claimed"  # results of an attempt; CL
 EDIT_WORK = "imagic_lab.sweep.work:edit_and_draw"
 LOOK = 0.5  # seconds between two looks at what other processes have done
 TRIES = 3  # a job that has lost so many workers counts as one that kills them
+HIGHEST_PSNR = 100.0  # dB, of pictures that are the same
+
+
+class StoredPicture(Stored):
+    eta: Finite
+    seed: Whole
+    file: str = Field(pattern=r"^[\w+-][\w.+-]*$", max_length=250)  # in the edit's own folder
+    distance: Finite
+    psnr: Finite
+
+
+class StoredFacts(Stored):
+    pictures: list[StoredPicture] | None = None
+    notes: list[str] | None = None
+
+
+class StoredError(Stored):
+    run: str
+    error: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,7 @@ class Setup:
 def error_of(job: Job, setup: Setup) -> str | None:
     """Why a job failed in this start; None if it did not. The next start tries it again."""
     with suppress(OSError, ValueError):
-        found = read_json(setup.error_file(job))
+        found = read_json(setup.error_file(job), StoredError)
         return found["error"] if found["run"] == setup.run else None
 
 
@@ -114,6 +133,9 @@ def attempt(job: Job, setup: Setup) -> str:
     CLAIMED. An exception of the job becomes a file in errors/."""
     if setup.folder(job).exists():
         return DONE
+    for kind in ("lock", "part"):
+        if (planted := setup.hidden(job, kind)).is_symlink():
+            planted.unlink()
     try:
         with filelock.FileLock(setup.hidden(job, "lock"), timeout=0):
             return attempt_alone(job, setup)
@@ -150,13 +172,15 @@ def attempt_alone(job: Job, setup: Setup) -> str:
 def finish_in(part: Path, job: Job, setup: Setup) -> None:
     """Do the job in the folder `part`, or continue it, and rename the folder once it is whole and on the disk."""
     try:
-        read_json(part / FACTS)  # a kill can come between this file and the rename
+        read_results(part / FACTS)  # a kill can come between this file and the rename
     except (OSError, ValueError):
-        write_json(part / FACTS, {"settings": asdict(job), **facts_of(job, part, setup)})
-    for name in (".tries", *(() if setup.keep else ("edit.json", DIFFERENCE_FILE, LORA_FILE))):
+        settings = asdict(job) | {"image": public(job.image), "model": public(job.model)}
+        write_json(part / FACTS, {"settings": settings, **facts_of(job, part, setup)})
+    for name in (".tries", LOCK, *(() if setup.keep else ("edit.json", DIFFERENCE_FILE, LORA_FILE))):
         (part / name).unlink(missing_ok=True)
     for path in (*part.iterdir(), part):
-        wait_for_disk(path)
+        if path.is_dir() or path.is_file():
+            wait_for_disk(path)
     try:
         part.rename(setup.folder(job))
     except OSError:
@@ -164,6 +188,11 @@ def finish_in(part: Path, job: Job, setup: Setup) -> None:
             raise
         shutil.rmtree(part)  # a network disk showed late that another worker had finished it
     wait_for_disk(part.parent)
+
+
+def public(path: str) -> str:
+    """A path without the folders of its user; names of other things as they are."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def wait_for_disk(path: Path) -> None:
@@ -197,7 +226,7 @@ def facts_of(job: Job, part: Path, setup: Setup) -> dict:
 
 def is_damaged(folder: Path) -> bool:
     """Does the folder have an unreadable file, as after a power cut?"""
-    readers = {".safetensors": load_facts, ".json": read_json, ".png": open_image}
+    readers = {".safetensors": load_facts, ".json": read_results, ".png": open_image}
     try:
         for path in folder.iterdir():
             readers.get(path.suffix, Path.exists)(path)
@@ -211,13 +240,23 @@ def begin_without_bar(bar: tqdm, *arguments, _begin=tqdm.__init__, **options) ->
     _begin(bar, *arguments, **options | {"disable": True})
 
 
-def write_json(path: Path, value: dict) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def read_results(path: Path) -> dict:
+    """The facts of a finished edit. Raises FileNotFoundError or ValueError."""
+    return read_json(path, StoredFacts)
 
 
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+def set_damaged_aside(jobs: Sequence[Job], setup: Setup) -> None:
+    """Rename finished edits whose facts are unreadable, and links in their place, so that they are done again."""
+    for job in jobs:
+        folder = setup.folder(job)
+        try:
+            if os.path.lexists(folder) and not folder.is_symlink():
+                read_results(folder / FACTS)
+                continue
+        except (OSError, ValueError):
+            pass
+        with suppress(FileNotFoundError):
+            folder.rename(setup.hidden(job, f"damaged-{time.time_ns()}"))
 
 
 @lru_cache(maxsize=1)
@@ -244,8 +283,9 @@ def edit_and_draw(job: Job, folder: Path, setup: Setup) -> dict:
     claim(folder, names.values())
     drawn, near, rows = edit.pictures(job.etas, job.seeds, scale=job.scale), edit.reconstruction, []
     for ((seed, eta), file), picture in zip(names.items(), chain(*drawn), strict=True):
-        write_atomically(folder / file, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))
-        measured = {"distance": round(rmse(picture, edit.input_picture), 4), "psnr": round(psnr(picture, near), 2)}
+        save_picture(folder / file, picture)
+        db = min(psnr(picture, near), HIGHEST_PSNR)
+        measured = {"distance": round(rmse(picture, edit.input_picture), 4), "psnr": round(db, 2)}
         rows.append({"eta": eta, "seed": seed, "file": file, **measured})
     history = {"embedding": asdict(edit.embedding_history), "unet": asdict(edit.unet_history)}
     return {"pictures": rows, "history": history, "strategy": way and way.name}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import imagic_lib as imagic
 from imagic_lab.toyworld import load_scene, recipe
-from imagic_lib.__main__ import exit_code_of, report, writable
+from imagic_lib.__main__ import Parser, exit_code_of, report, writable
 
 TRAIN = """Train an embedded model from random weights, or train an existing one further: drawings, VAE, CLIP, UNet and
 reader. If it was stopped, the same command continues from the last checkpoint and repeats two minutes at most. It
@@ -14,8 +14,8 @@ takes hours on two cores: data/tiny-sd/README.md."""
 DEMO = "The edit of the README: a sitting dog jumps, shown next to its ground truth."
 
 
-def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser("python -m imagic_lab.toyworld", description="The drawn world, and its model.")
+def parser() -> Parser:
+    main = Parser("python -m imagic_lab.toyworld", description="The drawn world, and its model.")
     commands = main.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="make the embedded model", description=TRAIN)

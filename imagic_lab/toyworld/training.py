@@ -29,12 +29,14 @@ def train_network(
     bf16: bool = False,
     preview: Callable[[nn.Module, Path], None] | None = None,
     preview_every: int = 1000,
+    about: dict | None = None,
 ) -> dict:
     """Train `model` in place with AdamW on `loss_of(step, generator)`; returns the curve (`curve_of`).
 
     The randomness of each step depends on (seed, step) alone, so that a run that was killed and started again gives the
     same bits as one that was not. The checkpoint is `folder/name.safetensors`. With `ema` the model ends up with the
-    moving average of its weights. `bf16` computes in half precision with float32 weights: about 1.4 times faster on
+    moving average of its weights. about: what else the training is of, as JSON: a checkpoint of other data is refused.
+    `bf16` computes in half precision with float32 weights: about 1.4 times faster on
     processors with AVX512-BF16, slower on all others.
     """
     adam = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -42,7 +44,7 @@ def train_network(
     average = {k: v.detach().clone() for k, v in model.state_dict().items()} if ema else {}
     weights = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
     job, run = (
-        TrainingJob({"lr": lr, "bf16": bf16, "seed": seed}, {}),
+        TrainingJob({"lr": lr, "bf16": bf16, "seed": seed} | (about or {}), {}),
         Run(checkpoint=folder / f"{name}.safetensors", bar=True),
     )
     device, generator = next(model.parameters()).device, torch.Generator()

@@ -1,5 +1,6 @@
 """The UNet removes noise: a `UNet2DConditionModel` on 16x16 latents, steered by the text through cross-attention."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +104,8 @@ def train_unet(
         error = (unet(x_t, t, text).sample.float() - target).square().mean(dim=(1, 2, 3))
         return (error * (MIN_SNR / compute_snr(process, t)).clamp(max=1.0)).mean()
 
-    history = train_network(
-        "unet", unet, loss_of, folder, steps=steps, lr=LR, ema=0.999, seed=seed, bf16=bf16, preview=preview
-    )
+    about = {"latents": hashlib.sha256(b"".join(part.numpy().tobytes() for part in latents)).hexdigest()[:16]}
+    how = {"steps": steps, "lr": LR, "ema": 0.999, "seed": seed, "bf16": bf16, "preview": preview}
+    history = train_network("unet", unet, loss_of, folder, about=about, **how)
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.eval().to("cpu", memory_format=torch.contiguous_format), history

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import decode_latents, denoising_loss
-from imagic_lib.models import DATA, TINY, family, name_of
+from imagic_lib.models import DATA, TINY, checked_side, family, name_of
 from imagic_lib.stage4_inference import AT_ONCE, guided
 from imagic_lib.training.strategies import OPTIMIZERS, Strategy, precision
 from imagic_lib.unets import LoRA, add_lora
@@ -148,7 +148,7 @@ def advice_after(method: str, strategy: Strategy | None, device: torch.device) -
 def folder_of(model: str | Path) -> Path:
     """Where the configurations of a model are: a folder, "tiny", or SD 1.x by its hub id, without a download. Raises
     ValueError or FileNotFoundError in one sentence for any other."""
-    folder = TINY if str(model) == "tiny" else Path(model)
+    folder = TINY if str(model) == "tiny" else Path(model).expanduser()
     if folder == TINY and not folder.is_dir():
         raise FileNotFoundError(f"the embedded model is missing: there is no {folder}; clone again")
     if folder.is_dir():
@@ -168,6 +168,7 @@ def on_meta(model: StableDiffusionPipeline | str | Path) -> dict[str, nn.Module]
             unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
         except (OSError, ValueError) as error:
             raise ValueError(f"{folder} is not a complete diffusers model: {error}") from error
+        unet["sample_size"] = checked_side(str(model), unet, vae)
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
         return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(CLIPTextConfig(**text))}

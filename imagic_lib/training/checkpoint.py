@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -14,8 +16,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from imagic_lib import files
 from imagic_lib.arguments import warn_caller
-from imagic_lib.files import free_on_disk, load_facts, load_tensors, remove_leftovers, remove_tensors, save_tensors
+from imagic_lib.files import damage_explained
+from imagic_lib.folder import Finite, StoredHistory, Whole
 from imagic_lib.models import fingerprint
 from imagic_lib.pictures import to_picture
 
@@ -26,8 +30,17 @@ SAVE_AFTER = 30.0  # seconds between two checkpoints of a small model
 LOSE_AT_MOST = 600.0  # seconds of work, if the process is killed
 SAVING_SHARE = 0.05  # of the time, where `LOSE_AT_MOST` allows it: a large model's checkpoint takes a minute to write
 LARGE = 10**9  # bytes of a checkpoint that are worth a word
+MOMENTS = {"exp_avg", "exp_avg_sq"}, {"state1"}  # of Adam, of an 8-bit Adam
 NEAR = 0.01  # of a row's length: machines differ by a thousandth at most, two texts by a tenth at least
 DIFFERENT = {"model": "another model", "method": "another method", "images": "another picture", "seed": "another seed"}
+
+
+class StoredCheckpoint(files.Stored):
+    """The facts of a checkpoint."""
+
+    identity: dict
+    history: StoredHistory
+    scaler: dict[str, Whole | Finite]
 
 
 class TrainingJob(NamedTuple):
@@ -37,9 +50,9 @@ class TrainingJob(NamedTuple):
     facts: dict
     near: dict[str, Tensor]
 
-    def difference(self, found: object, near: dict[str, Tensor]) -> str | None:
+    def difference(self, found: dict, near: dict[str, Tensor]) -> str | None:
         """How the job of a checkpoint differs, in words; None if it is the same training."""
-        found = {"bias": 0.0} | found if isinstance(found, dict) else {}  # version 0.1 did not write down a bias of 0
+        found = {"bias": 0.0} | found  # version 0.1 did not write down a bias of 0
         for key, value in (self.facts | {"bias": self.facts.get("bias", 0.0)}).items():
             if key not in found:
                 return "an older version of this library"
@@ -85,41 +98,31 @@ class CheckpointFile:
         if the disk has no room for it."""
         if self.path is None:
             return
-        remove_leftovers(self.path)
-        if self.path.exists():
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(self.path):
             self._load()
             self._check_length(count, decay)
-        need, room = self.training.bytes_on_disk(), free_on_disk(self.path) + size_on_disk(self.path)
-        takes = f"{self.training.name}: its checkpoint takes {need / 1e9:.1f} GB on disk"
-        where = f"{self.path.parent} has room for {room / 1e9:.1f} GB"
-        if need > room:
-            raise ValueError(f"{takes}, and {where}: choose another folder, or train a LoRA, whose checkpoint is small")
-        if need > LARGE:
-            tqdm.write(
-                f"{takes}; {where}" + " (so the old one is deleted before a new one is written)" * (2 * need > room)
-            )
+        check_room(self.path, self.training.bytes_on_disk(), f"{self.training.name}: its checkpoint")
 
     def _check_length(self, count: int, decay: float) -> None:
         """A longer or shorter run is the same training only as long as the rate has not begun to fall in either."""
         done, planned = self.training.done, self.training.history.steps
         if done > count:
             raise ValueError(f"{self.path} has done {done} steps, not {count}: ask for {done}, or delete this file")
-        if planned and planned != count and done > (1 - decay) * min(planned, count):
+        if planned and planned != count and done > 1 + (1 - decay) * min(planned, count):
             falls = f"{self.path} is of a training of {planned} steps, whose learning rate is falling already"
             raise ValueError(f"{falls}: ask for {planned} steps, or delete this file")
 
     def _load(self) -> None:
         training, path = self.training, self.path
-        other = TrainingJob(training.facts, {}).difference(
-            load_facts(path).get("identity"), {}
-        )  # before gigabytes are read
-        if not other:
-            tensors, facts = load_tensors(path)
-            near = {k.removeprefix("near."): v for k, v in tensors.items() if k.startswith("near.")}
-            other = training.job.difference(facts["identity"], near)
-        if other:
+        with damage_explained(path):
+            facts = files.parse(StoredCheckpoint, files.load_facts(path))
+        other = TrainingJob(training.facts, {}).difference(facts["identity"], {})  # before gigabytes are read
+        tensors, _ = ({}, {}) if other else files.load_tensors(path, largest=2 * training.bytes_on_disk() + files.SMALL)
+        near = {k.removeprefix("near."): v for k, v in tensors.items() if k.startswith("near.")}
+        if other := other or training.job.difference(facts["identity"], near):
             raise ValueError(f"{path} is from a training with {other}: choose another folder, or delete this file")
-        try:
+        with damage_explained(path):
             for key, weight in training.weights.items():
                 if (value := tensors[f"trained.{key}"]).shape != weight.shape:
                     raise ValueError(f"{key} has the shape {tuple(value.shape)}")
@@ -128,9 +131,7 @@ class CheckpointFile:
             training.generator.set_state(tensors["generator"])
             if training.scaler and facts["scaler"]:
                 training.scaler.load_state_dict(facts["scaler"])
-            training.history = type(training.history)(**facts["history"] | {"stopped": False})
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a whole checkpoint of {training.name} ({error!r}): delete it") from error
+        training.history = type(training.history).read(facts["history"] | {"stopped": False})
 
     def save(self) -> None:
         """Write the state. If the disk is full the training goes on, with a warning that nothing is kept."""
@@ -144,22 +145,39 @@ class CheckpointFile:
         self.due = time.monotonic() + pause_after(time.monotonic() - began)
 
     def _write(self) -> None:
-        """The old file is kept until the new one is whole, unless the disk has no room for both."""
+        """The old file is kept until the new one is whole, unless the disk has no room for both. A folder that was
+        moved or deleted is not made again."""
         training, path = self.training, self.path
+        os.stat(path.parent)
         tensors = {f"trained.{k}": v for k, v in training.weights.items()} | pack_optimizer(training.optimizer)
         tensors |= {f"near.{k}": v for k, v in training.job.near.items()}
         facts = {"identity": training.facts, "history": asdict(training.history)}
         facts["scaler"] = training.scaler.state_dict() if training.scaler else {}
         free = free_on_disk(path)
         if free < training.bytes_on_disk() <= free + size_on_disk(path):
-            remove_tensors(path)
-        save_tensors(path, tensors | {"generator": training.generator.get_state()}, facts)
+            files.remove_tensors(path)
+        files.save_tensors(path, tensors | {"generator": training.generator.get_state()}, facts)
+
+
+def check_room(path: Path, need: int, what: str) -> None:
+    """Raise ValueError if the disk has no room for so many bytes in place of this file, and announce large ones."""
+    room = free_on_disk(path) + size_on_disk(path)
+    takes, where = f"{what} takes {need / 1e9:.1f} GB on disk", f"{path.parent} has room for {room / 1e9:.1f} GB"
+    if need > room:
+        raise ValueError(f"{takes}, and {where}: choose another folder, or train a LoRA, whose files are small")
+    if need > LARGE:
+        once = " (so the old one is deleted before a new one is written)" if 2 * need > room else ""
+        tqdm.write(f"{takes}; {where}{once}")
 
 
 def pause_after(took: float) -> float:
     """Seconds until the next checkpoint, if this one took so many to write: writing takes its share of the time, and a
     kill loses `LOSE_AT_MOST` at most, the time of writing included."""
     return max(SAVE_AFTER, min(took / SAVING_SHARE, LOSE_AT_MOST - 2 * took))
+
+
+def free_on_disk(path: Path) -> int:
+    return shutil.disk_usage(path.parent).free
 
 
 def size_on_disk(path: Path) -> int:
@@ -177,18 +195,21 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `pack_optimizer`; names of other things are left alone. Raises ValueError for a moment of another
-    shape than its weight's: a fused Adam would read and write beyond it."""
+    """The inverse of `pack_optimizer`; names of other things are left alone. Raises ValueError for a state that is not
+    whole, or a moment of another shape than its weight's: a fused Adam would read and write beyond it."""
     weights, state = weights_in(optimizer), {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
-            if not int(index) < len(weights):
+            if not 0 <= int(index) < len(weights):
                 raise ValueError(f"{key} belongs to no weight")
             wanted = weights[int(index)].shape if name.startswith(("exp_avg", "max_exp_avg", "state")) else value.shape
             if value.shape != wanted or (name == "step" and value.numel() != 1):
                 raise ValueError(f"{key} has the shape {tuple(value.shape)}")
             state.setdefault(int(index), {})[name] = value
+    for index, values in state.items():
+        if not any({"step", *moments} <= values.keys() for moments in MOMENTS):
+            raise ValueError(f"optimizer.{index} lacks a moment")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     for weight, values in optimizer.state.items():
         for name, value in values.items():

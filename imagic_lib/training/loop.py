@@ -43,6 +43,11 @@ class History:
     stopped: bool = False  # by the stop button, before all steps were done
     steps: int = 0  # that were asked for
 
+    @classmethod
+    def read(cls, facts: dict) -> History:
+        """A history from checked JSON (`folder.StoredHistory`). What a newer version wrote besides is left out."""
+        return cls(**{name: value for name, value in facts.items() if name in cls.__dataclass_fields__})
+
     def has_settled(self, patience: int | None) -> bool:
         """True if none of the last `patience` probes was more than 1 % below the best one before them."""
         if patience is None or len(self.probe_loss) <= patience:
@@ -105,7 +110,7 @@ class Training:
         self.name, self.weights, self.optimizer, self.generator = name, weights, optimizer, generator
         self.job, self.run, self.look, self.scaler = job, run, look, scaler
         self.history, self.file = History(), CheckpointFile(run.checkpoint, self)
-        self.bar, self.resumed_at, self.context = None, 0, ExitStack()
+        self.bar, self.resumed_at, self.context, self.stop_pressed = None, 0, ExitStack(), None
 
     def __enter__(self) -> Training:
         self.stop_pressed = self.context.enter_context(stop_button())
@@ -123,6 +128,8 @@ class Training:
         `run.watch` says so, or if the probe has settled; what was learned is kept. Raises ValueError for a checkpoint
         that is not of this training, and FloatingPointError as soon as a loss, a gradient or the probe is not finite.
         """
+        if self.stop_pressed is None:
+            raise RuntimeError(f"{self.name} has not begun: use it in `with Training(…) as training:`")
         self.file.open(count, decay)
         history, called_off, self.resumed_at = self.history, False, self.done
         history.steps, self.began = count, time.monotonic() - history.seconds

@@ -8,7 +8,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from imagic_lib.diffusion import frozen
 from imagic_lib.unets import LoRA, add_lora, unet_copy
 
 OPTIMIZERS = ("Adam", "Adam in backward", "Adam 8-bit")
@@ -104,21 +103,22 @@ def offloaded_to_cpu(*modules: nn.Module):
 
 @contextmanager
 def frozen_unet(pipe: StableDiffusionPipeline, strategy: Strategy | None):
-    """The UNet for a training that changes none of its weights: frozen, the pipeline's own, or a copy that saves memory
-    as the strategy says. Meanwhile the other networks are offloaded."""
-    as_it_is = strategy is None or (strategy.dtype == pipe.unet.dtype and not strategy.checkpointing)
-    device = pipe.unet.device
-    with offloaded_to_cpu(*networks(pipe, but=pipe.unet if as_it_is else None)):
-        unet = pipe.unet if as_it_is else unet_copy(pipe.unet, device, strategy.dtype, strategy.checkpointing)
-        with frozen(unet):
-            yield unet
+    """The UNet for a training that changes none of its weights: a frozen copy, which shares the pipeline's tensors or,
+    if the strategy says so, saves memory. Meanwhile the other networks are offloaded."""
+    how = (strategy.dtype, strategy.checkpointing) if strategy else (pipe.unet.dtype, False)
+    device, own = pipe.unet.device, how == (pipe.unet.dtype, False)
+    with offloaded_to_cpu(*networks(pipe, but=pipe.unet if own else None)):
+        yield unet_copy(pipe.unet, device, *how, share=own).requires_grad_(False)
 
 
 @contextmanager
 def learning_copy(pipe: StableDiffusionPipeline, strategy: Strategy | None, lora: LoRA | None, *, seed: int):
     """(a copy of the UNet, its weights that learn by name): all of them, or those of a LoRA.
 
-    Meanwhile the pipeline's networks are offloaded. After the block nothing of the copy learns."""
+    Meanwhile the pipeline's networks are offloaded. After the block nothing of the copy learns. Raises ValueError for a
+    UNet that has a LoRA already: the new one would replace it, and the finished edit could not be opened again."""
+    if getattr(pipe.unet, "peft_config", None):
+        raise ValueError("this model has a LoRA already: call fuse_lora() and unload_lora_weights() on it first")
     device = pipe.unet.device
     how = (strategy.dtype, strategy.checkpointing) if strategy else ()
     with offloaded_to_cpu(*networks(pipe)):

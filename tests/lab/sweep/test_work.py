@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from imagic_lab.sweep import run, work
+from imagic_lab.sweep import report, run, work
 from imagic_lab.sweep.table import read_table
-from imagic_lab.sweep.work import CLAIMED, DONE, EDIT_WORK, FAILED, TRIES, Setup, attempt, read_json, work_through
+from imagic_lab.sweep.work import CLAIMED, DONE, EDIT_WORK, FAILED, TRIES, Setup, attempt, read_results, work_through
 from imagic_lab.toyworld import Scene
 from imagic_lib import edit as edits
 from imagic_lib.__main__ import main
@@ -145,7 +145,7 @@ def test_damaged_files_of_an_earlier_start_are_set_aside_and_the_edit_begins_ane
     assert [p.name for p in setup.folder(job).iterdir()] == ["job.json"]
     [aside] = (tmp_path / "out" / "edits").glob(f".{job.name}.damaged-*")
     assert (aside / torn).read_bytes() == b"\0" * 99
-    assert aside.name in read_json(setup.folder(job) / "job.json")["notes"][0]
+    assert aside.name in read_results(setup.folder(job) / "job.json")["notes"][0]
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
@@ -301,12 +301,12 @@ def test_an_edit_s_folder_has_its_pictures_and_what_they_measure(tmp_path, edit_
     run.take(tmp_path / "out", EDIT_WORK)
     setup = Setup(str(tmp_path / "out"), "first", cores=1)
     for job, much in zip(edit_jobs, ("", "-scale-0.5"), strict=True):
-        assert attempt(job, setup) == DONE, read_json(setup.error_file(job))
+        assert attempt(job, setup) == DONE, read_results(setup.error_file(job))
         folder = setup.folder(job)
-        facts = read_json(folder / "job.json")
+        facts = read_results(folder / "job.json")
         names = {f"eta-{eta}{much}-seed-{seed}.png" for eta in ("0", "0.7") for seed in (0, 3)}
         assert {p.name for p in folder.iterdir()} == names | {"input.png", "embeddings.safetensors", "job.json"}
-        assert {one["file"] for one in facts["pictures"]} == names and facts["strategy"] is None
+        assert {one["file"] for one in facts["pictures"]} == names and facts.get("strategy") is None
         made = edits.run_edit(
             pipe,
             load_image(tmp_path / "in.png", pipe),
@@ -395,3 +395,96 @@ def test_of_two_models_never_more_than_one_is_in_memory(monkeypatch, no_models_y
     for model in ("a/b", "a/b", "c/d", "a/b"):
         work.model_and_plan(model, None)
     assert loads == ["a/b", "c/d", "a/b"]
+
+
+# ------------------------------------------------------------------------- damaged and hostile folders of a sweep
+
+
+def done_once(tmp_path, setup):
+    """A sweep of one job that is done: the job and its folder."""
+    [job] = jobs_in(tmp_path, ["a cat"])
+    assert attempt(job, setup) == DONE
+    return job, setup.folder(job)
+
+
+@pytest.mark.parametrize("kind", ["lock", "part"])
+def test_a_link_in_the_place_of_a_lock_or_a_part_leads_nowhere(tmp_path, setup, kind):
+    [job] = jobs_in(tmp_path, ["a cat"])
+    (victim := tmp_path / "mine").mkdir()
+    (victim / "thesis.txt").write_text("a year of work")
+    setup.hidden(job, kind).symlink_to(victim if kind == "part" else victim / "thesis.txt")
+    assert attempt(job, setup) == DONE
+    assert [path.name for path in victim.iterdir()] == ["thesis.txt"]
+    assert (victim / "thesis.txt").read_text() == "a year of work" and not setup.folder(job).is_symlink()
+
+
+DAMAGED = {
+    "cut": '{"pictures": [',
+    "deep": "[" * 100_000,
+    "list": "[]",
+    "null picture": '{"pictures": [null]}',
+    "missing keys": '{"pictures": [{"eta": 0.5}]}',
+    "path": '{"pictures": [{"eta": 0.5, "seed": 0, "file": "/etc/private.png", "distance": 0.1, "psnr": 1.0}]}',
+    "up": '{"pictures": [{"eta": 0.5, "seed": 0, "file": "../../private.png", "distance": 0.1, "psnr": 1.0}]}',
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_results_are_done_again(tmp_path, setup, content):
+    job, folder = done_once(tmp_path, setup)
+    (folder / "job.json").unlink()
+    if content is not None:
+        (folder / "job.json").write_text(content)
+    found = run.sweep([job], setup.out, cores=1, work=setup.work)
+    assert (found.done, found.failed, found.left) == (1, 0, 0) and read_results(folder / "job.json")["pictures"]
+
+
+def test_a_link_in_the_place_of_an_edit_is_set_aside_and_the_edit_done(tmp_path, setup):
+    job, folder = done_once(tmp_path, setup)
+    folder.rename(elsewhere := tmp_path / "elsewhere")
+    folder.symlink_to(elsewhere)
+    assert run.sweep([job], setup.out, cores=1, work=setup.work).done == 1 and not folder.is_symlink()
+
+
+@pytest.mark.parametrize("content", ['{"run": 7}', "[]", '{"run": "first"}', "{", '{"run": "first", "error": null}'])
+def test_a_damaged_error_counts_as_none(tmp_path, setup, content):
+    [job] = jobs_in(tmp_path, ["a cat"])
+    setup.error_file(job).write_text(content)
+    assert attempt(job, setup) == DONE
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"work": 7}'])
+def test_a_damaged_mark_is_named(tmp_path, setup, content):
+    (tmp_path / "out" / run.MARK).write_text(content)
+    with pytest.raises(ValueError, match=r"sweep\.json is damaged \(") as refused:
+        run.take(tmp_path / "out", setup.work)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_picture_that_is_a_link_is_not_in_the_report(tmp_path, setup):
+    job, folder = done_once(tmp_path, setup)
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(tmp_path / "private.png")
+    for one in folder.glob("*.png"):
+        one.unlink()
+        one.symlink_to(tmp_path / "private.png")
+    report.write_report(tmp_path / "out", [job], setup)
+    with Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
+        assert (255, 0, 0) not in {colour for _, colour in sheet.convert("RGB").getcolors(10**6)}
+
+
+def test_names_that_are_not_utf_8_and_formulas_kill_no_sweep(tmp_path, setup):
+    [job] = jobs_in(tmp_path, ["=cmd|' /C calc'!A0"])
+    named = replace(job, image=os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff/in.png"))
+    assert run.sweep([named], setup.out, cores=1, work=setup.work).done == 1
+    rows = (tmp_path / "out" / "results.csv").read_text(encoding="utf-8")
+    assert "'=cmd" in rows and str(tmp_path) not in rows
+    for path in (tmp_path / "out").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+
+
+def test_a_pipe_in_a_folder_stops_no_job(tmp_path, setup):
+    [job] = jobs_in(tmp_path, ["a cat"])
+    setup.hidden(job, "part").mkdir()
+    os.mkfifo(setup.hidden(job, "part") / "job.json")
+    assert attempt(job, setup) == DONE

@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def press_ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
 
-def brighten(folder, steps=60, at=None, stop=kill, seed=0):
+def brighten(folder, steps=60, at=None, stop=kill, seed=0, about=None):
     """Train a network like ours, with convolutions in channels_last and dropout, to brighten pictures. `stop` is called
     in step `at`."""
     torch.manual_seed(0)
@@ -50,7 +51,8 @@ def brighten(folder, steps=60, at=None, stop=kill, seed=0):
         x = torch.randn(4, 3, 8, 8, generator=generator)
         return (model(x) - (2 * x + 1)).square().mean()
 
-    curve = training.train_network("brighten", model, loss, folder, steps=steps, lr=0.01, warmup=5, ema=0.9, seed=seed)
+    how = {"steps": steps, "lr": 0.01, "warmup": 5, "ema": 0.9, "seed": seed, "about": about}
+    curve = training.train_network("brighten", model, loss, folder, **how)
     return model.state_dict(), curve
 
 
@@ -78,6 +80,34 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     for other, said in (({"steps": 70}, "ask for 60 steps"), ({"seed": 1}, "another seed")):
         with pytest.raises(ValueError, match=f"{said}.*delete this file"):
             brighten(tmp_path, **other)
+
+
+def test_a_checkpoint_for_other_latents_is_refused(tmp_path):
+    """The VAE was trained anew, so that the UNet's latents are other ones."""
+    brighten(tmp_path, steps=5, about={"latents": "one VAE's"})
+    with pytest.raises(ValueError, match=r"is from a training with latents .*another VAE's"):
+        brighten(tmp_path, steps=5, about={"latents": "another VAE's"})
+
+
+def test_the_unet_is_trained_on_the_latents_that_it_names(monkeypatch):
+    asked = []
+    monkeypatch.setattr(unet, "train_network", lambda *_, about, **__: asked.append(about["latents"]) or {})
+    for value in (0.0, 0.0, 1.0):
+        latents = torch.full((2, 4, 16, 16), value), torch.ones(2, 4, 16, 16)
+        unet.train_unet(latents, [], None, torch.nn.Linear(1, 1), Path("unused"), start_from=SmallUNet())
+    assert asked[0] == asked[1] != asked[2]
+
+
+class SmallUNet(torch.nn.Linear):
+    """What `train_unet` asks a UNet for before its training."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def set_attn_processor(self, processor):
+        pass
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(tmp_path):
