@@ -28,13 +28,13 @@ LATENTS = (
 )
 
 
-def drawing(name: str, alt: str, **values) -> Page:
+def drawing(name: str, alt: str, **values) -> Html:
     """A drawing in which each $name has its value."""
     text = Template(Path(__file__).with_name(f"{name}.svg").read_text(encoding="utf-8")).substitute(values)
-    return Page(img(text.encode(), "svg+xml", alt, "width:720px"), alt)
+    return Html(img(text.encode(), "svg+xml", alt, "width:720px"), alt)
 
 
-def the_map(lit: str = "everything") -> Page:
+def the_map(lit: str = "everything") -> Html:
     """The map of Imagic on Stable Diffusion, with one part in colour and the others pale.
 
     lit: "everything", "model" (all but the stages), "text", "embedding", "unet", "latents", "vae", or "stage 1" to
@@ -48,7 +48,7 @@ def the_map(lit: str = "everything") -> Page:
     return drawing("map", f"{MAP}{lit}.", style=style)
 
 
-def unet_map(unet) -> Page:
+def unet_map(unet) -> Html:
     """The levels of a UNet, from its config, with size and channels of their maps, and where the text enters.
 
     Raises ValueError unless it has three levels, as tiny-sd does.
@@ -72,7 +72,7 @@ def unet_map(unet) -> Page:
     return drawing("unet", alt, style="".join(map(rule.format, plain)), width=config.cross_attention_dim, **told)
 
 
-def latents_stack(picture: Image.Image, z: Tensor, row: int = 8, column: int = 8) -> Page:
+def latents_stack(picture: Image.Image, z: Tensor, row: int = 8, column: int = 8) -> Html:
     """A picture in blocks of 8×8 pixels, and its latents (1, 4, 16, 16) as a stack of maps, with one place marked."""
     lowest, highest = z.amin((2, 3), keepdim=True), z.amax((2, 3), keepdim=True)
     greys = (255 * (z - lowest) / (highest - lowest)).byte().cpu().numpy()[0]

@@ -32,7 +32,7 @@ SLIDE = (
 Pictures = Sequence[Image.Image] | Mapping[str, Image.Image]
 
 
-class Page:
+class Html:
     """HTML that a notebook displays, and a text for readers without HTML."""
 
     def __init__(self, code: str, text: str):
@@ -45,7 +45,7 @@ class Page:
 def show_page(code: str, text: str) -> None:
     from IPython.display import display
 
-    display(Page(code, text))
+    display(Html(code, text))
 
 
 def png_of(figure: Figure | Image.Image, dpi: int = 80) -> bytes:

@@ -126,8 +126,8 @@ function render({ model, el }) {
   const get = (name) => model.get(name);
   const send = (message, buffers) => {
     const id = (last = Math.max(Date.now(), last + 1));
-    model.send({ ...message, id }, undefined, buffers);
     setTimeout(() => { if (get("now").heard < id) lost.textContent = LOST; }, 8000);
+    model.send({ ...message, id }, undefined, buffers); // which may fail after a restart
   };
   const button = (words, message, props = {}) =>
     h("button", { type: "button", onclick: () => send(message()), ...props }, words);
