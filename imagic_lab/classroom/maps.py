@@ -12,7 +12,7 @@ from string import Template
 from PIL import Image
 from torch import Tensor
 
-from imagic_lab.classroom.plots import Page, img, url_of, webp_of
+from imagic_lab.classroom.plots import Html, img, url_of, webp_of
 
 MODEL = ("model", "text", "embedding", "unet", "latents", "vae")
 PARTS = ("everything", *MODEL, "stage 1", "stage 2", "stage 3", "stage 4")
