@@ -18,7 +18,7 @@ class Tries(NamedTuple):
 
 
 TRIES = {  # by the noise that the pictures start from; measured on the embedded model: imagic_lab/numbers/suggestion.py
-    "own": Tries({"tiny": (1.0, 1.2), "stable-diffusion": (0.8, 1.0)}, (0.25, 0.5), {}),
+    "own": Tries({"tiny": (0.8, 1.0, 1.2), "stable-diffusion": (0.6, 0.8, 1.0)}, (0.25, 0.5), {}),
     # the paper finds 0.6 to 0.8 best; fewer steps than a final picture has, because whether it succeeds shows
     "random": Tries({"tiny": (0.8, 1.0), "stable-diffusion": (0.6, 0.8)}, (0.5, 0.75, 1.0),
                     {"scheduler": "sde-dpm++", "steps": 15}),

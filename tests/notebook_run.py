@@ -16,7 +16,7 @@ import pytest
 from nbval import plugin
 from nbval.plugin import IPyNbCell
 
-from notebooks import build
+from imagic_lab.classroom import build
 
 os.environ.update(build.ENVIRONMENT)  # the kernels inherit it
 
@@ -35,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """The options of nbval (its names): compare tagged cells alone, in this environment, ten minutes a cell."""
     config.option.nbval_lax = config.option.nbval_current_env = True
     config.option.nbval_cell_timeout = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The solutions of a notebook run after all its other cells: these are the student's edition, unfilled."""
+    first = {item.parent: k for k, item in reversed(list(enumerate(items)))}
+    tags = {item: item.cell.metadata.get("tags", []) for item in items if isinstance(item, IPyNbCell)}
+    place = {item: (first[item.parent] if item in tags else k) for k, item in enumerate(items)}
+    items.sort(key=lambda item: (place[item], "solution" in tags.get(item, [])))
 
 
 def near(new: str, stored: str) -> bool:

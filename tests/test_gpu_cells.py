@@ -96,7 +96,7 @@ def test_with_a_gpu_the_notebook_waits_until_run_is_pressed(tmp_path):
 def large(pipe, monkeypatch):
     """Stable Diffusion 1.4's own architecture at a twentieth of its width, with random weights; to the library it is a
     Stable Diffusion."""
-    for module in (models, stage4_inference, suggestion, studio_state, studio):
+    for module in (models, stage4_inference, suggestion, studio_state):
         monkeypatch.setattr(module, "family", lambda pipe: "stable-diffusion")
     for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"], stage4_inference.DEFAULTS):
         monkeypatch.setitem(defaults, "stable-diffusion", defaults["stable-diffusion"] | {"steps": 2})
@@ -118,10 +118,10 @@ def test_the_studio_edits_with_the_large_architecture_stops_and_goes_on_on_anoth
     Image.effect_noise((96, 64), 80).convert("RGB").save(photo := tmp_path / "photo.jpg")
     drawn, pictures = [], imagic.ImagicEdit.pictures
     monkeypatch.setattr(imagic.ImagicEdit, "pictures", lambda self, *a, **k: drawn.append(k) or pictures(self, *a, **k))
-    monkeypatch.setattr(imagic.ImagicEdit, "suggest", lambda self: pytest.fail("it would download CLIP"))
+    monkeypatch.setattr(suggestion, "suggest", lambda *edit: pytest.fail("it would download CLIP"))
     monkeypatch.setattr(studio_state, "GALLERY_ETAS", (0.0, 1.0))
     desk = studio.studio(large, photo, "a photo of a house in the snow", place=tmp_path / "edits")
-    assert desk.view.sampler.layout.display == "" and desk.view.crop_controls.layout.display == ""
+    assert desk.now["sampling"] == "fast" and not desk.now["picture"]["square"] and desk.now["chips"] == {}
     ways = [Strategy(optimizer="Adam in backward", checkpointing=True), Strategy()]
     monkeypatch.setattr(studio_state, "strategy_of", lambda state: ways[0])
     studio_state.prepare(desk.state)
@@ -134,12 +134,13 @@ def test_the_studio_edits_with_the_large_architecture_stops_and_goes_on_on_anoth
         studio_state.train(desk.state, stop)
     ways.reverse()
     later = studio.studio(large, place=tmp_path / "edits")
-    later.view.shelf.children[0].open.click()
+    studio.ANSWERS["open"][0](later, desk.state.folder.name)
     later.click("go_on")
     assert len(later.wait(600).unet_history.loss) == 2 and len(later.state.pictures) == 4
     assert drawn and all(how["scheduler"] == "dpm++" and how["half"] for how in drawn)
-    later.view.sampler.index = 1
-    assert later.state.sampling == {"half": True}
+    later.hear(later, {"do": "sampling", "sampling": "own"}, [])
+    later.hear(later, {"do": "example", "name": "cat-photo.jpg"}, [])
+    assert later.state.sampling == {"half": True} and later.now["text"] == "a photo of a cat in the snow"
 
 
 @pytest.mark.filterwarnings("ignore:the embedded model")

@@ -1,4 +1,4 @@
-"""What the notebooks teach with: the map, figures and films, predictions, checks of exercises, widgets and a vote."""
+"""Tools for teaching: maps, figures and films, predictions, checks of exercises, widgets and a vote."""
 
 from imagic_lab.classroom.course import score
 from imagic_lab.classroom.ladder import check

@@ -25,7 +25,7 @@ NOTEBOOKS = json.loads(Path(__file__).with_name("answers.json").read_text(encodi
 EXERCISES = {name: exercise for exercises in NOTEBOOKS.values() for name, exercise in exercises.items()}
 
 
-def check(name: str, answer, *given) -> None:
+def verdict(name: str, answer, *given) -> None:
     """Print a verdict on the answer to an exercise. given: values of the notebook on which the right one depends."""
     exercise = EXERCISES[name] | (ANSWERS[name](*given) if name in ANSWERS else {})
     pairs = [(answer, exercise.get("answer"))]
@@ -33,7 +33,7 @@ def check(name: str, answer, *given) -> None:
         pairs = [(answer(*deepcopy(inputs)), result) for inputs, result in exercise["calls"]]
     if pairs[0][0] is None or pairs[0][0] is ...:
         print("not attempted yet: replace the three dots with your answer")
-    elif all(agree(found, right, exercise.get("within", 1e-3), SEEN.get(name)) for found, right in pairs):
+    elif all(same_answer(found, right, exercise.get("within", 1e-3), SEEN.get(name)) for found, right in pairs):
         print("right:", exercise["praise"])
     else:
         print("not yet:", exercise["hint"])
@@ -44,10 +44,10 @@ def __getattr__(name: str) -> Callable:
     exercise = name.removeprefix("check_")
     if exercise == name or exercise not in EXERCISES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return partial(check, exercise)
+    return partial(verdict, exercise)
 
 
-def agree(found, right, within: float, seen: Callable | None = None) -> bool:
+def same_answer(found, right, within: float, seen: Callable | None = None) -> bool:
     """Is an answer right? False also for one of the wrong kind. seen: applied to both before they are compared."""
     if right is None:
         return found is None

@@ -1,4 +1,4 @@
-"""What the notebooks of the course share: the tables `notebooks/*.toml`, and what a reader has answered so far.
+"""Tables that all notebooks share, `notebooks/*.toml`, and what a reader has answered so far.
 
 Predictions, answers and points are kept in `out/progress.json`, so a restarted kernel still knows them; to start the
 course again, delete that file. The environment variable IMAGIC_PROGRESS names another file; if it is empty, nothing is
@@ -13,7 +13,9 @@ import json
 import os
 import sys
 from pathlib import Path
+from string import Template
 
+from imagic_lib.files import write_atomically
 from imagic_lib.models import DATA
 
 if sys.version_info >= (3, 11):
@@ -23,15 +25,9 @@ else:
 
 NOTEBOOKS = DATA.parent / "notebooks"
 MEMORY: dict[str, dict] = {}  # the progress, where no file keeps it
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Progress</title>
-<style>body{{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
-table{{border-collapse:collapse}}td,th{{border:1px solid #999;padding:.3em .6em;text-align:left;vertical-align:top}}
-pre{{margin:0;white-space:pre-wrap}}</style>
-<h1>Imagic, taught: {points} of {of} points</h1>
-<table><tr><th>key</th><th>question</th><th>answer</th><th>measured</th><th>points</th></tr>{rows}</table></html>"""
 
 
-def table(name: str) -> dict[str, dict]:
+def table_of(name: str) -> dict[str, dict]:
     """The table `notebooks/NAME.toml`: for each notebook ("02") its entries by name. Empty if there is no such file."""
     path = NOTEBOOKS / f"{name}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -40,15 +36,16 @@ def table(name: str) -> dict[str, dict]:
 def entry(name: str, key: str):
     """The entry `key`, such as "02.rebuilt", of a table. Raises ValueError, in one sentence, if it is not there."""
     number, _, rest = key.partition(".")
-    found = table(name).get(number, {}).get(rest)
+    found = table_of(name).get(number, {}).get(rest)
     if found is None:
         raise ValueError(f"“{key}” is not in notebooks/{name}.toml: add “{rest}” under [{number}] there")
     return found
 
 
 def kept_in() -> Path | None:
-    """The file that keeps the progress; None if nothing is kept."""
-    path = os.environ.get("IMAGIC_PROGRESS", str(DATA.parent / "out" / "progress.json"))
+    """The file that keeps the progress; None if nothing is kept, as in a read-only repository."""
+    usual = DATA.parent / "out" / "progress.json" if os.access(DATA.parent, os.W_OK) else ""
+    path = os.environ.get("IMAGIC_PROGRESS", str(usual))
     return Path(path) if path else None
 
 
@@ -63,29 +60,24 @@ def recall() -> dict[str, dict]:
         raise ValueError(f"{path} can't be read ({error}): delete it to start with no points") from error
 
 
-def keep(path: Path, text: str) -> None:
-    """Write a file in one move: an interrupted write leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(path.with_suffix(".tmp"), path)
-
-
 def note(key: str, **what) -> dict:
     """Add to what is known about a prediction or an exercise; returns all that is known about it."""
     progress, path = recall(), kept_in()
     progress[key] = progress.get(key, {}) | what
     if path:
-        keep(path, json.dumps(progress, indent=1, ensure_ascii=False))
+        text = json.dumps(progress, indent=1, ensure_ascii=False)
+        write_atomically(path, lambda place: place.write_text(text, encoding="utf-8"))
     return progress[key]
 
 
 def page(progress: dict[str, dict]) -> str:
     """The progress as an HTML page to hand in: predictions, answers and points, and nothing about the person."""
-    rows = ""
+    rows, columns = "", ("question", "answer", "measured", "points")
     for key, known in sorted(progress.items()):
-        cells = key, known.get("question", ""), known.get("answer", ""), known.get("measured", ""), known["points"]
+        cells = [key, *(known.get(column, "") for column in columns)]
         rows += "<tr>" + "".join(f"<td><pre>{html.escape(str(cell))}</pre></td>" for cell in cells) + "</tr>\n"
-    return PAGE.format(points=sum(known["points"] for known in progress.values()), of=len(progress), rows=rows)
+    points, template = sum(known["points"] for known in progress.values()), Path(__file__).with_name("progress.html")
+    return Template(template.read_text(encoding="utf-8")).substitute(points=points, of=len(progress), rows=rows)
 
 
 def score(notebook: str) -> None:
@@ -93,7 +85,9 @@ def score(notebook: str) -> None:
     progress, path = recall(), kept_in()
     mine = {key: known for key, known in progress.items() if key.startswith(f"{notebook}.")}
     guesses = [known for known in mine.values() if "options" in known]
-    exercises = [mine.get(f"{notebook}.{name}", {}).get("points", 0) for name in table("exercises").get(notebook, {})]
+    exercises = [
+        mine.get(f"{notebook}.{name}", {}).get("points", 0) for name in table_of("exercises").get(notebook, {})
+    ]
     right, made = sum(known["points"] for known in guesses), sum("answer" in known for known in guesses)
     print(f"predictions: {right} of {len(guesses)} right, {len(guesses) - made} not made")
     print(f"exercises: {sum(exercises)} of {len(exercises)} solved")
@@ -101,7 +95,7 @@ def score(notebook: str) -> None:
     if path:
         from IPython.display import HTML, display
 
-        keep(path.with_suffix(".html"), page(progress))
+        write_atomically(path.with_suffix(".html"), lambda place: place.write_text(page(progress), encoding="utf-8"))
         data = base64.b64encode(page(progress).encode()).decode()
         link = f'<a download="progress.html" href="data:text/html;base64,{data}">progress.html</a>'
         display(HTML(f"To hand in: {link} (all notebooks so far; no name in it)"))

@@ -50,12 +50,14 @@ def check(key: str, answer, **given) -> None:
     found, fault = look(answer, solution, calls)
     if fault == MISSING:
         return print(MISSING)
-    right = not fault and any(map(fits, [solution, *exercise.get("accept", [])]))
+    right = not fault and any(map(fits, [solution, *(evaluate(text, names) for text in exercise.get("accept", []))]))
     if found:
-        asked = f"your function gave {describe(found[0])} for {describe(calls[0])}" if callable(answer) else ""
+        differs = [not agree(a, b, within, seen) for a, b in zip(found, outcomes(solution, calls), strict=True)]
+        k = differs.index(True) if any(differs) else 0
+        asked = f"your function gave {describe(found[k])} for {describe(calls[k])}" if callable(answer) else ""
         print(asked or f"your answer: {describe(answer)}")
-    mistakes = [(evaluate(wrong, names), says) for wrong, says in exercise["mistakes"]]
-    says = fault or next((says for wrong, says in mistakes if fits(wrong)), exercise["hint"])
+    likely = (says for wrong, says in exercise["mistakes"] if fits(evaluate(wrong, names)))
+    says = fault or next(likely, exercise["hint"])
     print(f"right, 1 point: {exercise['praise']}" if right else f"not yet: {says}")
     if not recall().get(key, {}).get("points"):  # a right answer stays
         note(key, question="exercise", answer=source_of(answer), points=int(right))
@@ -142,7 +144,7 @@ def plain(answer) -> str:
 def number(answer) -> Tensor:
     """A number, also as a text ("16,384", "−0,5"), or numbers, as a tensor. Raises ValueError or TypeError."""
     if isinstance(answer, str):
-        text = plain(answer).replace(" ", "").replace("_", "")
+        text = re.sub(r"(?<=\d)[^\d.,]+$", "", plain(answer)).replace(" ", "").replace("_", "")  # without a unit
         thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text)
         answer = float(text.replace(",", "" if thousands else "."))
     if isinstance(answer, list | tuple):
@@ -166,7 +168,7 @@ def describe(value) -> str:
 
 
 def source_of(answer) -> str:
-    """What is handed in: the text of a function, or the answer."""
+    """The text of a function, or the answer in short, to be handed in."""
     try:
         return inspect.getsource(answer) if callable(answer) else describe(answer)
     except (OSError, TypeError):

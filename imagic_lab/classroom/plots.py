@@ -63,7 +63,7 @@ def webp_of(pictures: Sequence[Image.Image], **options) -> bytes:
     """A picture, or several as a film, as a WebP file."""
     buffer = io.BytesIO()
     more = {"save_all": True, "append_images": pictures[1:]} if len(pictures) > 1 else {}
-    pictures[0].save(buffer, format="WebP", **more, **options)
+    pictures[0].convert("RGB").save(buffer, format="WebP", **more, **options)
     return buffer.getvalue()
 
 
@@ -75,10 +75,13 @@ def picture_of(figure: Figure | Image.Image, dpi: int = 80) -> Image.Image:
     return figure.convert("RGB")
 
 
+def url_of(data: bytes, kind: str) -> str:
+    """A file as an address that contains it. kind: such as "png"."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
 def img(data: bytes, kind: str, alt: str, style: str) -> str:
-    """The HTML of a picture. data: a file of this kind, such as "png"."""
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<img alt="{html.escape(alt)}" src="{source}" style="max-width:100%;height:auto;{style}">'
+    return f'<img alt="{html.escape(alt)}" src="{url_of(data, kind)}" style="max-width:100%;height:auto;{style}">'
 
 
 def grid(columns: int) -> str:
@@ -89,34 +92,36 @@ def grid(columns: int) -> str:
     return f"{tracks};max-width:{widest}px;margin:6px 0;font-size:1.15em"
 
 
-def tile(pictures: Sequence[Image.Image], alts: Sequence[str], caption: str, **options) -> str:
+def one_tile(pictures: Sequence[Image.Image], alts: Sequence[str], caption: str, **options) -> str:
     """The HTML of a picture with a caption below it; of several pictures only the first is seen."""
     code = "".join(
-        img(webp_of([picture.convert("RGB")], **options), "webp", alt, f"width:100%;display:{'none' if k else 'block'}")
+        img(webp_of([picture], **options), "webp", alt, f"width:100%;display:{'none' if k else 'block'}")
         for k, (picture, alt) in enumerate(zip(pictures, alts, strict=True))
     )
     caption = f'<figcaption style="text-align:center">{html.escape(caption)}</figcaption>' if caption else ""
     return f'<figure style="margin:0">{code}{caption}</figure>'
 
 
-def row_of(pictures: Pictures, alt: str) -> str:
-    """Pictures side by side, on narrow screens in several lines. The first one carries the alternative text of all."""
-    captions = list(pictures) if isinstance(pictures, Mapping) else [""] * len(pictures)
-    pictures = list(pictures.values()) if isinstance(pictures, Mapping) else pictures
+def row_of(pictures: Pictures, captions: Sequence[str], alt: str, label: str = "") -> str:
+    """Pictures side by side, on narrow screens in several lines. The first one has the alternative text of all."""
+    if isinstance(pictures, Mapping):
+        captions, pictures = list(pictures), list(pictures.values())
     if len(pictures) > COLUMNS:
         raise ValueError(f"{len(pictures)} pictures in a row: at most {COLUMNS} can be seen from the last row")
-    alts = [alt] + [""] * len(pictures)
-    tiles = (tile([p], [a], c, lossless=True) for p, a, c in zip(pictures, alts, captions, strict=False))
-    return f'<div style="{grid(len(pictures))}">{"".join(tiles)}</div>'
+    captions = captions or [""] * len(pictures)
+    alts = [alt, *(caption or f"picture {k}" for k, caption in enumerate(captions[1:], 2))]
+    tiles = (one_tile([p], [a], c, lossless=True) for p, a, c in zip(pictures, alts, captions, strict=True))
+    return (
+        f"<b>{html.escape(label)}</b>" if label else ""
+    ) + f'<div style="{grid(len(pictures))}">{"".join(tiles)}</div>'
 
 
-def show(shown: Figure | Image.Image | Pictures | Mapping[str, Sequence[Image.Image]], key: str,
-         titles: Sequence[str] = ()) -> None:  # fmt: skip
+def show(shown: Figure | Image.Image | Pictures | Mapping[str, Pictures], key: str, titles: Sequence[str] = ()) -> None:
     """Show a figure, or pictures in rows of six at most, with the alternative text "02.rebuilt" of alt.toml.
 
-    shown: a figure, a picture, pictures, {caption: picture}, or {label: pictures} for several rows of pictures with the
-    same titles. Raises ValueError for a row that is too long and for a key without a text. A key with spaces is itself
-    the text.
+    shown: a figure, a picture, pictures, {caption: picture}, or {label: pictures} for several rows. titles: captions of
+    the pictures in each row. Raises ValueError for a row that is too long and for a key without a text. A key with
+    spaces is itself the text.
     """
     if " " in key:
         from IPython.display import Image as Shown
@@ -127,37 +132,31 @@ def show(shown: Figure | Image.Image | Pictures | Mapping[str, Sequence[Image.Im
     if isinstance(shown, Figure):
         style = f"width:{96 * shown.get_figwidth():.0f}px;background:white"
         return show_page(img(png_of(shown, dpi=144), "png", alt, style), alt)
-    rows = shown if isinstance(shown, Mapping) else {"": [shown] if isinstance(shown, Image.Image) else shown}
-    rows = {"": rows} if any(isinstance(one, Image.Image) for one in rows.values()) else rows
-    code = ""
-    for k, (label, pictures) in enumerate(rows.items()):
-        named = dict(zip(titles, pictures, strict=True)) if titles else pictures
-        code += (f"<b>{html.escape(label)}</b>" if label else "") + row_of(named, "" if k else alt)
-    return show_page(code, alt)
+    if isinstance(shown, Mapping) and not any(isinstance(one, Image.Image) for one in shown.values()):
+        alts = [alt, *list(shown)[1:]]
+        rows = (row_of(row, titles, a, label) for (label, row), a in zip(shown.items(), alts, strict=True))
+        return show_page("".join(rows), alt)
+    return show_page(row_of([shown] if isinstance(shown, Image.Image) else shown, titles, alt), alt)
 
 
 def slide(rows: Mapping[str, Sequence[Image.Image]], stops: Sequence[str], key: str) -> None:
-    """Show a slider over finished pictures, which needs no kernel: it also works on an exported page.
+    """Show a slider over finished pictures. It needs no kernel, so it also works on an exported page.
 
     rows: side by side, by caption; a list of one picture stays as it is, e.g. {"input": [x], "edit": edits}. stops:
     what the slider says for each picture, e.g. "η = 0.5". key: of its alternative text in alt.toml. Raises ValueError
     unless each row has one picture or as many as there are stops.
     """
     alt, figures = entry("alt", key), ""
-    if odd := [caption for caption, row in rows.items() if len(row) not in (1, len(stops))]:
-        raise ValueError(
-            f"row {odd[0]}: {len(rows[odd[0]])} pictures for {len(stops)} stops: give one per stop, or one"
-        )
     for caption, row in rows.items():
+        if len(row) not in (1, len(stops)):
+            raise ValueError(f"{caption}: {len(row)} pictures for {len(stops)} stops: give one per stop, or one")
         alts = [f"{caption}, {stop}" for stop in stops[: len(row)]]
         alts[0] = alts[0] if figures else alt
-        figures += tile(row, alts, caption, quality=88)
-    texts = html.escape("|".join(stops))
-    knob = (
-        f'<input type="range" value="0" max="{len(stops) - 1}" data-stops="{texts}" oninput="{SLIDE}" style="width:60%"'
-    )
-    show_page(f'<div>{knob} aria-label="{html.escape(alt)}"> <output>{html.escape(stops[0])}</output>'
-              f'<div style="{grid(len(rows))}">{figures}</div></div>', alt)  # fmt: skip
+        figures += one_tile(row, alts, caption, quality=88)
+    stops = [html.escape(stop) for stop in stops]
+    knob = f'<input type="range" value="0" max="{len(stops) - 1}" data-stops="{"|".join(stops)}" oninput="{SLIDE}"'
+    knob += f' style="width:60%" aria-label="{html.escape(alt)}"> <output>{stops[0]}</output>'
+    show_page(f'<div>{knob}<div style="{grid(len(rows))}">{figures}</div></div>', alt)
 
 
 def film(frames: Sequence[Figure | Image.Image], key: str, fps: float = 4, labels: Sequence[str] = ()) -> None:

@@ -62,7 +62,7 @@ def show_widget(widget: widgets.Widget, code: str, text: str) -> None:
 def reveal(key: str, answer: str, measured: str = "") -> None:
     """Print what was measured, after what was predicted, with a point for a right prediction.
 
-    answer: the option that the measurement has shown to be right. measured: the numbers behind it. Raises ValueError
+    answer: option that the measurement has shown to be right. measured: numbers behind it, as a text. Raises ValueError
     if `answer` is not an option of the prediction.
     """
     known = recall().get(key, {})

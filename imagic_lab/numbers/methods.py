@@ -36,19 +36,20 @@ from imagic_lab.numbers.results import FOLDER
 from imagic_lib.files import write_atomically
 
 WORK_FOLDER = ROOT / "runs" / "benchmark"
-SHEET_METHODS = ("imagic", "imagic-fast", "no-stage-2", "sdedit", "npi", "p2p", "ledits")
+SHEET_METHODS = ("imagic", "imagic-own", "no-stage-2", "sdedit", "npi", "p2p", "ledits")
 SHEET_EDITS = 12  # three of each kind
 TILE_PIXELS = 128  # pixels
 ABOVE, RIGHT, BELOW, LEFT = (0, 11), (13, 0), (0, -11), (-13, 0)  # points from a dot to its number
 NUMBER_PLACES = {
     "imagic": BELOW,
-    "imagic-fast": ABOVE,
+    "imagic-own": ABOVE,
     "community": BELOW,
     "ddim-inversion": BELOW,
     "npi": BELOW,
     "p2p": LEFT,
 }
 NUMBER_PLACES |= {"ledits": ABOVE, "text": ABOVE, "sdedit": BELOW}
+INVERSIONS = ["ddim-inversion", "npi", "p2p", "null-text", "pnp-inversion", "edit-friendly", "h-edit", "ddcm", "ledits"]
 GROUP_COLOURS = {"imagic": "#0072B2", "community": "#D55E00", "inversion": "#009E73", "other": "#555555"}
 
 
@@ -103,11 +104,11 @@ def figure_of_methods(points: dict[str, dict], methods: dict[str, Method]) -> Fi
 
 def group_of(name: str) -> str:
     """Imagic of this library, Imagic of the community, a method that starts from an inversion, or another one."""
-    if name.startswith(("imagic", "no-stage")):
+    if name.startswith(("imagic", "no-stage", "own")):
         return "imagic"
     if name.startswith("community"):
         return "community"
-    return "inversion" if name in ("ddim-inversion", "npi", "p2p", "null-text", "ledits") else "other"
+    return "inversion" if name in INVERSIONS else "other"
 
 
 def sheet_of_methods(

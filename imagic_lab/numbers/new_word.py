@@ -248,7 +248,7 @@ def word_verdicts(found: dict) -> list[str]:
         picked, text = ([share_with_interval(*share) for share in of_both] for of_both in shares.values())
         red = [f"{100 * np.mean([run['red car is red'] for run in some]):.0f} %" for some in both]
         lines.append(
-            f"{' in place of '.join(words)}: picked {picked[0]} → {picked[1]}; text holds {text[0]} → {text[1]}; "
+            f"{' instead of '.join(words)}: picked {picked[0]} → {picked[1]}; text holds {text[0]} → {text[1]}; "
             f"a red car is red {red[0]} → {red[1]}."
         )
     return lines

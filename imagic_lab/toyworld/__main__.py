@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="one edit with its ground truth", description=DEMO)
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: out/demo)")
-    demo.set_defaults(run=run_demo, eta=None, seed=[0, 1], scale=None, suggest=True, fast=False)  # options of `edit`
+    # options of `edit`
+    demo.set_defaults(run=run_demo, eta=None, seed=[0, 1], scale=None, suggest=True, fast=False, noise="own")
     return main
 
 

@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -101,3 +102,22 @@ def attributes_in(text: str) -> dict[str, str]:
         if places := [(match.start(), -len(form), value) for match, form, value in matches if match]:
             found[name] = min(places)[2]  # the first; of two that begin together, the longer one
     return found
+
+
+def values_beside(text: str) -> dict[str, tuple[str, ...]]:
+    """The values that each attribute can have in this text: the poses are those of its subject."""
+    poses = POSES_OF.get(attributes_in(text).get("subject"), ATTRIBUTES["pose"])
+    return ATTRIBUTES | {"pose": poses}
+
+
+def reworded(text: str, caption: str, **change: str) -> str:
+    """The plain caption that differs from the text by these attributes. What the text leaves out, `caption` says.
+
+    >>> reworded("a dog in the snow", "a brown dog sitting on the grass", pose="jumping")
+    'a brown dog jumping in the snow'
+    """
+    named = {name: values[0] for name, values in ATTRIBUTES.items()}
+    named |= attributes_in(caption) | attributes_in(text) | change
+    if named["pose"] not in (poses := POSES_OF[named["subject"]]):
+        named["pose"] = poses[0]
+    return plain_caption(SimpleNamespace(**named))

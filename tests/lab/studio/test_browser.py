@@ -1,15 +1,15 @@
-"""The notebooks in JupyterLab, as a reader sees them: all cells run, the η slider moves the picture, the studio edits.
+"""The studio and a notebook in JupyterLab, as a reader sees them, in Chromium.
 
-All tests share one JupyterLab, one Chromium and one studio. They need Debian's Chromium (apt-get install chromium) and
-playwright, and are skipped without them.
+All tests share one JupyterLab and one Chromium. They need Debian's Chromium (apt-get install chromium) and playwright,
+and are skipped without them. The studio's journey is made twice, at the width of a laptop and at that of a phone.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,41 +17,34 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[3]
-PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "600"))  # seconds for one notebook; a busy machine may need more
-NOTEBOOKS = ("04_interpolation.ipynb", "06_everything.ipynb")
-HASTE_IN_STUDIO = """desk.state.embedding_steps, desk.state.unet_steps, desk.state.sampling = 12, 12, {"steps": 2}
-studio_state.suggests_by_itself, studio_state.GALLERY_ETAS = lambda studio: False, (0.0, 1.0)"""
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-STUDIO = "studio.ipynb"
-STUDIO_CELLS = (
-    "import imagic_lib as imagic\nfrom imagic_lab.studio import app as studio\n"
-    "from imagic_lab.studio import state as studio_state",
-    "desk = studio.studio(imagic.load_pipeline('tiny'), place='edits')",
-    "" if os.environ.get("STUDIO_PICTURES") else HASTE_IN_STUDIO,
-    "desk",
-)
-LOAD = 'pipe = imagic.load_pipeline("tiny")'
+PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "300"))  # seconds for one step; a busy machine may need more
+STUDIO, SLIDER = "studio.ipynb", "04_interpolation.ipynb"
 HASTE = """
-from imagic_lab.toyworld.reader import Reader
-from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference, suggestion
-stage1_embedding.DEFAULTS["tiny"]["steps"] = stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = 10
-stage4_inference.DEFAULTS["tiny"]["steps"], suggestion.SAMPLING["steps"] = 4, 2
-Reader.scene = lambda reader, picture: reader.glance(picture)[0]  # without the fit, which takes a second
+from imagic_lab.studio import state
+from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
+from imagic_lib.suggestion import Suggestion
+stage1_embedding.DEFAULTS["tiny"]["steps"], stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = 4, STEPS
+stage4_inference.DEFAULTS["tiny"]["steps"] = state.PREVIEW_STEPS = 2
+state.GALLERY_ETAS = 0.0, 0.8, 1.0
+state.suggestion.suggest = lambda edit, measure: Suggestion(1.0, 1.0, {(1.0, 1.0): 1.0})
 """  # nbval runs the notebooks unchanged; these tests are about the page, which looks the same after fewer steps
 SETTINGS = {  # the page holds all cells, even those out of sight; no news from the network
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "docmanager-extension/plugin": {"autosave": False},
+    "apputils-extension/themes": {"theme": "JupyterLab Light"},
 }
+
+
+# -- JupyterLab, as `make lab` starts it
 
 
 def free_port() -> int:
@@ -60,115 +53,81 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def answer_of(lab: SimpleNamespace, path: str):
-    request = urllib.request.Request(f"{lab.address}/{path}", headers={"Authorization": f"token {lab.token}"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
+def answer_of(lab: SimpleNamespace, path: str, method: str = "GET"):
+    headers, data = {"Authorization": f"token {lab.token}"}, b"{}" if method == "POST" else None
+    request = urllib.request.Request(f"{lab.address}/{path}", data, headers, method=method)
+    with urllib.request.urlopen(request, timeout=60) as reply:
         return json.load(reply)
 
 
-def ask(lab: SimpleNamespace, path: str) -> None:
-    """POST a request to the server."""
-    headers = {"Authorization": f"token {lab.token}"}
-    urllib.request.urlopen(
-        urllib.request.Request(f"{lab.address}/{path}", b"{}", headers, method="POST"), timeout=60
-    ).close()
-
-
-def fresh(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without its outputs and cell numbers (new numbers show which cells have run), and in haste."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-            cell.source = cell.source.replace(LOAD, HASTE + LOAD)
-            cell.metadata.pop("jupyter", None)  # a folded cell hides its number
-    return notebook
-
-
-def fill(home: Path) -> None:
-    """The library, copies of the notebooks, the notebook of the studio, and JupyterLab's settings."""
+def fill(home: Path, haste: str) -> None:
+    """The library, copies of two notebooks in haste and without outputs, and JupyterLab's settings."""
     for name in ("imagic_lib", "imagic_lab", "data"):
         (home / name).symlink_to(ROOT / name)
     (home / "notebooks").mkdir()
-    for name in NOTEBOOKS:
-        nbformat.write(fresh(nbformat.read(ROOT / "notebooks" / name, as_version=4)), home / "notebooks" / name)
-    studio = new_notebook(cells=[new_code_cell(c or "pass") for c in STUDIO_CELLS], metadata={"kernelspec": KERNEL})
-    nbformat.write(studio, home / "notebooks" / STUDIO)
+    for name in (STUDIO, SLIDER):
+        notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+                cell.source = re.sub(r"^(.*load_pipeline)", haste + r"\1", cell.source, flags=re.MULTILINE)
+                cell.metadata.pop("jupyter", None)  # a folded cell hides its number
+        nbformat.write(notebook, home / "notebooks" / name)
     for name, values in SETTINGS.items():
         file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
 
 
 def start(home: Path) -> SimpleNamespace:
-    """JupyterLab on a free port, in its own process group."""
+    """JupyterLab on a free port, in its own process group, with trusted notebooks."""
     port, token = free_port(), "of-the-test"
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
-    command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home}", "--ServerApp.ip=127.0.0.1"]
     own = {f"JUPYTER_{name}_DIR": str(home / "jupyter" / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(home)}
+    trust = [sys.executable, "-m", "jupyter", "trust", *map(str, (home / "notebooks").glob("*.ipynb"))]
+    subprocess.run(trust, env=environment, check=True, capture_output=True)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
+    command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home}", "--ServerApp.ip=127.0.0.1"]
     with open(home / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
-    return SimpleNamespace(address=f"http://127.0.0.1:{port}", token=token, home=home, process=process)
+    lab = SimpleNamespace(address=f"http://127.0.0.1:{port}", token=token, home=home, process=process)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        assert process.poll() is None, (home / "log.txt").read_text()
+        try:
+            answer_of(lab, "api/status")
+            return lab
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise TimeoutError((home / "log.txt").read_text())
+
+
+def end(lab: SimpleNamespace) -> None:
+    os.killpg(lab.process.pid, signal.SIGTERM)  # the server and its kernels
+    try:
+        lab.process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(lab.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
 def lab(browser, tmp_path_factory):
     """JupyterLab with the notebooks; shut down afterwards."""
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed, as on Colab")
-    fill(home := tmp_path_factory.mktemp("lab"))
+    fill(home := tmp_path_factory.mktemp("lab"), HASTE.replace("STEPS", "10"))
     started = start(home)
-    try:
-        wait_for_server(started)
-        yield started
-    finally:
-        os.killpg(started.process.pid, signal.SIGTERM)  # the server and its kernels
-        try:
-            started.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(started.process.pid, signal.SIGKILL)
+    yield started
+    end(started)
 
 
-def wait_for_server(lab: SimpleNamespace) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        assert lab.process.poll() is None, (lab.home / "log.txt").read_text()
-        try:
-            answer_of(lab, "api/status")
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise TimeoutError((lab.home / "log.txt").read_text())
+# -- what a reader does
 
 
-def new_page(browser):
-    page = browser.new_page(viewport={"width": 1400, "height": 1600})
+def new_page(browser, width: int, height: int = 900):
+    page = browser.new_page(viewport={"width": width, "height": height}, accept_downloads=True)
     page.set_default_timeout(PATIENCE * 1000)
     return page
-
-
-@pytest.fixture
-def page(browser, tmp_path):
-    """A new page; a screenshot of its end is kept in `tmp_path`, even after a failure."""
-    page = new_page(browser)
-    yield page
-    page.screenshot(path=tmp_path / "page.png")
-    page.close()
-
-
-@pytest.fixture(scope="session")
-def studio_page(lab, browser):
-    """The page with the studio. Each test leaves a studio that can begin another edit."""
-    page = new_page(browser)
-    open_studio(page, lab)
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def studio(studio_page, tmp_path):
-    yield studio_page
-    studio_page.screenshot(path=tmp_path / "page.png")
 
 
 def until(page, found, what: str):
@@ -177,7 +136,7 @@ def until(page, found, what: str):
     while not (answer := found()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {PATIENCE:g} seconds")
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(200)
     return answer
 
 
@@ -216,7 +175,7 @@ def run_all(page, lab: SimpleNamespace, cells: int) -> None:
         prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
         executed = sum(bool(re.search(r"\[\d+\]", prompt)) for prompt in prompts)
         rest = rest + 1 if idle(page, lab) and not any("*" in prompt for prompt in prompts) else 0
-        if rest % 20 == 1 and executed < cells:
+        if rest % 40 == 1 and executed < cells:
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         return executed == cells and rest > 1
@@ -224,171 +183,147 @@ def run_all(page, lab: SimpleNamespace, cells: int) -> None:
     until(page, all_done, f"all {cells} cells have run")
 
 
+def open_studio(page, lab: SimpleNamespace, name: str = STUDIO):
+    """The studio in a notebook of this name, a copy of the shipped one with a kernel of its own."""
+    if name != STUDIO:
+        shutil.copy(lab.home / "notebooks" / STUDIO, lab.home / "notebooks" / name)
+    open_notebook(page, lab, name)
+    run_all(page, lab, 1)
+    return studio_of(page)
+
+
+def studio_of(page):
+    page.locator(".imagic-studio").last.wait_for()
+    return page.locator(".imagic-studio").last
+
+
+def press(studio, words: str) -> None:
+    studio.get_by_role("button", name=words, exact=True).click()
+
+
+# -- the tests
+
 SEEN = """area => [...area.querySelectorAll('img.widget-image')].map(img => {
     const canvas = document.createElement('canvas');
     [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
     if (canvas.width) canvas.getContext('2d').drawImage(img, 0, 0);
     return canvas.toDataURL();
 })"""
+NAMELESS = re.compile(r"^\s*- (button|textbox|slider|combobox|spinbutton|progressbar)(:| \[|$)", re.MULTILINE)
+DROP = """async ([node, address]) => {
+    const files = new DataTransfer(), content = await (await fetch(address)).blob();
+    files.items.add(new File([content], 'big.jpg', { type: 'image/jpeg' }));
+    node.dispatchEvent(new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true }));
+    return content.size;
+}"""
 
 
-def changed(page, area, before: list[str]) -> list[str]:
-    """The pixels of the pictures in an output, as soon as they differ from `before`."""
-    until(page, lambda: area.evaluate(SEEN) != before, "the slider moved, the picture changes")
-    return area.evaluate(SEEN)
-
-
-def moved(page, area, handle, key: str) -> None:
-    """Press a slider's key until its picture changes, because the page may replace the widget after the first time."""
-    before = area.evaluate(SEEN)
-
-    def changes() -> bool:
-        handle.press(key)
-        page.wait_for_timeout(1000)
-        return area.evaluate(SEEN) != before
-
-    until(page, changes, f"{key} on the slider changes the picture")
-
-
-def check_slider(page) -> None:
-    """On the first η slider of the page, the arrow keys and the mouse change the picture in its output."""
+def test_the_slider_of_a_notebook_moves_the_picture(lab, browser):
+    page = new_page(browser, 1280)
+    cells = [c for c in nbformat.read(lab.home / "notebooks" / SLIDER, as_version=4).cells if c.cell_type == "code"]
+    open_notebook(page, lab, SLIDER)
+    run_all(page, lab, len(cells))
     slider = page.locator(".widget-hslider", has=page.get_by_text("η", exact=True)).first
     area, handle = page.locator(".jp-OutputArea-output", has=slider).first, slider.locator(".noUi-handle")
-    slider.scroll_into_view_if_needed()
-    handle.focus()
-    handle.press("Home")
+    seen = []
+    for key in ("Home", "ArrowRight", "ArrowRight"):
+        handle.press(key)
+        until(page, lambda: area.evaluate(SEEN) not in seen, f"{key} moves the picture")
+        seen.append(area.evaluate(SEEN))
+    page.close()
+
+
+def fits(page, studio) -> bool:
+    """Is nothing of the studio cut off at the right, and has everything that can be used a name?"""
+    return not NAMELESS.search(studio.aria_snapshot()) and studio.evaluate(
+        "root => root.scrollWidth <= root.clientWidth"
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_an_edit_from_the_example_to_the_bin(lab, browser, width):
+    page = new_page(browser, width)
+    studio = open_studio(page, lab, f"wide-{width}.ipynb")
+    studio.get_by_role("button", name="example: car parked").click()
+    studio.get_by_role("button", name="night", exact=True).click()
+    text = studio.get_by_role("textbox", name="the text")
+    until(page, lambda: text.input_value() == "a yellow car parked at night", "a chip changes a word")
+    press(studio, "Run")
+    studio.get_by_text("stage 1, the embedding: step").wait_for()
+    place = studio.get_by_role("button", name="Stop", exact=True).bounding_box()
+    press(studio, "Stop")
+    studio.get_by_text("■ stopped").wait_for()
+    assert studio.get_by_role("button", name="Stop", exact=True).bounding_box() == place  # nothing moved
+    press(studio, "Go on")
+    studio.get_by_text("stage 2, the UNet: step").wait_for()
+    page.keyboard.press("Control+s")
     page.wait_for_timeout(1000)
-    seen = [area.evaluate(SEEN)]
-    assert seen[0] and all(len(picture) > 100 for picture in seen[0])
-    for _ in range(2):
-        handle.press("ArrowRight")
-        seen.append(changed(page, area, seen[-1]))
-    track, knob = slider.locator(".noUi-target").bounding_box(), handle.bounding_box()
-    page.mouse.move(knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2)
+    page.reload()
+    studio = studio_of(page)  # from a trusted notebook, with its training
+    studio.get_by_text("✓ done").wait_for()
+    assert fits(page, studio)
+    wipe_and_choose(page, studio)
+    download_and_delete(page, studio)
+    page.close()
+
+
+def wipe_and_choose(page, studio) -> None:
+    """The result is the full edit; the handle uncovers the input, by mouse and by keyboard. A tile is chosen."""
+    handle = studio.get_by_role("slider")
+    handle.scroll_into_view_if_needed()
+    box = studio.locator(".wipe").bounding_box()
+    assert handle.get_attribute("aria-valuenow") == "0"
+    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
     page.mouse.down()
-    page.mouse.move(track["x"] + track["width"] + 20, knob["y"] + knob["height"] / 2, steps=8)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
-    changed(page, area, seen[-1])
-    page.wait_for_timeout(1000)
-    seen.append(area.evaluate(SEEN))
-    assert len({tuple(pictures) for pictures in seen}) == 4
+    assert 45 < int(handle.get_attribute("aria-valuenow")) < 55
+    handle.press("Home")
+    assert handle.get_attribute("aria-valuenow") == "0"
+    studio.get_by_role("button", name="η = 0.8, seed 1", exact=True).click()
+    studio.get_by_text("η = 0.8, seed 1: “a yellow car parked at night”").wait_for()
+    studio.get_by_role("spinbutton", name="new η").fill("0.5")
+    studio.get_by_role("button", name="Draw", exact=True).first.click()
+    new = studio.get_by_role("button", name="η = 0.5, seed 1", exact=True)
+    until(page, lambda: new.is_enabled(), "the new pictures are there")
+    new.focus()
+    new.press("ArrowRight")
+    page.keyboard.press("Enter")
+    studio.get_by_text("✓ done").wait_for()
+    assert studio.get_by_role("button", name="η = 0.8, seed 1", exact=True).get_attribute("aria-pressed") == "true"
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_all_cells_run_and_the_slider_moves_the_picture(lab, page, name):
-    cells = [c for c in nbformat.read(lab.home / "notebooks" / name, as_version=4).cells if c.cell_type == "code"]
-    open_notebook(page, lab, name)
-    run_all(page, lab, len(cells))
-    check_slider(page)
+def download_and_delete(page, studio) -> None:
+    with page.expect_download() as download:
+        press(studio, "Download everything")
+    with zipfile.ZipFile(download.value.path()) as file:
+        assert any(name.endswith("/edit.json") for name in file.namelist()) and file.testzip() is None
+    studio.get_by_role("button", name=re.compile("^delete .*at-night")).first.click()
+    press(studio, "Undo the last deletion")
+    studio.get_by_role("button", name=re.compile("^open .*at-night")).first.click()
+    studio.get_by_role("button", name="η = 0.5, seed 0", exact=True).wait_for()
+    studio.get_by_role("button", name=re.compile("^delete .*at-night")).first.click()
+    studio.get_by_role("button", name=re.compile("^Empty the bin")).click()
+    until(page, lambda: studio.get_by_role("article").count() == 0, "the bin is empty")
 
 
-def photo() -> dict:
-    """A wide photo, red on the left and blue on the right, as the browser uploads it."""
-    picture, buffer = Image.new("RGB", (300, 200), "blue"), io.BytesIO()
-    picture.paste("red", (0, 0, 150, 200))
-    picture.save(buffer, format="JPEG")
-    return {"name": "my photo.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()}
-
-
-def press(area, words: str) -> None:
-    """Click the button with these words; its icon is a part of its name, too."""
-    area.get_by_role("button", name=re.compile(rf"{words}$")).click()
-
-
-def look(page, area, name: str) -> None:
-    """If STUDIO_PICTURES is set, save screenshots of the studio there, on a wide and on a narrow page."""
-    folder = os.environ.get("STUDIO_PICTURES")
-    for width in (800, 1280) if folder else ():
-        page.set_viewport_size({"width": width, "height": 3000})
-        page.wait_for_timeout(1500)
-        area.screenshot(path=Path(folder) / f"{name}-{width}.png")
-
-
-def open_studio(page, lab: SimpleNamespace):
-    """Open the studio's notebook, and return its output."""
-    open_notebook(page, lab, STUDIO)
-    run_all(page, lab, len(STUDIO_CELLS))
-    return studio_of(page)
-
-
-def studio_of(page):
-    return page.locator(".jp-OutputArea-output", has=page.get_by_role("button", name="Upload a photo")).last
-
-
-def upload(page, area, file: dict) -> None:
-    with page.expect_file_chooser() as chooser:
-        area.get_by_role("button", name="Upload a photo").click()
-    chooser.value.set_files([file])
-
-
-def choose_picture_and_text(page, area) -> None:
-    """A bad file, a photo with its crop, then a drawing with its caption, which is edited."""
-    upload(page, area, {**photo(), "name": "text.png", "buffer": b"this is text"})
-    area.get_by_text("✗ text.png is not a picture").wait_for()
-    upload(page, area, photo())
-    area.get_by_text("my photo.jpg: 300 x 200 pixels").wait_for()
-    across = area.locator(".widget-hslider", has=page.get_by_text("left ↔ right")).locator(".noUi-handle")
-    moved(page, area, across, "Home")
-    look(page, area, "photo")
-    area.locator("select").first.select_option("car-parked.png")
-    text = area.locator("input[type=text]").first
-    until(page, lambda: text.input_value() == "a yellow car parked on the grass", "the caption is the text")
-    text.fill("a yellow car parked in the snow")
-    text.press("Tab")
-    area.get_by_text("7 tokens:").wait_for()
-
-
-def run_stop_and_go_on(page, area) -> None:
-    press(area, "Run")
-    area.get_by_text("stage 1, the embedding: step").wait_for()
-    press(area, "Stop")
-    area.get_by_text("■ stopped").wait_for()
-    look(page, area, "stopped")
-    press(area, "Go on")
-    area.get_by_text("stage 2, the UNet: step").wait_for()
-    look(page, area, "running")
-    area.get_by_text("✓ done").wait_for()
-
-
-def choose_in_the_gallery(page, area) -> None:
-    chosen = area.get_by_text("chosen: η").inner_text()
-    tiles = area.locator(".widget-gridbox .widget-gridbox button")
-    until(page, lambda: tiles.count() >= 4, "the gallery is there")
-    tiles.first.click()
-    until(page, lambda: area.get_by_text("chosen: η").inner_text() != chosen, "a click chooses a picture")
-    assert area.get_by_text("chosen: η = 0, seed 0").count() == 1
-    tiles.nth(tiles.count() // 2 - 1).click()  # the last picture in the first of two rows
-    area.get_by_text("chosen: η = 1, seed 0").wait_for()
-    wipe = area.locator(".widget-hslider", has=page.get_by_text("edited", exact=True)).locator(".noUi-handle")
-    moved(page, area, wipe, "ArrowRight")
-    for _ in range(4):  # to the middle
-        wipe.press("ArrowRight")
-
-
-def test_an_edit_in_the_studio_from_the_upload_to_the_zip(lab, studio):
-    """Upload, crop, drawing, text, run, stop, go on, click in the gallery, wipe, zip."""
-    area = studio_of(studio)
-    choose_picture_and_text(studio, area)
-    run_stop_and_go_on(studio, area)
-    choose_in_the_gallery(studio, area)
-    press(area, "whole folder as zip")
-    area.get_by_text(re.compile(r"kept: .*a-yellow-car-parked-in-the-snow.*\.zip")).wait_for()
-    assert area.get_by_text("✗").count() == 0
-    [archive] = (lab.home / "notebooks" / "edits").glob("*.zip")
-    assert archive.stat().st_size > 10**6
-    look(studio, area, "done")
-
-
-def test_a_killed_kernel_loses_nothing(lab, studio):
-    """A new kernel finds the unfinished edit, and completes it."""
-    area = studio_of(studio)
-    area.locator("select").first.select_option("dog-sitting.png")
-    press(area, "Run")
-    area.get_by_text("stage 1, the embedding: step").wait_for()
-    [kernel] = [session["kernel"]["id"] for session in answer_of(lab, "api/sessions") if session["name"] == STUDIO]
-    ask(lab, f"api/kernels/{kernel}/restart")  # like Kernel > Restart, this kills the process
-    area = open_studio(studio, lab)
-    area.get_by_role("button", name="Open to go on").first.click()
-    area.get_by_text("this edit is unfinished").wait_for()
-    press(area, "Go on")
-    area.get_by_text("✓ done").wait_for()
+def test_a_photo_of_thirty_megabytes_is_dropped_and_cropped_and_a_new_kernel_is_noticed(lab, browser):
+    page = new_page(browser, 1280)
+    studio = open_studio(page, lab, "dropped.ipynb")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    noise = Image.merge("RGB", [Image.effect_noise((4000, 3000), 200) for _ in range(3)])
+    noise.save(lab.home / "big.jpg", quality=98, subsampling=0, exif=exif)
+    size = page.evaluate(DROP, [studio.element_handle(), f"{lab.address}/files/big.jpg?token={lab.token}"])
+    assert 25e6 < size < 50e6
+    studio.get_by_text("3000 × 4000 pixels: drag the square").wait_for()
+    square = studio.get_by_role("group", name="the square to edit")
+    before = square.bounding_box()
+    square.press("ArrowUp")
+    until(page, lambda: square.bounding_box()["y"] < before["y"], "the square moves")
+    studio.get_by_text("can't hold this picture").wait_for()
+    [kernel] = [one["kernel"]["id"] for one in answer_of(lab, "api/sessions") if one["name"] == "dropped.ipynb"]
+    answer_of(lab, f"api/kernels/{kernel}/restart", "POST")
+    press(studio, "Surprise me")
+    studio.get_by_text("Was the kernel restarted?").wait_for()
+    page.close()

@@ -1,8 +1,8 @@
 """Run the notebooks and store their outputs; keep their badges and Colab cells at the address in pyproject.toml.
 
-python notebooks/build.py              # all notebooks; this is `make notebooks`
-python notebooks/build.py 02 04        # these only
-python notebooks/build.py --address    # badges and Colab cells only, nothing is run
+python -m imagic_lab.classroom.build              # all notebooks; this is `make notebooks`
+python -m imagic_lab.classroom.build 02 04        # these only
+python -m imagic_lab.classroom.build --address    # badges and Colab cells only, nothing is run
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-HERE = Path(__file__).resolve().parent
-PYPROJECT = HERE.parent / "pyproject.toml"
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS, PYPROJECT = ROOT / "notebooks", ROOT / "pyproject.toml"
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
 # Nothing is downloaded while notebooks are built or checked, all stored numbers come from a CPU, and no reader's
 # predictions and points come in.
@@ -36,7 +36,8 @@ places = [Path.cwd(), *Path.cwd().parents, Path("/content/imagic")]{clone}
 found = [place for place in places if (place / "imagic_lib").is_dir()]
 if not found:
     raise FileNotFoundError("imagic_lib is not here: open this notebook in its repository (in Colab: /content/imagic)")
-sys.path.insert(0, str(found[0]))"""
+{last}"""
+LAST = "sys.path.insert(0, str(found[0]))"  # the line of that cell after which a notebook may go on in it
 
 
 def address() -> tuple[str | None, str]:
@@ -60,8 +61,8 @@ def colab_cell() -> str:
     """The code that finds the library, and on Colab clones it; where there is no address yet, nothing is cloned."""
     repository, tag = address()
     if repository is None:
-        return COLAB_CELL.format(imports="", clone="")
-    return COLAB_CELL.format(imports="import subprocess\n", clone=CLONE.format(address=repository, tag=tag))
+        return COLAB_CELL.format(imports="", clone="", last=LAST)
+    return COLAB_CELL.format(imports="import subprocess\n", clone=CLONE.format(address=repository, tag=tag), last=LAST)
 
 
 def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
@@ -69,7 +70,7 @@ def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
     notebook.cells[0].source = BADGE.sub(lambda _: badge(name), notebook.cells[0].source)
     for cell in notebook.cells:
         if "colab" in cell.metadata.get("tags", []):
-            cell.source = colab_cell()
+            cell.source = colab_cell() + cell.source.partition(LAST)[2]
 
 
 def without_widgets(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -115,7 +116,7 @@ def build(path: Path, run: bool = True) -> None:
 
 def main(arguments: list[str]) -> None:
     chosen = [a for a in arguments if not a.startswith("-")]
-    for path in sorted(HERE.glob("[0-9]*.ipynb")):
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         if not chosen or path.name[:2] in chosen:
             build(path, run="--address" not in arguments)
 
