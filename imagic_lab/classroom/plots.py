@@ -110,7 +110,7 @@ def row_of(pictures: Pictures, captions: Sequence[str], alt: str, label: str = "
         raise ValueError(f"{len(pictures)} pictures in a row: at most {COLUMNS} can be seen from the last row")
     captions = captions or [""] * len(pictures)
     alts = [alt, *(caption or f"picture {k}" for k, caption in enumerate(captions[1:], 2))]
-    tiles = (one_tile([p], [a], c, lossless=True) for p, a, c in zip(pictures, alts, captions, strict=True))
+    tiles = (one_tile([p], [a], c, quality=90) for p, a, c in zip(pictures, alts, captions, strict=True))
     return (
         f"<b>{html.escape(label)}</b>" if label else ""
     ) + f'<div style="{grid(len(pictures))}">{"".join(tiles)}</div>'
