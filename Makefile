@@ -1,6 +1,7 @@
 # make demo   set up and run one edit            make lab         JupyterLab with the notebooks
 # make test   set up and run all checks          make notebooks   run the notebooks and store what they show
 # make clean  remove the environments            make test-colab  the checks with the versions that Colab has
+# make editions   write the student's and the teacher's edition of the notebooks to build/
 # make mutants [MODULES="pictures ..."]          put faults into the library and count those that the tests notice
 #
 # TORCH_INDEX: the address of PyTorch's CPU-only packages, as shown by pytorch.org -> Get Started ->
@@ -14,7 +15,7 @@ PYTEST      := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 TWO         := -n 2 --dist loadscope --no-loadscope-reorder
 INSTALL     := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint test-library test-notebooks test-colab mutants notebooks lab clean
+.PHONY: demo test lint test-library test-notebooks test-colab mutants notebooks editions lab clean
 
 demo: .venv/ready
 	$(RUN) -m imagic_lib demo
@@ -41,6 +42,9 @@ mutants: .venv/ready-mutants # some hours; stopped, it goes on where it was
 
 notebooks: .venv/ready
 	$(RUN) notebooks/build.py
+
+editions: .venv/ready
+	$(RUN) -m notebooks.editions
 
 lab: .venv/ready # the repository is its root, so that links from the notebooks to ../data work
 	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks

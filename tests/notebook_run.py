@@ -37,6 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.nbval_cell_timeout = 600
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The solutions of a notebook run after all its other cells: these are the student's edition, unfilled."""
+    first = {item.parent: k for k, item in reversed(list(enumerate(items)))}
+    tags = {item: item.cell.metadata.get("tags", []) for item in items if isinstance(item, IPyNbCell)}
+    place = {item: (first[item.parent] if item in tags else k) for k, item in enumerate(items)}
+    items.sort(key=lambda item: (place[item], "solution" in tags.get(item, [])))
+
+
 def near(new: str, stored: str) -> bool:
     """Are two printed decimal numbers the same, up to `SHARE` or one unit of the last stored digit?"""
     unit = 10.0 ** -len(stored.partition(".")[2])

@@ -109,14 +109,19 @@ def test_tidy_removes_outputs_that_no_reader_sees():
         new_output("display_data", {build.WIDGET: {"model_id": "a"}, "text/plain": "Slider"}),
         new_output("display_data", {"image/png": "aGk="}, metadata={"image/png": {"alt": "A dog"}}),
         new_output("stream", name="stdout", text="done\n"),
+        new_output("display_data", {build.WIDGET: {"model_id": "b"}, "text/html": "Which one?"}),
     ]
     cell = new_code_cell(
         "x", outputs=output, metadata={"tags": ["solution"], "execution": {"iopub.execute_input": "2026-01-01T00:00Z"}}
     )
     metadata = {"widgets": {"state": {}}, "language_info": {"name": "python", "version": "3.13"}}
-    notebook = new_notebook(cells=[cell], metadata=metadata)
+    result = new_code_cell("y", metadata={"tags": ["reveal"]})
+    notebook = new_notebook(cells=[cell, result], metadata=metadata)
     build.tidy(notebook)
-    assert notebook.cells[0].outputs == output[2:]
+    assert notebook.cells[0].outputs[:2] == output[2:4] and notebook.cells[0].outputs[2].data == {
+        "text/html": "Which one?"
+    }
+    assert len(notebook.cells[0].outputs) == 3 and notebook.cells[1].metadata.jupyter == {"outputs_hidden": True}
     folded = {"jupyter": {"source_hidden": True}, "cellView": "form"}
     assert notebook.cells[0].metadata == {"tags": ["solution"], **folded}
     assert "widgets" not in notebook.metadata and "version" not in notebook.metadata.language_info

@@ -126,6 +126,25 @@ def test_only_decimals_in_the_same_words_are_settled():
     assert settled("0.5", "0.5 0.5") == "0.5"
 
 
+def test_solutions_run_after_all_other_cells(tmp_path):
+    """So what runs before them is the student's edition: a cell that needs a name of the solution fails."""
+    solution = stored("answer = 2\nassert late == 1")
+    solution.metadata["tags"] = ["solution"]
+    code, said = run(tmp_path, solution, stored("print(answer)"), stored("late = 1"))
+    assert code == 1 and "NameError: name 'answer'" in said and "1 failed, 2 passed" in said, said
+
+
+def test_the_words_of_a_page_are_compared_but_not_its_pixels(tmp_path):
+    source = """from IPython.display import HTML\nHTML('<img alt="A dog" src="data:image/png;base64,bXk=">')"""
+    cells = [stored(source, checked=True) for _ in range(2)]
+    for cell, alt in zip(cells, ("A dog", "A cat"), strict=True):
+        page = f'<img alt="{alt}" src="data:image/png;base64,aGk=">'
+        data = {"text/html": page, "text/plain": "<IPython.core.display.HTML object>"}
+        cell.outputs = [new_output("execute_result", data, execution_count=1)]
+    code, said = run(tmp_path, *cells)
+    assert code == 1 and "1 failed, 1 passed" in said and "A cat" in said, said
+
+
 WARNS = "import warnings\nwarnings.warn('nobody expects this')"
 
 

@@ -16,17 +16,21 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from imagic_lab.classroom.course import table
 from notebooks import build
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
+ALTS = table("alt")
 PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 
 LONGEST_CELL = 25  # lines
 LARGEST_FILE = 1_000_000  # bytes
 EXERCISES = (2, 4)
+PREDICTIONS = 6
 ELSEWHERE = re.compile(r"(?<![\w.])/(?:home|root|work|tmp)\b|\bC:\\|[/\\]Users[/\\]")  # paths of one computer
 RAW_FLOAT = re.compile(r"\d\.\d{4,}|\d[eE][-+]?\d")  # its last digits differ from processor to processor
+KEY = re.compile(r"\d\d\.\w+\Z")
 CHECKED, SOLUTION = "nbval-check-output", "solution"
 UNTESTED = {"raises-exception", "nbval-skip", "nbval-raises-exception", "nbval-ignore-output"}
 
@@ -73,7 +77,16 @@ def is_constant(call: ast.Call) -> bool:
 
 
 def checks_called(source: str) -> set[str]:
-    return set(re.findall(r"\bchecks\.(check_\w+)\(", source))
+    return set(re.findall(r"\bchecks\.(check_\w+)\(", source)) | keys(source, "check")
+
+
+def keys(source: str, *functions: str) -> set[str]:
+    """The keys, such as "02.rebuilt", that code gives to these functions of the classroom."""
+    found = set()
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        if getattr(call.func, "id", getattr(call.func, "attr", "")) in functions:
+            found |= {str(a.value) for a in call.args if isinstance(a, ast.Constant) and KEY.match(str(a.value))}
+    return found
 
 
 # --- the rules
@@ -182,11 +195,32 @@ def described_pictures(notebook: Notebook) -> Iterator[str]:
             for kind in output.get("data", {}):
                 if kind.startswith("image/") and len(output.metadata.get(kind, {}).get("alt", "").split()) < 3:
                     yield f"a picture without a sentence for who can't see it: {cell.source.splitlines()[-1]}"
+            page = output.get("data", {}).get("text/html", "")
+            if "<img" in page and not re.search(r"<img[^>]*\balt=.\S+ \S+ \S", page):
+                yield f"HTML without a sentence for who can't see it: {cell.source.splitlines()[-1]}"
+        if unknown := keys(cell.source, "show", "slide", "film") - {f"{n}.{k}" for n, row in ALTS.items() for k in row}:
+            yield f"notebooks/alt.toml has no text for {unknown}"
     if re.search(r"!\[\s*\]\(|<img(?![^>]*alt=)", "\n".join(notebook.text())):
         yield "a picture in the text has no alt text"
 
 
 def predictions(notebook: Notebook) -> Iterator[str]:
+    """Asked in the text, or by `predict`, which is answered by `reveal` in a later cell with folded output."""
+    asked = [key for cell in notebook.code() for key in sorted(keys(cell.source, "predict"))]
+    order = [(key, kind) for c in notebook.code() for kind in ("predict", "reveal") for key in keys(c.source, kind)]
+    for key in asked:
+        if order.count((key, "reveal")) != 1 or order.index((key, "reveal")) < order.index((key, "predict")):
+            yield f"{key} is not revealed, once, below its prediction"
+    if len(asked) > PREDICTIONS or len(set(asked)) < len(asked):
+        yield f"{len(asked)} predictions, at most {PREDICTIONS}, each with its own key"
+    for cell in notebook.code():
+        if keys(cell.source, "reveal") and not cell.metadata.get("jupyter", {}).get("outputs_hidden"):
+            yield f"a result stands open: tag it `reveal` and build it: {cell.source.splitlines()[-1]}"
+    if not asked:
+        yield from asked_in_text(notebook)
+
+
+def asked_in_text(notebook: Notebook) -> Iterator[str]:
     asked = [n for n, c in enumerate(notebook.node.cells) if c.cell_type == "markdown" and "**Predict" in c.source]
     if not asked:
         yield "no cell asks to predict"
@@ -380,8 +414,14 @@ BROKEN = [
     (checked_cells, source(5, "print(loss)", "assert loss < 2\nprint('below 2')")),
     (checked_cells, source(5, "print(loss)", "loss")),
     (described_pictures, lambda n: n.node.cells[4].outputs[0].update(metadata={})),
+    (described_pictures, source(4, "figure", "figure, '99.nothing'")),
+    (described_pictures, output("display_data", data={"text/html": '<img alt="" src="data:image/png;base64,aGk=">'})),
     (described_pictures, add("![](../data/demo.png)")),
     (predictions, source(3, "**Predict", "**Guess")),
+    (predictions, source(4, "plots.show(figure)", "predict('99.a', 'Which?', ['a', 'b'])")),
+    (predictions, source(4, "plots.show(figure)", "reveal('99.a', 'b')\npredict('99.a', 'Which?', ['a', 'b'])")),
+    (predictions, source(4, "plots.show(figure)", "\n".join(7 * ["predict('99.a', 'Which?', ['a', 'b'])"]))),
+    (predictions, source(4, "plots.show(figure)", "reveal('99.a', 'b')")),
     (predictions, lambda n: n.node.cells.pop(4) and n.node.cells.insert(4, new_markdown_cell("So?"))),
     (exercises, lambda n: n.code(SOLUTION)[0].update(metadata={})),
     (exercises, lambda n: n.code(SOLUTION)[0].metadata.pop("jupyter")),

@@ -50,7 +50,7 @@ def check(key: str, answer, **given) -> None:
     found, fault = look(answer, solution, calls)
     if fault == MISSING:
         return print(MISSING)
-    right = not fault and any(map(fits, [solution, *exercise.get("accept", [])]))
+    right = not fault and any(map(fits, [solution, *(evaluate(text, names) for text in exercise.get("accept", []))]))
     if found:
         asked = f"your function gave {describe(found[0])} for {describe(calls[0])}" if callable(answer) else ""
         print(asked or f"your answer: {describe(answer)}")

@@ -33,7 +33,7 @@ def the_map(lit: str = "everything") -> Page:
     """
     if lit not in PARTS:
         raise ValueError(f"the map has no part “{lit}”: choose from {', '.join(PARTS)}")
-    style = "" if lit == "everything" else f"svg > g:not(.{lit.replace(' ', '')}) {{ opacity: .2 }}"
+    style = "" if lit == "everything" else f"svg > g:not(.{lit.replace(' ', '')}) {{ opacity: .28 }}"
     if lit in MODEL:
         style += " .edit { display: none } .plain { display: inline }"  # e_tgt itself enters the UNet
     drawing = Path(__file__).with_name("map.svg").read_text(encoding="utf-8").replace("/* lit */", style)

@@ -63,7 +63,7 @@ def webp_of(pictures: Sequence[Image.Image], **options) -> bytes:
     """A picture, or several as a film, as a WebP file."""
     buffer = io.BytesIO()
     more = {"save_all": True, "append_images": pictures[1:]} if len(pictures) > 1 else {}
-    pictures[0].save(buffer, format="WebP", **more, **options)
+    pictures[0].convert("RGB").save(buffer, format="WebP", **more, **options)
     return buffer.getvalue()
 
 
@@ -92,7 +92,7 @@ def grid(columns: int) -> str:
 def tile(pictures: Sequence[Image.Image], alts: Sequence[str], caption: str, **options) -> str:
     """The HTML of a picture with a caption below it; of several pictures only the first is seen."""
     code = "".join(
-        img(webp_of([picture.convert("RGB")], **options), "webp", alt, f"width:100%;display:{'none' if k else 'block'}")
+        img(webp_of([picture], **options), "webp", alt, f"width:100%;display:{'none' if k else 'block'}")
         for k, (picture, alt) in enumerate(zip(pictures, alts, strict=True))
     )
     caption = f'<figcaption style="text-align:center">{html.escape(caption)}</figcaption>' if caption else ""
@@ -100,13 +100,13 @@ def tile(pictures: Sequence[Image.Image], alts: Sequence[str], caption: str, **o
 
 
 def row_of(pictures: Pictures, alt: str) -> str:
-    """Pictures side by side, on narrow screens in several lines. The first one carries the alternative text of all."""
+    """Pictures side by side, on narrow screens in several lines. The first one has the alternative text of all."""
     captions = list(pictures) if isinstance(pictures, Mapping) else [""] * len(pictures)
     pictures = list(pictures.values()) if isinstance(pictures, Mapping) else pictures
     if len(pictures) > COLUMNS:
         raise ValueError(f"{len(pictures)} pictures in a row: at most {COLUMNS} can be seen from the last row")
-    alts = [alt] + [""] * len(pictures)
-    tiles = (tile([p], [a], c, lossless=True) for p, a, c in zip(pictures, alts, captions, strict=False))
+    alts = [alt, *(caption or f"picture {k}" for k, caption in enumerate(captions[1:], 2))]
+    tiles = (tile([p], [a], c, lossless=True) for p, a, c in zip(pictures, alts, captions, strict=True))
     return f'<div style="{grid(len(pictures))}">{"".join(tiles)}</div>'
 
 

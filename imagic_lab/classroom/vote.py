@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,16 @@ from typing import NamedTuple
 import ipywidgets as widgets
 from PIL import Image
 
-from imagic_lab.classroom.widgets import captioned, png
+from imagic_lab.classroom.plots import img, webp_of
 
 LETTERS = "ABCDEFGH"
 ORDINALS = ("1st", "2nd", "3rd", "4th", "5th", "6th", "7th", "8th")
+
+SIDE = 160  # pixels: six pictures fit side by side
+TILE = (  # the style of a button that shows a picture, its letter below it
+    ".{0}{{background:url({1}) top/{2}px {2}px no-repeat!important;width:{2}px!important;height:{3}px!important;"
+    "padding:{2}px 0 0!important;line-height:30px;font-size:1rem;margin:0 6px 6px 0}}"
+)
 
 
 class Question(NamedTuple):
@@ -70,11 +77,11 @@ def check_questions(questions: Sequence[Question], measured: Mapping[str, float]
 
 
 class BlindVote(widgets.VBox):
-    """Rank the pictures of each question from best to worst by clicks; the methods' names are revealed at the end.
+    """Rank the pictures of each question from best to worst by clicks on them; their methods are named at the end.
 
     measured: for each method its share of successes, to compare the vote with. seed: of the order of the pictures.
-    Attributes: letters (the buttons), again, names (buttons), ranks (for each answered question the place of each
-    method) and result (the text at the end). Raises ValueError for what `check_questions` refuses.
+    Attributes: tiles (a button with a picture each), undo, names (buttons), ranks (for each answered question the place
+    of each method) and result (the text at the end). Raises ValueError for what `check_questions` refuses.
     """
 
     def __init__(self, questions: Sequence[Question], measured: Mapping[str, float], seed: int = 0):
@@ -82,45 +89,52 @@ class BlindVote(widgets.VBox):
         shuffled = random.Random(seed)
         self.questions, self.measured, self.ranks, self.clicked = questions, measured, [], []
         self.orders = [shuffled.sample(sorted(question.answers), len(question.answers)) for question in questions]
-        self.task, self.result, self.before = widgets.HTML(), widgets.HTML(), captioned(b"", "input")
-        self.answers = [captioned(b"", "") for _ in self.orders[0]]
-        for column in (self.before, *self.answers):
-            column.children[0].layout.width = "170px"  # six pictures fit side by side
-        self.letters = [clickable("", self.click) for _ in self.answers]
-        self.again = clickable("order them again", self.ask)
-        self.names = clickable("reveal the names", self.reveal)
-        columns = [widgets.VBox(column) for column in zip(self.answers, self.letters, strict=True)]
-        pictures, buttons = widgets.HBox([self.before, *columns]), widgets.HBox([self.again, self.names])
-        super().__init__([self.task, pictures, buttons, self.result])
+        self.style, self.task, self.before, self.result = (widgets.HTML() for _ in range(4))
+        self.tiles = [clickable("", self.click) for _ in self.orders[0]]
+        for k, tile in enumerate(self.tiles):
+            tile.add_class(f"vote-{id(self)}-{k}")
+        self.undo, self.names = clickable("undo", self.back), clickable("reveal the names", self.reveal)
+        pictures = widgets.Box([self.before, *self.tiles], layout={"flex_flow": "row wrap"})
+        super().__init__([self.style, self.task, pictures, widgets.HBox([self.undo, self.names]), self.result])
         self.ask()
 
-    def ask(self, _button=None) -> None:
-        """Show the next question, or the same one again."""
-        self.clicked.clear()
+    def ask(self) -> None:
+        """Show the question that is not answered yet, with the clicks that it has got so far."""
         number = len(self.ranks)
         question, order = self.questions[number], self.orders[number]
         place = f"<b>{number + 1} of {len(self.questions)}:</b> “{html.escape(question.text)}”."
-        self.task.value = f"{place} Click the best one, then the next best, to the last."
-        self.before.children[0].value = png(question.picture)
-        for answer, name, button, letter in zip(self.answers, order, self.letters, LETTERS, strict=False):
-            answer.children[0].value = png(question.answers[name])
-            button.description, button.disabled = letter, False
-        self.names.disabled = not self.ranks
+        self.task.value = f"{place} Click the best picture, then the next best, to the last."
+        shown = img(webp_of([question.picture]), "webp", "The input", f"width:{SIDE}px;display:block")
+        self.before.value = f'<div style="text-align:center;font-size:1rem;line-height:30px">{shown}input</div>'
+        rules = (TILE.format(f"vote-{id(self)}-{k}", url(question.answers[name]), SIDE, SIDE + 30)
+                 for k, name in enumerate(order))  # fmt: skip
+        self.style.value = f"<style>{''.join(rules)}</style>"
+        for tile, name, letter in zip(self.tiles, order, LETTERS, strict=False):
+            tile.disabled = name in self.clicked
+            tile.description = f"{letter}: {ORDINALS[self.clicked.index(name)]}" if tile.disabled else letter
+        self.names.disabled, self.undo.disabled = not self.ranks, not self.ranks and not self.clicked
 
-    def click(self, button: widgets.Button) -> None:
-        button.description, button.disabled = f"{button.description}: {ORDINALS[len(self.clicked)]}", True
-        self.clicked.append(self.orders[len(self.ranks)][self.letters.index(button)])
-        if len(self.clicked) == len(self.letters):
+    def click(self, tile: widgets.Button) -> None:
+        self.clicked.append(self.orders[len(self.ranks)][self.tiles.index(tile)])
+        if len(self.clicked) == len(self.tiles):
             self.ranks.append({name: place for place, name in enumerate(self.clicked, 1)})
-            self.ask() if len(self.ranks) < len(self.questions) else self.finish()
+            self.clicked.clear()
+        self.ask() if len(self.ranks) < len(self.questions) else self.finish()
+
+    def back(self, _button=None) -> None:
+        """Take back the last click, also that of the question before."""
+        if not self.clicked:
+            self.clicked.extend(self.ranks.pop())  # in the order of the clicks
+        self.clicked.pop()
+        self.ask()
 
     def reveal(self, _button=None) -> None:
         self.result.value = outcome_table(self.ranks, self.measured)
 
     def finish(self) -> None:
-        self.again.disabled = True
-        for answer, name in zip(self.answers, self.orders[-1], strict=True):  # the last pictures are still in sight
-            answer.children[1].value = html.escape(name)
+        self.undo.disabled = True
+        for tile, name in zip(self.tiles, self.orders[-1], strict=True):  # the last pictures are still in sight
+            tile.description, tile.disabled = name, True
         self.reveal()
 
 
@@ -128,3 +142,7 @@ def clickable(words: str, act: Callable[[widgets.Button], None]) -> widgets.Butt
     button = widgets.Button(description=words, layout={"width": "auto"})
     button.on_click(act)
     return button
+
+
+def url(picture: Image.Image) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(webp_of([picture], lossless=True)).decode()}"

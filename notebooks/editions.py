@@ -1,0 +1,53 @@
+"""Write two editions of the notebooks, from the one set in this folder; this is `make editions`.
+
+build/student/   without outputs, solutions and the lecturer's notes: exercises are stubs that run as they are
+build/teacher/   everything, with outputs, and nothing folded
+
+A cell's tags say where it belongs: `solution` and `teacher` are for the lecturer, every other cell is for both. In the
+checks the solutions run after all other cells of a notebook (tests/notebook_run.py), so the student's edition is run
+there, unfilled.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+
+import nbformat
+
+from notebooks.build import BADGE, HERE
+
+BUILD = HERE.parent / "build"
+LEFT_OUT = {"student": {"solution", "teacher"}, "teacher": set()}
+OUTSIDE = re.compile(r"(\]\(|(?:src|href)=\")\.\./")  # a link to a file outside the folder of the notebooks
+
+
+def edition(notebook: nbformat.NotebookNode, kind: str) -> nbformat.NotebookNode:
+    """The "student" or "teacher" edition of a notebook, which stays as it is.
+
+    An edition lies one folder deeper, so its links out of the folder are lengthened. It has no badge, for that would
+    open the notebook with its solutions.
+    """
+    mine = deepcopy(notebook)
+    mine.cells = [cell for cell in mine.cells if not LEFT_OUT[kind] & set(cell.metadata.get("tags", []))]
+    for cell in mine.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        if cell.cell_type == "code" and kind == "student":
+            cell.outputs, cell.execution_count = [], None
+        if cell.cell_type == "markdown":
+            cell.source = OUTSIDE.sub(r"\1../../", re.sub(rf"{BADGE.pattern}\s*", "", cell.source))
+    return mine
+
+
+def main() -> None:
+    for kind in LEFT_OUT:
+        (BUILD / kind).mkdir(parents=True, exist_ok=True)
+        for old in (BUILD / kind).glob("*.ipynb"):
+            old.unlink()
+        for path in sorted(HERE.glob("[0-9]*.ipynb")):
+            nbformat.write(edition(nbformat.read(path, as_version=4), kind), BUILD / kind / path.name)
+        print(f"{len(list((BUILD / kind).glob('*.ipynb')))} notebooks in build/{kind}")
+
+
+if __name__ == "__main__":
+    main()
