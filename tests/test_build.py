@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import shutil
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
@@ -46,40 +48,70 @@ def test_a_new_address_reaches_badge_and_colab_cell_and_nothing_is_run(folder):
     badge, colab, code = read(folder / "01_made_up.ipynb")
     target = "https://colab.research.google.com/github/a-class/imagic/blob/v2.3.4/notebooks/01_made_up.ipynb"
     assert f"]({target})\n\nText." in badge.source and "example.org" not in badge.source
-    assert 'address, tag = "https://github.com/a-class/imagic", "v2.3.4"' in colab.source
+    assert '"https://github.com/a-class/imagic", "v2.3.4"' in colab.source
     assert code.execution_count == 8 and code.outputs[0].text == "old\n"
 
     build.PYPROJECT.write_text(build.PYPROJECT.read_text().replace("a-class", "b-class").replace("2.3.4", "3.0.0"))
     build.main(["--address"])
     badge, colab, _ = read(folder / "01_made_up.ipynb")
     assert target.replace("a-class", "b-class").replace("2.3.4", "3.0.0") in badge.source
-    assert 'address, tag = "https://github.com/b-class/imagic", "v3.0.0"' in colab.source
+    assert '"https://github.com/b-class/imagic", "v3.0.0"' in colab.source
 
 
 @pytest.fixture
 def on_colab(tmp_path, monkeypatch):
-    """An empty folder on Colab, as far as the cell can see. Returns what was given to subprocess.run."""
-    empty, calls = tmp_path / "empty", []
+    """An empty folder on Colab, as far as the cell can see. Returns what happened; `asks(answers)` makes the cell."""
+    empty, events, answers = tmp_path / "empty", [], []
     empty.mkdir()
     monkeypatch.chdir(empty)
-    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: calls.append(command))
-    return calls
+    monkeypatch.setattr(sys, "path", [])
+    colab, there = ModuleType("google.colab"), tmp_path / "content"
+    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+
+    def clone(command, **options):
+        events.append(command)
+        if command[-2] != "https://wrong":
+            (there / "imagic_lib").mkdir(parents=True)
+
+    def upload() -> dict:
+        (empty / "imagic-main" / "imagic_lib").mkdir(parents=True)
+        shutil.make_archive("imagic", "zip", empty, "imagic-main")
+        shutil.rmtree(empty / "imagic-main")
+        events.append("uploaded")
+        return {"imagic.zip": b"..."}
+
+    def cell(*given: str) -> str:
+        answers.extend(given)
+        monkeypatch.setattr(builtins, "input", lambda question: answers.pop(0))
+        return build.colab_cell().replace("/content/imagic", str(there))
+
+    colab.files = SimpleNamespace(upload=upload)
+    monkeypatch.setattr(subprocess, "run", clone)
+    return SimpleNamespace(events=events, cell=cell, there=there)
 
 
 def test_on_colab_the_repository_is_cloned_at_its_tag(folder, on_colab):
-    with pytest.raises(FileNotFoundError, match="imagic_lib is not here"):  # nothing was really cloned
-        exec(build.colab_cell(), {})
-    [command] = on_colab
+    exec(on_colab.cell(), {})
+    [command] = on_colab.events
     assert command[:3] == ["git", "clone", "-q"] and command[-4:-1] == ["--branch", "v2.3.4", build.address()[0]]
+    assert sys.path == [str(on_colab.there)]
 
 
-def test_a_repository_without_an_address_is_not_cloned_from_the_owner_of_the_placeholder_s_name(folder, on_colab):
+def test_without_an_address_the_cell_asks_until_the_library_is_there(folder, on_colab):
+    """And does not clone from whoever owns the placeholder's name."""
     build.PYPROJECT.write_text(build.PYPROJECT.read_text().replace("a-class", "OWNER"))
-    assert build.address() == (None, "v2.3.4")
-    with pytest.raises(FileNotFoundError, match="imagic_lib is not here"):
-        exec(build.colab_cell(), {})
-    assert on_colab == [] and "OWNER" not in build.colab_cell() + build.badge("01_made_up.ipynb")
+    assert build.address() == (None, "v2.3.4") and "OWNER" not in build.colab_cell() + build.badge("01_made_up.ipynb")
+    exec(on_colab.cell("https://wrong", " https://right "), {})
+    assert [command[-2] for command in on_colab.events] == ["https://wrong", "https://right"]
+    assert sys.path == [str(on_colab.there)]
+
+
+def test_the_repository_s_zip_can_be_uploaded_and_is_found_again(folder, on_colab):
+    build.PYPROJECT.write_text(build.PYPROJECT.read_text().replace("a-class", "OWNER"))
+    exec(on_colab.cell(""), {})
+    exec(on_colab.cell(), {})
+    assert on_colab.events == ["uploaded"] and sys.path == [str(on_colab.there / "imagic-main")] * 2
 
 
 def test_the_colab_cell_finds_the_library_above_and_says_so_if_it_is_not_there(folder, monkeypatch):

@@ -1,6 +1,7 @@
 """The cells of notebooks 07, 10 and 11 for a GPU or Colab alone: their code runs here, with stand-ins for both."""
 
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import imagic_lib as imagic
 from imagic_lab import measures
 from imagic_lab.classroom import plots
 from imagic_lab.experiments import personalization
+from imagic_lab.numbers import photo
 from imagic_lab.studio import app as studio
 from imagic_lab.studio import state as studio_state
 from imagic_lab.toyworld import Scene
@@ -34,62 +36,120 @@ def gpu_cells(name: str) -> list[str]:
     return [c.source for c in nbformat.read(FOLDER / name, 4).cells if "gpu" in c.metadata.get("tags", [])]
 
 
+SD = "CompVis/stable-diffusion-v1-4"
+
+
+def cell_of_07(part: str) -> str:
+    [found] = [c.source for c in nbformat.read(FOLDER / "07_stable_diffusion.ipynb", 4).cells if part in c.source]
+    return found
+
+
 @pytest.fixture
-def cells(monkeypatch):
-    """The GPU cells' code, and a namespace as the notebook would have it there."""
-    calls = []
-    colab = ModuleType("google.colab")
-    colab.files = SimpleNamespace(upload=lambda: {"my photo.jpg": b"..."})
-    colab.drive = SimpleNamespace(mount=calls.append)
-    monkeypatch.setitem(sys.modules, "google.colab", colab)
-    names = {"on_gpu": True, "Path": Path, "upload": False, "use_drive": False, "photo": Path("old.jpg")}
-    found = gpu_cells("07_stable_diffusion.ipynb")
-    assert len(found) == 2
-    return SimpleNamespace(upload=found[0], drive=found[1]), names | {"mounted": calls}
+def colab(monkeypatch):
+    """Notebook 07's cell for Colab, run with these settings; returns what it leaves behind, and what was mounted."""
+    [source], mounted = gpu_cells("07_stable_diffusion.ipynb"), []
+    module = ModuleType("google.colab")
+    module.files = SimpleNamespace(upload=lambda: {"my photo.jpg": b"..."})
+    module.drive = SimpleNamespace(mount=mounted.append)
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+
+    def run(model=SD, upload=False, use_drive=False) -> str:
+        exec(source, names := {"model": model, "upload": upload, "use_drive": use_drive, "my_photo": "old.jpg"})
+        return names["my_photo"]
+
+    return SimpleNamespace(run=run, mounted=mounted, files=module.files)
 
 
-def test_an_uploaded_photo_becomes_the_input(cells):
-    source, names = cells
-    exec(source.upload, names | {"upload": True}, result := {})
-    assert result["photo"] == Path("my photo.jpg")
-    exec(source.upload, names, untouched := {})
-    assert "photo" not in untouched
+def test_an_uploaded_photo_becomes_the_input(colab):
+    assert colab.run(upload=True) == "my photo.jpg"
+    assert colab.run() == colab.run("tiny", upload=True) == "old.jpg"
 
 
-def test_an_upload_that_is_cancelled_leaves_the_photo(cells, monkeypatch):
-    source, names = cells
-    monkeypatch.setattr(sys.modules["google.colab"].files, "upload", dict)
-    exec(source.upload, names | {"upload": True}, result := {})
-    assert result["photo"] == Path("old.jpg")
+def test_an_upload_that_is_cancelled_leaves_the_photo(colab):
+    colab.files.upload = dict
+    assert colab.run(upload=True) == "old.jpg"
+
+
+def test_drive_is_mounted_only_if_asked_for(colab):
+    colab.run()
+    colab.run("tiny", use_drive=True)
+    assert colab.mounted == []
+    colab.run(use_drive=True)
+    assert colab.mounted == ["/content/drive"]
 
 
 def test_without_a_network_a_gpu_alone_asks_for_no_large_model(monkeypatch, capsys):
     """Else the check of notebook 07 would fetch 5.5 GB on a machine with a GPU."""
-    [first] = [c.source for c in nbformat.read(FOLDER / "07_stable_diffusion.ipynb", 4).cells if "on_gpu =" in c.source]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for offline, model in ((True, "tiny"), (False, "CompVis/stable-diffusion-v1-4")):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    for offline, model in ((True, "tiny"), (False, SD)):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
-        exec(first, names := {})
+        exec(cell_of_07("import HF_HUB_OFFLINE"), names := {})
         assert names["model"] == model and ("embedded model" in capsys.readouterr().out) == offline
 
 
-def test_drive_is_mounted_only_if_asked_for(cells):
-    source, names = cells
-    exec(source.drive, dict(names))
-    assert names["mounted"] == []
-    exec(source.drive, names | {"use_drive": True})
-    assert names["mounted"] == ["/content/drive"]
+def test_a_hub_that_does_not_answer_leaves_the_embedded_model_and_nothing_is_loaded_twice(pipe, capsys):
+    """Run all goes on with a drawing, and the same cell, run again, keeps the pipeline."""
+    asked = []
+
+    def load(model):
+        asked.append(model)
+        if model == SD:
+            raise FileNotFoundError("the hub did not provide it")
+        return pipe
+
+    library = SimpleNamespace(load_pipeline=load, load_image=imagic.load_image, DATA=imagic.DATA)
+    names = {"imagic": library, "model": SD, "my_photo": "", "my_text": "", "Path": Path}
+    names |= {"show": lambda *_: None, "to_picture": lambda image: image}
+    for _ in range(2):
+        exec(cell_of_07('"pipe" not in globals()'), names)
+    assert asked == [SD, "tiny"] and names["photo"].name == "cat-standing.png" and not names["large"]
+    assert "the hub did not provide it" in capsys.readouterr().out
 
 
-def test_with_a_gpu_the_notebook_waits_until_run_is_pressed(tmp_path):
-    """And says so instead of going on without an edit."""
-    cells = [c.source for c in nbformat.read(FOLDER / "07_stable_diffusion.ipynb", 4).cells if c.cell_type == "code"]
-    [waits] = [source for source in cells if "desk.wait()" in source]
-    pressed = []
-    desk = SimpleNamespace(wait=lambda: None, click=pressed.append)
-    with pytest.raises(ValueError, match="press Run in the studio"):
-        exec(waits, {"on_gpu": True, "desk": desk})
-    assert pressed == []
+def test_a_training_that_runs_out_of_memory_goes_on_with_lora(tmp_path, capsys):
+    tried = []
+
+    def run_edit(pipe, image, text, *, method, folder, run):
+        tried.append((method, folder.name, run.strategy))
+        if method == "full":
+            raise MemoryError("the GPU is out of memory")
+        return "an edit"
+
+    ways = [memory.Way("full", Strategy(optimizer="Adam in backward")), memory.Way("lora", Strategy(torch.float16))]
+    names = {"imagic": SimpleNamespace(Run=imagic.Run, run_edit=run_edit), "large": True, "use_drive": False}
+    names |= {"photo": Path("house.jpg"), "text": "a house / in snow", "way": ways[0], "Path": Path, "re": re}
+    names |= {"here": SimpleNamespace(fitting=lambda method: ways[1:]), "pipe": None, "image": None}
+    exec(cell_of_07("except MemoryError"), names)
+    assert names["edit"] == "an edit" and "out of memory" in capsys.readouterr().out
+    assert tried == [(way.method, f"house-a-house-in-snow-{way.method}", way.strategy) for way in ways]
+
+
+def test_what_notebook_07_keeps_fills_the_place_of_the_photo(tmp_path, capsys):
+    folder, picture = tmp_path / "house-full", Image.new("RGB", (8, 8))
+    folder.mkdir()
+    picture.save(folder / "input.png")
+    drawn = {(eta, scale, seed): picture for eta in (0.0, 1.0) for scale in (0.5, 1.0) for seed in (0, 1)}
+    names = {"place": tmp_path, "name": "house", "way": SimpleNamespace(method="full"), "drawn": drawn, "seeds": (0, 1)}
+    names |= {"first": SimpleNamespace(seconds=60.0), "second": SimpleNamespace(seconds=120.0), "json": json}
+    names |= {"model": SD, "gpu": "T4", "large": False, "torch": torch}
+    exec(cell_of_07("photo.json"), names)
+    assert "3 minutes" in capsys.readouterr().out
+    made = json.loads((folder / photo.FACTS).read_text())
+    assert photo.sheet([folder / name for name in made["pictures"]]).size == (776, 384)
+    (books := tmp_path / "notebooks").mkdir()
+    place = "Before. <!-- photo -->\nnothing\n<!-- /photo --> After."
+    (tmp_path / "README.md").write_text(place)
+    for name, text in (("07.ipynb", place), ("08.ipynb", "no place")):
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), tmp_path / "notebooks" / name
+        )
+    for _ in range(2):  # filled again, a place holds the last photo alone
+        assert photo.fill(tmp_path, "a house in the snow", made) == ["README.md", "07.ipynb"]
+    text = (tmp_path / "README.md").read_text()
+    assert "nothing" not in text and text.count("](data/photo.jpg)") == 1 and "3 minutes on one T4" in text
+    [cell] = nbformat.read(books / "07.ipynb", 4).cells
+    assert "](../data/photo.jpg)" in cell.source and cell.source.endswith("After.")
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ LONGEST = 4200, 40  # else
 PREDICTIONS = 6
 ELSEWHERE = re.compile(r"(?<![\w.])/(?:home|root|work|tmp)\b|\bC:\\|[/\\]Users[/\\]")  # paths of one computer
 RAW_FLOAT = re.compile(r"\d\.\d{4,}|\d[eE][-+]?\d")  # its last digits differ from processor to processor
-PIXELS = re.compile(r"data:image/[^\"]+")
 KEY = re.compile(r"\d\d\.\w+\Z")
+PIXELS = re.compile(r"data:[\w/+]+;base64,[\w+/=]+")  # a picture in HTML
 CHECKED, SOLUTION = "nbval-check-output", "solution"
 UNTESTED = {"raises-exception", "nbval-skip", "nbval-raises-exception", "nbval-ignore-output"}
 
@@ -70,6 +70,7 @@ def printed_line(cell: nbformat.NotebookNode) -> str:
 
 
 def calls_that_print(source: str) -> list[ast.Call]:
+    """The calls of `print`, and of `reveal`, which prints what was measured."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("print", "reveal")]
 
