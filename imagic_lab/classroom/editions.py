@@ -15,9 +15,9 @@ from copy import deepcopy
 
 import nbformat
 
-from imagic_lab.classroom.build import BADGE, HERE
+from imagic_lab.classroom.build import BADGE, NOTEBOOKS, ROOT
 
-BUILD = HERE.parent / "build"
+BUILD = ROOT / "build"
 LEFT_OUT = {"student": {"solution", "teacher"}, "teacher": set()}
 OUTSIDE = re.compile(r"(\]\(|(?:src|href)=\")\.\./")  # a link to a file outside the folder of the notebooks
 
@@ -44,7 +44,7 @@ def main() -> None:
         (BUILD / kind).mkdir(parents=True, exist_ok=True)
         for old in (BUILD / kind).glob("*.ipynb"):
             old.unlink()
-        for path in sorted(HERE.glob("[0-9]*.ipynb")):
+        for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
             nbformat.write(edition(nbformat.read(path, as_version=4), kind), BUILD / kind / path.name)
         print(f"{len(list((BUILD / kind).glob('*.ipynb')))} notebooks in build/{kind}")
 
