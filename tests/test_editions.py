@@ -111,7 +111,7 @@ def test_every_notebook_has_both_editions_with_links_that_lead_somewhere(path, k
 
 def test_make_editions_replaces_the_old_ones(tmp_path, made_up, monkeypatch, capsys):
     monkeypatch.setattr(editions, "BUILD", tmp_path / "build")
-    monkeypatch.setattr(editions, "HERE", tmp_path)
+    monkeypatch.setattr(editions, "NOTEBOOKS", tmp_path)
     nbformat.write(made_up, tmp_path / "99_made_up.ipynb")
     (tmp_path / "build" / "student").mkdir(parents=True)
     (tmp_path / "build" / "student" / "98_gone.ipynb").write_text("{}")
