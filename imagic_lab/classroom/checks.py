@@ -91,10 +91,6 @@ FEATURES, WEIGHT, MATRIX, DOWN, UP = randoms((9, 5), (5,), (5, 3), (2, 3), (5, 2
 Z, NOISE = randoms((1, 4, 16, 16), (1, 4, 16, 16))
 GREYS = [Image.new("RGB", (8, 8), (level,) * 3) for level in (0, 90, 140, 255, 100)]
 ANSWERS = {
-    "noised": lambda alphas: calls(
-        lambda z, noise, t: alphas[t].sqrt() * z + (1 - alphas[t]).sqrt() * noise, (Z, NOISE, 300)
-    ),
-    "equal_weights": lambda alphas: {"answer": (alphas - 0.5).abs().argmin(), "within": 1.5},
     "psnr": lambda: {"calls": [((torch.zeros(4, 4), torch.full((4, 4), 0.1)), 20)]},
     "z_0_from_v": lambda: calls(lambda z_t, v, a: a.sqrt() * z_t - (1 - a).sqrt() * v, (Z, NOISE, torch.tensor(0.3))),
     "last_swap": last_swap,
