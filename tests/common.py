@@ -64,3 +64,10 @@ def disk_of(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def widgets_in(widget):
+    """The widget and everything inside it."""
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from widgets_in(child)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from imagic_lab.classroom import course, predict, predictions, reveal, score
-from imagic_lab.classroom.widgets import widgets_in
+from tests.common import widgets_in
 
 OPTIONS = ["e_tgt", "e_opt"]
 

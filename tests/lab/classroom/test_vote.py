@@ -6,9 +6,9 @@ import ipywidgets
 import pytest
 from PIL import Image
 
-from imagic_lab.classroom import widgets
 from imagic_lab.classroom.plots import url_of, webp_of
 from imagic_lab.classroom.vote import BlindVote, Question, outcome
+from tests.common import widgets_in
 
 MEASURED = {"Imagic": 0.8, "SDEdit": 0.5, "text": 0.1}
 SHADES = {"Imagic": 40, "SDEdit": 120, "text": 200}
@@ -21,9 +21,7 @@ def question(text: str = "a cat", methods=tuple(SHADES)) -> Question:
 
 def texts(box: ipywidgets.VBox) -> str:
     """Everything that is written in it."""
-    pages = [
-        part.value for part in widgets.widgets_in(box) if isinstance(part, ipywidgets.HTML) and part is not box.style
-    ]
+    pages = [part.value for part in widgets_in(box) if isinstance(part, ipywidgets.HTML) and part is not box.style]
     written = [re.sub("<[^>]*>", "", page) for page in pages]
     return " ".join(written + [tile.description for tile in box.tiles])
 
