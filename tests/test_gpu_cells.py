@@ -133,7 +133,7 @@ def test_what_notebook_07_keeps_fills_the_place_of_the_photo(tmp_path, capsys):
     names = {"place": tmp_path, "name": "house", "way": SimpleNamespace(method="full"), "drawn": drawn, "seeds": (0, 1)}
     names |= {"first": SimpleNamespace(seconds=60.0), "second": SimpleNamespace(seconds=120.0), "json": json}
     names |= {"model": SD, "gpu": "T4", "large": False, "torch": torch}
-    exec(cell_of_07("photo.json"), names)
+    exec(cell_of_07('"photo.json").write_text'), names)
     assert "3 minutes" in capsys.readouterr().out
     made = json.loads((folder / photo.FACTS).read_text())
     assert photo.sheet([folder / name for name in made["pictures"]]).size == (776, 384)

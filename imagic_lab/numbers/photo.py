@@ -2,10 +2,7 @@
 
 python -m imagic_lab.numbers.photo FOLDER     # as notebook 07 left it; no GPU and no weights are needed
 
-It writes data/photo.jpg and fills every place between <!-- photo --> and <!-- /photo -->.
-"""
-
-from __future__ import annotations
+It writes data/photo.jpg and fills every place between <!-- photo --> and <!-- /photo -->."""
 
 import json
 import re
@@ -31,27 +28,25 @@ def sheet(files: list[Path]) -> Image.Image:
 
 def told(text: str, made: dict, figure: str) -> str:
     """The figure in Markdown, and below it the text and the numbers of the run."""
-    how = f"η = {made['eta']:g}, λ = {made['scale']:g}, seed {made['seed']} of {made['drawn']} drawn"
-    cost = (
-        f"{made['model']}, {made['minutes']:.0f} minutes on one {made['gpu']}, {made['peak_gib']:.1f} GiB at the peak"
-    )
-    alt = f"A photo, the photo rebuilt at η = 0, and the edit: {text}"
-    return f"![{alt}]({figure})\n\n*The photo, rebuilt at η = 0, and as “{text}” ({how}). {cost}.*"
+    how = f"η = {made['eta']:g}, λ = {made['scale']:g}, seed {made['seed']}, {made['drawn']} seeds drawn"
+    cost = f"{made['model']}, {made['minutes']:.0f} minutes on one {made['gpu']}, at most {made['peak_gib']:.1f} GiB"
+    shown = f"A photo, the photo rebuilt at η = 0, and edited to “{text}”"
+    return f"![{shown}]({figure})\n\n*{shown} ({how}). {cost}.*"
 
 
 def fill(root: Path, text: str, made: dict) -> list[str]:
     """Fill the places below `root`; returns the names of the documents that have one."""
-    filled = []
-    for path in [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]:
-        new = rf"\1\n{told(text, made, 'data/photo.jpg' if path.suffix == '.md' else '../data/photo.jpg')}\n\2"
-        old = path.read_text(encoding="utf-8")
+    paths = [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]
+    paths = [path for path in paths if "<!-- photo -->" in path.read_text(encoding="utf-8")]
+    for path in paths:
+        block = told(text, made, "data/photo.jpg" if path.suffix == ".md" else "../data/photo.jpg").replace("\\", "/")
+        block, whole = rf"\1\n{block}\n\2", path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
-            notebook = nbformat.reads(old, as_version=4)
+            notebook = nbformat.reads(whole, as_version=4)
             for cell in notebook.cells:
-                cell.source = PLACE.sub(new, cell.source) if cell.cell_type == "markdown" else cell.source
-        path.write_text(PLACE.sub(new, old) if path.suffix == ".md" else nbformat.writes(notebook), encoding="utf-8")
-        filled += [path.name] * ("<!-- photo -->" in old)
-    return filled
+                cell.source = PLACE.sub(block, cell.source)
+        path.write_text(nbformat.writes(notebook) if path.suffix == ".ipynb" else PLACE.sub(block, whole), "utf-8")
+    return [path.name for path in paths]
 
 
 if __name__ == "__main__":
