@@ -1,7 +1,7 @@
 """A new word for one particular car, taught with LoRA: how many pictures, which layers, which texts, a prior?
 
-    python -m imagic_lab.numbers.new_word              # the first two cars, 40 minutes of one core
-    python -m imagic_lab.numbers.new_word --cars 6     # two hours; only what is missing is measured
+    python -m imagic_lab.numbers.new_word              # the first two cars, some 20 minutes of one core each
+    python -m imagic_lab.numbers.new_word --cars 6     # four cars more; only what is missing is measured
 
 Each run is written into data/experiments/new-word.json at once; the sheet and the table follow at the end. Seconds are
 of one processor core (`time.process_time`), so other work on the machine does not count.
@@ -258,7 +258,7 @@ def word_verdicts(found: dict) -> list[str]:
         parts = []
         for key, what in (("picked", "picked"), ("text", "text holds"), ("red car is red", "a red car is red")):
             of_cars = zip(true_of(old, key), true_of(new, key), strict=True)
-            parts.append(f"{what} {', '.join(f'{before} → {after}' for before, after in of_cars)}")
+            parts.append(f"{what} {' and '.join(f'{before} → {after}' for before, after in of_cars)}")
         lines.append(f"{' instead of '.join(words)}: {'; '.join(parts)}.")
     return lines
 
