@@ -216,11 +216,11 @@ def edits_table(found: dict, learning: dict) -> str:
         probe = [run["probe"][1] / run["probe"][0] for run in runs]
         success = counted([run["success"] for run in runs], sum(run["of"] for run in runs))
         share = learning[" / ".join(c.split(" / ")[:2])]["tiny"]["share"]
-        rows.append([layers, rank, rate, two_digits(share)])
+        rows.append([layers, rank, f"{1000 * float(rate):g}", two_digits(share)])
         rows[-1] += [f"{np.mean([run['seconds'] for run in runs]):.0f} s", mean_and_deviation(probe, ".2f")]
         rows[-1] += [mean_and_deviation([run["psnr"] for run in runs], ".1f"), success]
         rows[-1] += [mean_and_deviation([run["rmse"] for run in runs], ".3f")]
-    header = ["layers", "rank", "rate", "learn", "CPU time", "probe", "PSNR, dB", "success", "RMSE"]
+    header = ["layers", "rank", "rate × 1000", "learn", "CPU time", "probe", "PSNR, dB", "success", "RMSE"]
     count = sum(map(len, every.values()))
     note = f"Mean ± standard deviation over {len(EDIT_PAIRS)} edits, each of another picture with another training "
     note += f"seed; {count} runs in all. Successes of {len(LORA_SEEDS)} pictures an edit, in parentheses edit by "
