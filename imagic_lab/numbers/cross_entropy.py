@@ -18,7 +18,7 @@ from imagic_lab.benchmark import markdown_table
 from imagic_lab.experiments import distribution, losses
 from imagic_lab.numbers.edits import EDITS, count_successes
 from imagic_lab.numbers.report import README, ROOT, command_line, put
-from imagic_lab.numbers.results import LONGER, counted, paired_difference, strip, strips, write_tiles
+from imagic_lab.numbers.results import LONGER, count_with_parts, paired_difference, strip, strips, write_tiles
 from imagic_lab.toyworld import load_reader, load_scene
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import Probe, forward_process
@@ -182,7 +182,7 @@ def losses_table(runs: list[dict]) -> str:
                 rows[-1].append("–" if lost else mean if made == usual else paired_difference(ours, mse, form))
             seeds = len(PICTURE_SEEDS)
             successes = [round(run["success"] * seeds) for run in made] if not lost else []
-            rows[-1].append(counted(successes, seeds * len(made)) if successes else "–")
+            rows[-1].append(count_with_parts(successes, seeds * len(made)) if successes else "–")
     note = "The loss in one stage, the MSE in the other. Other lines than the MSE’s: the difference to the MSE on the "
     note += f"same picture, its mean over {len(usual)} pictures, smallest and largest. One training seed, the same for "
     note += f"all pictures. Successes picture by picture: {', '.join(p.partition('-')[0] for p in PICTURES)}.\n\n"

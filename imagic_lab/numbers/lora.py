@@ -29,7 +29,7 @@ from imagic_lab.numbers.results import (
     SCRATCH,
     Results,
     chance_of_one_sign,
-    counted,
+    count_with_parts,
     mean_and_deviation,
     paired_difference,
     rounded,
@@ -214,7 +214,7 @@ def edits_table(found: dict, learning: dict) -> str:
         layers, rank, rate = parts_of(c)
         runs = list(by_pair.values())
         probe = [run["probe"][1] / run["probe"][0] for run in runs]
-        success = counted([run["success"] for run in runs], sum(run["of"] for run in runs))
+        success = count_with_parts([run["success"] for run in runs], sum(run["of"] for run in runs))
         share = learning[" / ".join(c.split(" / ")[:2])]["tiny"]["share"]
         rows.append([layers, rank, f"{1000 * float(rate):g}", two_digits(share)])
         rows[-1] += [f"{np.mean([run['seconds'] for run in runs]):.0f} s", mean_and_deviation(probe, ".2f")]

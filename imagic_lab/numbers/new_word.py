@@ -26,7 +26,7 @@ from imagic_lab.numbers.report import README, command_line, put
 from imagic_lab.numbers.results import (
     Results,
     attributes_of,
-    counted,
+    count_with_parts,
     rounded,
     strip,
     strips,
@@ -226,9 +226,11 @@ def words_table(found: dict) -> str:
     for name, runs in runs_of(found).items():
         distances = [np.mean([run[place]["distance"] for place in PLACE_PHRASES]) for run in runs]
         rows.append([*TABLE_CELLS[name], ", ".join(f"{distance:.3f}" for distance in distances)])
-        rows[-1] += [counted(true_of(runs, key), drawn) for key in ("picked", "text")]
+        rows[-1] += [count_with_parts(true_of(runs, key), drawn) for key in ("picked", "text")]
         for key in ("red car is red", "a car is yellow"):
-            rows[-1].append(counted(true_of(runs, key), len(WORD_SEEDS) * len(cars)) if key in runs[0] else "–")
+            rows[-1].append(
+                count_with_parts(true_of(runs, key), len(WORD_SEEDS) * len(cars)) if key in runs[0] else "–"
+            )
     header = ["", "pictures", "layers", "texts", "prior", "steps", "distance", "picked", "text holds"]
     header += ["‘a red car’ is red", "‘a car’ is yellow"]
     note = (

@@ -126,6 +126,6 @@ def paired_difference(a: list[float], b: list[float], form: str = ".1f", unit: s
     return f"{mean:+{form}}{unit} ({d.min():+{form}} to {d.max():+{form}}; {(d > 0).sum()} of {len(d)} above zero)"
 
 
-def counted(counts: list[int], total: int) -> str:
+def count_with_parts(counts: list[int], total: int) -> str:
     """'14 of 24 (2 + 12)': the sum, and its parts, because pictures of one car or one edit are not independent."""
     return f"{sum(counts)} of {total} ({' + '.join(f'{count:.0f}' for count in counts)})"

@@ -109,7 +109,7 @@ def test_equal_runs_get_a_count_and_no_interval_of_width_zero():
 
 def test_counts_show_their_clusters():
     """Fourteen of two cars can be seven each, or one car alone."""
-    assert results.counted([2, 12], 24) == "14 of 24 (2 + 12)"
+    assert results.count_with_parts([2, 12], 24) == "14 of 24 (2 + 12)"
 
 
 def test_tiles_of_a_sheet_come_back_in_their_places(tmp_path, monkeypatch):
