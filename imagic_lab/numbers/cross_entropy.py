@@ -12,14 +12,13 @@ from __future__ import annotations
 import json
 
 import torch
-from PIL import Image
 
 import imagic_lib as imagic
-from imagic_lab.classroom.plots import picture_grid
+from imagic_lab.benchmark import markdown_table
 from imagic_lab.experiments import distribution, losses
 from imagic_lab.numbers.edits import EDITS, count_successes
-from imagic_lab.numbers.report import ROOT, command_line
-from imagic_lab.numbers.results import LONGER, SCRATCH, strip, strips, write_sheet
+from imagic_lab.numbers.report import README, ROOT, command_line, put
+from imagic_lab.numbers.results import LONGER, count_with_parts, paired_difference, strip, strips, write_tiles
 from imagic_lab.toyworld import load_reader, load_scene
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.diffusion import Probe, forward_process
@@ -37,6 +36,7 @@ TRAINING_SEEDS, PICTURE_SEEDS, PICTURE_ETAS, PICTURE_STEPS = (0,), (0, 1), (0.0,
 UNET_STEPS = 50  # half of the default, so that all runs take 40 minutes on one core
 SLOW = "naive_cross_entropy_slow"  # a control: does it also diverge at a tenth of the rate?
 MSE_SLOW = "mse_slow"  # a control for that control, in stage 1: what does the MSE do at this rate?
+LIMIT = 2  # times the probe loss at the start of stage 2: there a run is stopped
 RATE_FACTORS = {SLOW: 0.1, MSE_SLOW: 0.1}  # of the default learning rate; 1 for all others
 LOSSES_BY_NAME = {
     "mse": losses.mse,
@@ -52,15 +52,25 @@ RUN_PAIRS += [("mse", name) for name in LOSSES_BY_NAME if name != "mse"]
 RUN_PAIRS += [(name, "mse") for name in LOSSES_BY_NAME if name != "mse"]
 LOSSES_BY_NAME[MSE_SLOW] = losses.mse
 RUN_PAIRS.append((MSE_SLOW, "mse"))
-SHEET_LABELS = {  # (losses of both stages): label. In stage 2 every naive run diverged before its pictures
-    ("mse", "mse"): "MSE",
-    ("mse", "discretised_gaussian"): "binned\nGaussian",
-    ("mse", "hl_gauss"): "HL-Gauss",
-    ("mse", "spatial_kl"): "spatial KL",
-    ("mse", "spatial_kl_with_mean"): "spatial KL\n+ mean",
-    ("naive_cross_entropy", "mse"): "stage 1:\nnaive CE",
-    (SLOW, "mse"): "stage 1: naive\nCE, rate / 10",
-    (MSE_SLOW, "mse"): "stage 1: MSE,\nrate / 10",
+NAMES = {
+    "mse": "MSE",
+    MSE_SLOW: "MSE, rate / 10",
+    "discretised_gaussian": "binned Gaussian",
+    "hl_gauss": "HL-Gauss",
+    "spatial_kl": "spatial KL",
+    "spatial_kl_with_mean": "spatial KL + mean",
+    "naive_cross_entropy": "naive",
+    SLOW: "naive, rate / 10",
+}
+SHEET = {  # the rows of the sheet below the inputs and the truths: losses of both stages
+    "MSE": ("mse", "mse"),
+    "stage 2: binned Gaussian": ("mse", "discretised_gaussian"),
+    "stage 2: HL-Gauss": ("mse", "hl_gauss"),
+    "stage 2: spatial KL": ("mse", "spatial_kl"),
+    "stage 2: spatial KL + mean": ("mse", "spatial_kl_with_mean"),
+    "stage 1: naive": ("naive_cross_entropy", "mse"),
+    "stage 1: naive, rate / 10": (SLOW, "mse"),
+    "stage 1: MSE, rate / 10": (MSE_SLOW, "mse"),
 }
 
 
@@ -72,13 +82,13 @@ def five_digits(values):
 
 
 def has_diverged(stage: str, history) -> bool:
-    """A stage counts as diverged, and ends, when the probe loss is twice as large as at its start."""
-    return history.probe_loss[-1] > 2 * history.probe_loss[0]
+    """Stage 2 ends when the probe loss is `LIMIT` times its start. Stage 1 has no limit: stage 2 repairs much of it."""
+    return history.probe_loss[-1] > LIMIT * history.probe_loss[0]
 
 
-def raise_if_diverged(stage: str, curve: dict) -> None:
-    if curve["probe"][-1] > 2 * curve["probe"][0]:
-        raise FloatingPointError(f"{stage}: the probe loss has doubled after {curve['step'][-1]} steps")
+def raise_if_diverged(curve: dict) -> None:
+    if curve["probe"][-1] > LIMIT * curve["probe"][0]:
+        raise FloatingPointError(f"stage 2: the probe is at twice its start after {curve['step'][-1]} steps")
 
 
 def rate_for(defaults: dict, name: str) -> float:
@@ -103,7 +113,7 @@ def cached_embedding(pipe, image, e_tgt, name: str, seed: int, path) -> tuple[to
     """(e_opt, its curve) of stage 1. They are kept in a file, because all runs of a pair need those of the MSE."""
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
-        how = imagic.Run(loss=LOSSES_BY_NAME[name], watch=has_diverged)
+        how = imagic.Run(loss=LOSSES_BY_NAME[name])
         settings = {"steps": FIRST_SETTINGS["steps"], "lr": rate_for(FIRST_SETTINGS, name)}
         e_opt, history = imagic.optimize_embedding(pipe, image, e_tgt, **settings, generator=generator, run=how)
         save_tensors(path, {"e_opt": e_opt}, stage_curve(history, raw=name.startswith("naive")))
@@ -135,16 +145,48 @@ def strip_of(picture: str, seed: int, first: str, second: str) -> str:
 
 
 def loss_sheet() -> None:
-    """First the input and the truth of each picture. Then a row for each pair of losses, with η = 0 and the best η."""
-    rows, blank = [[] for _ in range(len(SHEET_LABELS) + 1)], Image.new("RGB", (128, 128), "white")
-    for picture in PICTURES:
-        names = [strip_of(picture, TRAINING_SEEDS[0], *pair) for pair in SHEET_LABELS]
-        found = [strips(name) if (SCRATCH / f"{name}.png").exists() else [blank] * 4 for name in names]
-        rows[0] += [found[0][0], found[0][3]]
-        for row, pictures in zip(rows[1:], found, strict=True):
-            row += pictures[1:3]
-    labels = ["input | truth", *SHEET_LABELS.values()]
-    write_sheet("cross-entropy.jpg", picture_grid(rows, ["η = 0", "best η"] * len(PICTURES), labels, inch=1.25))
+    """A column for each picture; below the inputs and the truths a row for each pair of losses, at the best η."""
+    seed = TRAINING_SEEDS[0]
+    found = [[strips(strip_of(picture, seed, *pair)) for picture in PICTURES] for pair in SHEET.values()]
+    rows = [[pictures[k] for pictures in found[0]] for k in (0, 3)]
+    write_tiles("cross-entropy.jpg", rows + [[pictures[2] for pictures in row] for row in found])
+
+
+# --- the table
+
+MEASURES = {
+    "PSNR at η = 0, dB": (lambda run: sum(run["psnr"]) / len(run["psnr"]), ".2f"),
+    "probe, thousandths": (lambda run: 1000 * run["probe"][2], ".1f"),
+}
+
+
+def tried(runs: list[dict], stage: str, loss: str) -> list[dict]:
+    """The edits with this loss in this stage ("stage_1") and the MSE in the other one, in the order of PICTURES."""
+    wanted = {"stage_1": "mse", "stage_2": "mse", stage: loss}
+    return sorted(
+        (run for run in runs if wanted.items() <= run.items()), key=lambda run: PICTURES.index(run["picture"])
+    )
+
+
+def losses_table(runs: list[dict]) -> str:
+    """The MSE's means, and for every other loss the differences to it, picture by picture."""
+    rows, usual = [], tried(runs, "stage_1", "mse")
+    for stage in ("stage_1", "stage_2"):
+        for loss in (name for name in NAMES if tried(runs, stage, name)):
+            made = tried(runs, stage, loss)
+            lost = sum(bool(run["diverged"]) for run in made)
+            rows.append([stage[-1], NAMES[loss], f"{lost} of {len(made)}"])
+            for measure, form in MEASURES.values():
+                ours, mse = ([measure(run) for run in some] for some in (made, usual)) if not lost else ([], [])
+                mean = f"mean {sum(mse) / max(len(mse), 1):{form}}"
+                rows[-1].append("–" if lost else mean if made == usual else paired_difference(ours, mse, form))
+            seeds = len(PICTURE_SEEDS)
+            successes = [round(run["success"] * seeds) for run in made] if not lost else []
+            rows[-1].append(count_with_parts(successes, seeds * len(made)) if successes else "–")
+    note = "The loss in one stage, the MSE in the other. Other lines than the MSE’s: the difference to the MSE on the "
+    note += f"same picture, its mean over {len(usual)} pictures, smallest and largest. One training seed, the same for "
+    note += f"all pictures. Successes picture by picture: {', '.join(p.partition('-')[0] for p in PICTURES)}.\n\n"
+    return note + markdown_table(["stage", "loss", "stopped", *MEASURES, "successes"], rows)
 
 
 def edit_with_losses(pipes: dict, reader, picture: str, seed: int, first: str, second: str) -> dict:
@@ -162,20 +204,24 @@ def edit_with_losses(pipes: dict, reader, picture: str, seed: int, first: str, s
         e_opt, line["curve_1"] = cached_embedding(one, image, e_tgt, first, seed, kept)
         line["probe"].append(probe(pipe.unet, e_opt))
         line["moved"] = (e_opt - e_tgt).norm(dim=-1).mean().item()  # a token
-        raise_if_diverged("stage 1", line["curve_1"])
         generator = torch.Generator().manual_seed(1000 + seed)
         settings = {"steps": UNET_STEPS, "lr": rate_for(SECOND_SETTINGS, second)}
         how = imagic.Run(loss=LOSSES_BY_NAME[second], watch=has_diverged)
         tuned, history = imagic.fine_tune(two, image, e_opt, **settings, generator=generator, run=how)
         line["curve_2"] = stage_curve(history, raw=second.startswith("naive"))
         line["probe"].append(probe(tuned.unet, e_opt))
-        raise_if_diverged("stage 2", line["curve_2"])
+        raise_if_diverged(line["curve_2"])
         line["missed_mean"] = missed_mean(tuned, image, e_opt)
         edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, None, history, {})
         line |= judge_pictures(edit, reader, truth, strip_of(picture, seed, first, second))
     except FloatingPointError as error:
         line["diverged"] = str(error)
     return {key: five_digits(value) for key, value in line.items()}
+
+
+def write_losses(results: dict) -> None:
+    text = json.dumps(results, ensure_ascii=False).replace('{"picture"', '\n{"picture"')  # a line each
+    write_atomically(LOSS_RESULTS, lambda tmp: tmp.write_text(text + "\n", encoding="utf-8"))
 
 
 def main() -> None:
@@ -199,10 +245,12 @@ def main() -> None:
             for first, second in RUN_PAIRS:
                 if (picture, seed, first, second) not in done:
                     results["runs"].append(edit_with_losses(pipes, reader, picture, seed, first, second))
-                    text = json.dumps(results).replace('{"picture"', '\n{"picture"')  # a line each
-                    write_atomically(LOSS_RESULTS, lambda tmp, text=text: tmp.write_text(text + "\n", encoding="utf-8"))
+                    write_losses(results)
                     print({k: v for k, v in results["runs"][-1].items() if not k.startswith("curve")}, flush=True)
     loss_sheet()
+    results["table"] = losses_table(results["runs"])
+    write_losses(results)
+    put(README, "losses", results["table"])
 
 
 if __name__ == "__main__":

@@ -22,20 +22,20 @@ import torch
 
 import imagic_lib as imagic
 from imagic_lab.benchmark import markdown_table
-from imagic_lab.classroom.plots import picture_grid
 from imagic_lab.numbers.edits import EDITS, count_successes
 from imagic_lab.numbers.report import README, ROOT, command_line, put
 from imagic_lab.numbers.results import (
     LONGER,
     SCRATCH,
     Results,
+    chance_of_one_sign,
+    count_with_parts,
     mean_and_deviation,
     paired_difference,
     rounded,
-    share_with_interval,
     strip,
     strips,
-    write_sheet,
+    write_tiles,
 )
 from imagic_lab.numbers.sd14_step import FRUGAL_MALLOC, PeakWatch
 from imagic_lab.toyworld import Scene, load_reader, load_scene
@@ -74,6 +74,11 @@ def configurations() -> dict[str, dict]:
 def rank_of(settings: dict) -> int:
     """The rank of the LoRA that a configuration trains; 0 if it trains all weights."""
     return getattr(settings["method"], "rank", 0)
+
+
+def differs_by_rate(settings: dict) -> bool:
+    """Is it a LoRA that another configuration trains with another rate? It needs the same memory."""
+    return rank_of(settings) > 0 and "lr" in settings
 
 
 def parts_of(label: str) -> tuple[str, str, str]:
@@ -158,7 +163,7 @@ def measure_memory(results: Results) -> None:
     parts = {"tiny": (memory.on_meta("tiny")["unet"], 8, 16)}
     parts["SD 1.4"] = (memory.on_meta("CompVis/stable-diffusion-v1-4")["unet"], 1, 64)
     for label, settings in configurations().items():
-        if label in results.found["memory"] or "lr" in settings:
+        if label in results.found["memory"] or differs_by_rate(settings):
             continue
         found = {}
         for model, (unet, batch, side) in parts.items():
@@ -175,21 +180,21 @@ def measure_memory(results: Results) -> None:
 # --- sheet and tables
 
 
+SHEET = {  # what the rows of the sheet show
+    "full": "full",
+    "to_q, to_v, rank 4": "to_q, to_v / 4",
+    "to_q, to_v, rank 64": "to_q, to_v / 64 / 0.0025",
+    "all of attention, rank 4": "all of attention / 4",
+    "attention and convolutions, rank 4": "attention and convolutions / 4",
+    "attention and convolutions, rank 64": "attention and convolutions / 64 / 0.0025",
+}
+SHEET_ETAS = (0.0, 0.8, 1.0)
+
+
 def lora_sheet() -> None:
-    """A row for each LoRA; on the left with the one rate, on the right with the rate for its rank."""
-    name, short = EDIT_PAIRS[0][0], dict(zip(TARGETS, ("q, v", "attention", "+ conv."), strict=True))
-    rows, labels = [], []
-    for c, settings in configurations().items():
-        if "lr" not in settings:
-            layers, rank, _ = parts_of(c)
-            rate = RATES_BY_RANK.get(rank_of(settings))
-            scaled = f"{c} / {rate}" if rate else c
-            both = [strips(f"edit-{name}-{one.replace('/', '-')}") for one in (c, scaled)]
-            rows.append([picture for row in both for picture in (row[0], *row[-2:])])
-            labels.append(f"{short[layers]}\nrank {rank}" if layers in short else c)
-    titles = [f"η = {LORA_ETAS[k]:g}" for k in (0, -2, -1)]
-    titles = [*(f"{title}\none rate" for title in titles), *(f"{title}\nby rank" for title in titles)]
-    write_sheet("lora-edits.jpg", picture_grid(rows, titles, labels, inch=1.4))
+    """The dog: a row for each configuration of SHEET, a column for each η of SHEET_ETAS."""
+    rows = [strips(f"edit-{EDIT_PAIRS[0][0]}-{label.replace('/', '-')}") for label in SHEET.values()]
+    write_tiles("lora-edits.jpg", [[row[LORA_ETAS.index(eta)] for eta in SHEET_ETAS] for row in rows])
 
 
 def edit_runs(found: dict) -> dict[str, dict[str, dict]]:
@@ -209,22 +214,24 @@ def edits_table(found: dict, learning: dict) -> str:
         layers, rank, rate = parts_of(c)
         runs = list(by_pair.values())
         probe = [run["probe"][1] / run["probe"][0] for run in runs]
-        success, total = sum(run["success"] for run in runs), sum(run["of"] for run in runs)
+        success = count_with_parts([run["success"] for run in runs], sum(run["of"] for run in runs))
         share = learning[" / ".join(c.split(" / ")[:2])]["tiny"]["share"]
-        rows.append([layers, rank, rate, two_digits(share)])
+        rows.append([layers, rank, f"{1000 * float(rate):g}", two_digits(share)])
         rows[-1] += [f"{np.mean([run['seconds'] for run in runs]):.0f} s", mean_and_deviation(probe, ".2f")]
-        rows[-1] += [mean_and_deviation([run["psnr"] for run in runs], ".1f"), f"{success} of {total}"]
+        rows[-1] += [mean_and_deviation([run["psnr"] for run in runs], ".1f"), success]
         rows[-1] += [mean_and_deviation([run["rmse"] for run in runs], ".3f")]
-    header = ["layers", "rank", "rate", "learn", "CPU time", "probe", "PSNR, dB", "success", "RMSE"]
+    header = ["layers", "rank", "rate × 1000", "learn", "CPU time", "probe", "PSNR, dB", "success", "RMSE"]
     count = sum(map(len, every.values()))
-    note = f"Mean ± standard deviation over {len(EDIT_PAIRS)} (picture, seed) pairs; {count} runs in all.\n\n"
+    note = f"Mean ± standard deviation over {len(EDIT_PAIRS)} edits, each of another picture with another training "
+    note += f"seed; {count} runs in all. Successes of {len(LORA_SEEDS)} pictures an edit, in parentheses edit by "
+    note += f"edit: {', '.join(name.partition('-')[0] for name, _ in EDIT_PAIRS)}.\n\n"
     return note + markdown_table(header, rows)
 
 
 def memory_table(found: dict) -> str:
     rows = []
     for c, settings in configurations().items():
-        if "lr" in settings or "SD 1.4" not in found[c]:
+        if differs_by_rate(settings) or "SD 1.4" not in found[c]:
             continue
         layers, rank, _ = parts_of(c)
         tiny, sd = found[c]["tiny"], found[c]["SD 1.4"]
@@ -236,29 +243,25 @@ def memory_table(found: dict) -> str:
 
 
 def lora_verdicts(found: dict) -> list[str]:
-    """Sentences that compare two configurations each, and three counts of successes."""
-    runs = edit_runs(found)
-
-    def psnr_of(what: str, a: str, b: str) -> str:
-        both = ([run["psnr"] for run in runs[c].values()] for c in (a, b))
-        return paired_difference(f"PSNR at η = 0, {what}", *both, " dB")
-
-    small, conv = "to_q, to_v / 4", "attention and convolutions / 4"
-    lines = [
-        psnr_of("full minus LoRA of rank 4 on to_q and to_v", "full", small),
-        psnr_of("full minus LoRA of rank 4 on attention and convolutions", "full", conv),
-        psnr_of("LoRA of rank 4, attention and convolutions minus to_q and to_v", conv, small),
-        psnr_of("LoRA of rank 4, all of attention minus to_q and to_v", "all of attention / 4", small),
-    ]
+    """Sentences that compare two configurations each, edit by edit, and one on how far to trust them."""
+    runs, small, conv = edit_runs(found), "to_q, to_v / 4", "attention and convolutions / 4"
+    compared = {
+        "full minus LoRA of rank 4 on to_q and to_v": ("full", small),
+        "full minus LoRA of rank 4 on attention and convolutions": ("full", conv),
+        "LoRA of rank 4, attention and convolutions minus to_q and to_v": (conv, small),
+        "LoRA of rank 4, all of attention minus to_q and to_v": ("all of attention / 4", small),
+    }
     for rank, rate in RATES_BY_RANK.items():
         for layers, four in (("to_q, to_v", small), ("attention and convolutions", conv)):
             what = f"LoRA on {layers}, rank {rank} minus rank 4"
-            lines.append(psnr_of(f"{what}, one rate", f"{layers} / {rank}", four))
-            lines.append(psnr_of(f"{what}, rate by rank", f"{layers} / {rank} / {rate}", four))
-    for c in ("full", small, conv):
-        counts = (sum(run[what] for run in runs[c].values()) for what in ("success", "of"))
-        lines.append(f"Successes at the best η, {c.replace(' /', ', rank')}: {share_with_interval(*counts)}.")
-    return lines
+            compared |= {f"{what}, one rate": (f"{layers} / {rank}", four)}
+            compared |= {f"{what}, rate by rank": (f"{layers} / {rank} / {rate}", four)}
+    lines = []
+    for what, both in compared.items():
+        psnr_of_both = ([run["psnr"] for run in runs[label].values()] for label in both)
+        lines.append(f"PSNR at η = 0, {what}: {paired_difference(*psnr_of_both, unit=' dB')}.")
+    chance = f"chance alone puts all {len(EDIT_PAIRS)} on one side in {chance_of_one_sign(len(EDIT_PAIRS))}"
+    return [*lines, f"{len(compared)} comparisons of {len(EDIT_PAIRS)} edits each: in every comparison {chance}."]
 
 
 def lora_tables(found: dict) -> dict:

@@ -1,6 +1,7 @@
 """A new word for one particular car, taught with LoRA: how many pictures, which layers, which texts, a prior?
 
-    python -m imagic_lab.numbers.new_word          # half an hour of one core; continues where it was stopped
+    python -m imagic_lab.numbers.new_word              # the first two cars, some 20 minutes of one core each
+    python -m imagic_lab.numbers.new_word --cars 6     # four cars more; only what is missing is measured
 
 Each run is written into data/experiments/new-word.json at once; the sheet and the table follow at the end. Seconds are
 of one processor core (`time.process_time`), so other work on the machine does not count.
@@ -19,18 +20,17 @@ from PIL import Image
 
 import imagic_lib as imagic
 from imagic_lab.benchmark import markdown_table
-from imagic_lab.classroom.plots import picture_grid
 from imagic_lab.experiments.personalization import class_pictures, personalize
 from imagic_lab.numbers.lora import TARGETS
 from imagic_lab.numbers.report import README, command_line, put
 from imagic_lab.numbers.results import (
     Results,
     attributes_of,
+    count_with_parts,
     rounded,
-    share_with_interval,
     strip,
     strips,
-    write_sheet,
+    write_tiles,
 )
 from imagic_lab.toyworld import Scene, load_reader
 from imagic_lab.toyworld.lineup import Lineup, seen_again
@@ -38,7 +38,15 @@ from imagic_lib.pictures import to_picture
 
 WORD_RESULTS = "new-word.json"
 WORD_SAMPLING = 15
-CARS = {"green emblem, roof rack": 1_500_033, "stripe, blue emblem": 1_600_235}  # seeds of scenes outside all trainings
+CARS = {  # by their marks: the seed of a scene outside all trainings
+    "green emblem, roof rack": 1_500_033,
+    "stripe, blue emblem": 1_600_235,
+    "violet emblem, roof rack": 1_600_238,
+    "stripe, red emblem": 1_600_252,
+    "stripe, red emblem, roof rack": 1_600_258,
+    "stripe, roof rack": 1_600_236,
+}
+MEASURED = 2  # so many of them, unless more are asked for
 WORD, CLASS = "a photo of sks car", "a photo of a car"
 PLACE_PHRASES = {"beach": "on the beach", "snow": "in the snow", "night": "at night", "grass": "on the grass"}
 # (place, pose) of the pictures to learn from; the beach is never among them
@@ -66,6 +74,7 @@ class Teaching(NamedTuple):
 
 
 TEACHINGS = [
+    Teaching(1, "to_q, to_v", steps=500),  # the student report's way
     Teaching(1, "to_q, to_v"),
     Teaching(1),
     Teaching(1, captions=True),
@@ -179,78 +188,80 @@ TABLE_CELLS = {
     "limit": ["", "the car itself, drawn", "–", "–", "–", "–"],
     "loaded, a yellow car": ["", "loaded model, ‘yellow car’", "–", "–", "–", "–"],
     "loaded, sks car": ["", "loaded model, ‘sks car’", "–", "–", "–", "–"],
-} | {" / ".join(one.cells()): [letter, *one.cells()] for letter, one in zip("ABCDEFG", TEACHINGS, strict=True)}
+} | {" / ".join(one.cells()): [letter, *one.cells()] for letter, one in zip("RABCDEFG", TEACHINGS, strict=True)}
+SHEET_COLUMNS = ("beach", "grass", "red car")
 DRAWN_ROWS = tuple(name for name in TABLE_CELLS if name != "loaded, sks car")
 
 
-def word_sheet() -> None:
-    """Both cars side by side, each on the beach, on grass, and a red car. The rows have the letters of the table."""
-    columns = ("beach", "grass", "red car")
-    rows, labels = [], ["truth", "loaded", *(TABLE_CELLS[name][0] for name in DRAWN_ROWS[2:])]
+def measured_cars(found: dict) -> list[str]:
+    """The cars of which every row of the table is there."""
+    return [car for car in CARS if all(f"{car} / {name}" in found for name in TABLE_CELLS)]
+
+
+def word_sheet(found: dict) -> None:
+    """For each row of the table the tiles of two cars: each on the beach, on grass, and a red car."""
+    rows = []
     for name in DRAWN_ROWS:
-        of_cars = [dict(zip([*PLACE_PHRASES, "red car"], strips(file_of(label, name)), strict=False)) for label in CARS]
-        rows.append(
-            [
-                one.get(column, car_of(label).render())
-                for label, one in zip(CARS, of_cars, strict=True)
-                for column in columns
-            ]
-        )
-    write_sheet("new-word.jpg", picture_grid(rows, columns * len(CARS), labels, inch=1.5))
+        for car in measured_cars(found)[:2]:
+            of_car = dict(zip([*PLACE_PHRASES, "red car"], strips(file_of(car, name)), strict=False))
+            rows.append([of_car.get(column, car_of(car).render()) for column in SHEET_COLUMNS])
+    write_tiles("new-word.jpg", [left + right for left, right in zip(rows[::2], rows[1::2], strict=True)])
 
 
 def runs_of(found: dict) -> dict[str, list[dict]]:
     """The results of each row of the table, one for each car."""
-    return {name: [found[f"{car} / {name}"] for car in CARS] for name in TABLE_CELLS}
+    return {name: [found[f"{car} / {name}"] for car in measured_cars(found)] for name in TABLE_CELLS}
 
 
-def count_true(runs: list[dict], key: str, places: Iterable[str]) -> tuple[int, int]:
-    """(number of pictures for which `key` is true, number of pictures)."""
-    cells = [run[place] for run in runs for place in places]
-    return sum(round(cell[key] * cell["n"]) for cell in cells), sum(cell["n"] for cell in cells)
+def true_of(runs: list[dict], key: str, places: Iterable[str] = tuple(PLACE_PHRASES)) -> list[int]:
+    """For each car the number of pictures of which `key` is true."""
+    if key in runs[0]:
+        return [round(run[key] * len(WORD_SEEDS)) for run in runs]
+    return [sum(round(run[place][key] * run[place]["n"]) for place in places) for run in runs]
 
 
 def words_table(found: dict) -> str:
-    rows = []
+    rows, cars = [], measured_cars(found)
+    drawn = len(WORD_SEEDS) * len(PLACE_PHRASES) * len(cars)
     for name, runs in runs_of(found).items():
-        distance = np.mean([run[place]["distance"] for run in runs for place in PLACE_PHRASES])
-        rows.append([*TABLE_CELLS[name], f"{distance:.3f}"])
-        for key in ("picked", "text"):
-            rows[-1] += ["{} of {}".format(*count_true(runs, key, places)) for places in (["beach"], PLACE_PHRASES)]
+        distances = [np.mean([run[place]["distance"] for place in PLACE_PHRASES]) for run in runs]
+        rows.append([*TABLE_CELLS[name], ", ".join(f"{distance:.3f}" for distance in distances)])
+        rows[-1] += [count_with_parts(true_of(runs, key), drawn) for key in ("picked", "text")]
         for key in ("red car is red", "a car is yellow"):
-            rows[-1] += [f"{100 * np.mean([run[key] for run in runs]):.0f} %" if key in runs[0] else "–"]
-    header = ["", "pictures", "layers", "texts", "prior", "steps", "distance", "picked: beach", "picked: all places"]
-    header += ["text holds: beach", "text holds: all places", "‘a red car’ is red", "‘a car’ is yellow"]
-    count, cars = len(TEACHINGS) * len(CARS), len(CARS)
-    note = f"{count} trainings: each line is of {cars} cars (counts are sums, all else means). "
-    note += f"{len(WORD_SEEDS)} seeds in each of {len(PLACE_PHRASES)} places; "
+            rows[-1].append(
+                count_with_parts(true_of(runs, key), len(WORD_SEEDS) * len(cars)) if key in runs[0] else "–"
+            )
+    header = ["", "pictures", "layers", "texts", "prior", "steps", "distance", "picked", "text holds"]
+    header += ["‘a red car’ is red", "‘a car’ is yellow"]
+    note = (
+        f"{len(TEACHINGS) * len(cars)} trainings: each line is of {len(cars)} cars, each taught once; in parentheses "
+    )
+    note += f"car by car. {len(WORD_SEEDS)} seeds, the same for all, in each of {len(PLACE_PHRASES)} places; "
     note += f"a line-up of {OTHERS + 1} yellow cars.\n\n"
     return note + markdown_table(header, rows)
 
 
-A, B, C, D, E, F, _ = TEACHINGS
+R, A, B, C, D, E, F, G = TEACHINGS
 CHANGES_OF_TEACHING = {  # (new, old): the rows that differ in this
+    ("500 steps", "300, on to_q and to_v"): (A, R),
     ("convolutions and all of attention", "to_q and to_v"): (A, B),
     ("captions", "the word alone"): (B, C),
     ("100 steps", "300"): (C, D),
-    ("all three",): (A, D),
-    ("a prior of eight texts",): (D, E),
+    ("a prior of eight texts", "none"): (D, E),
     ("four pictures", "one"): (B, F),
 }
 
 
 def word_verdicts(found: dict) -> list[str]:
-    """A sentence on each change."""
+    """A sentence on each change: its counts, car by car."""
     runs, lines = runs_of(found), []
     for words, teachings in CHANGES_OF_TEACHING.items():
-        both = [runs[" / ".join(one.cells())] for one in teachings]
-        shares = {key: [count_true(some, key, PLACE_PHRASES) for some in both] for key in ("picked", "text")}
-        picked, text = ([share_with_interval(*share) for share in of_both] for of_both in shares.values())
-        red = [f"{100 * np.mean([run['red car is red'] for run in some]):.0f} %" for some in both]
-        lines.append(
-            f"{' instead of '.join(words)}: picked {picked[0]} → {picked[1]}; text holds {text[0]} → {text[1]}; "
-            f"a red car is red {red[0]} → {red[1]}."
-        )
+        old, new = (runs[" / ".join(one.cells())] for one in teachings)
+        parts = []
+        for key, what in (("picked", "picked"), ("text", "text holds"), ("red car is red", "a red car is red")):
+            of_cars = zip(true_of(old, key), true_of(new, key), strict=True)
+            parts.append(f"{what} {' and '.join(f'{before} → {after}' for before, after in of_cars)}")
+        lines.append(f"{' instead of '.join(words)}: {'; '.join(parts)}.")
     return lines
 
 
@@ -259,12 +270,14 @@ def word_tables(found: dict) -> dict:
 
 
 def main() -> None:
-    command_line(__doc__).parse_args()
+    options = command_line(__doc__)
+    options.add_argument("--cars", type=int, choices=range(1, len(CARS) + 1), default=MEASURED, help="how many cars")
+    cars = list(CARS)[: options.parse_args().cars]
     results = Results(WORD_RESULTS, "words")
     pipe, reader = imagic.load_pipeline("tiny"), load_reader()
-    for label in CARS:
+    for label in cars:
         measure_car(results, pipe, reader, label)
-    word_sheet()
+    word_sheet(results.found["words"])
     made = results.found["tables"] = word_tables(results.found)
     results.write()
     verdict = "\n".join(f"- {line}" for line in made["verdicts"])

@@ -16,7 +16,7 @@ from imagic_lib.models import DATA
 from imagic_lib.pictures import to_tensor
 
 FOLDER, SCRATCH = DATA / "experiments", ROOT / "runs" / "experiments"
-LARGEST_SHEET = 100_000  # bytes
+LARGEST_SHEET, TILE = 100_000, 128  # bytes of a sheet; pixels of a tile
 LONGER = (
     {"steps": 40, "lr": 5e-2},
     {"steps": 100, "lr": 2e-4},
@@ -63,24 +63,36 @@ def attributes_of(reader, pictures: list[Image.Image]) -> list[dict[str, str]]:
 def strip(name: str, pictures: list[Image.Image]) -> None:
     """Save a row of pictures for the sheets."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    row = Image.new("RGB", (128 * len(pictures), 128))
+    row = Image.new("RGB", (TILE * len(pictures), TILE))
     for k, picture in enumerate(pictures):
-        row.paste(picture, (128 * k, 0))
+        row.paste(picture, (TILE * k, 0))
     write_atomically(SCRATCH / f"{name}.png", lambda tmp: row.save(tmp, format="PNG"))
 
 
 def strips(name: str) -> list[Image.Image]:
     row = Image.open(SCRATCH / f"{name}.png")
-    return [row.crop((x, 0, x + 128, 128)) for x in range(0, row.width, 128)]
+    return [row.crop((x, 0, x + TILE, TILE)) for x in range(0, row.width, TILE)]
 
 
-def write_sheet(name: str, figure) -> None:
-    """Save a figure as the best JPEG of at most LARGEST_SHEET bytes."""
+def write_tiles(name: str, rows: list[list[Image.Image]]) -> None:
+    """Save rows of tiles as the best JPEG of at most LARGEST_SHEET bytes; `read_tiles` cuts it up again."""
+    sheet = Image.new("RGB", (TILE * len(rows[0]), TILE * len(rows)))
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), (TILE * x, TILE * y))
     for quality in range(90, 20, -5):
-        figure.savefig(buffer := io.BytesIO(), format="jpg", dpi=80, pil_kwargs={"quality": quality, "optimize": True})
+        sheet.save(buffer := io.BytesIO(), format="jpeg", quality=quality, optimize=True)
         if buffer.tell() <= LARGEST_SHEET:
             break
     write_atomically(FOLDER / name, lambda tmp: tmp.write_bytes(buffer.getvalue()))
+
+
+def read_tiles(name: str) -> list[list[Image.Image]]:
+    """The rows of tiles of a stored sheet."""
+    with Image.open(FOLDER / name) as opened:
+        sheet = opened.convert("RGB")
+    across, down = range(0, sheet.width, TILE), range(0, sheet.height, TILE)
+    return [[sheet.crop((x, y, x + TILE, y + TILE)) for x in across] for y in down]
 
 
 # --- numbers as text
@@ -95,18 +107,25 @@ def in_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def paired_difference(what: str, a: list[float], b: list[float], unit: str = "", form: str = ".1f") -> str:
-    """One sentence on the mean of a - b over pairs, with its 95 % interval by Student's t."""
-    d = np.array(a) - np.array(b)
-    t = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36}[len(d) - 1]
-    half = t * d.std(ddof=1) / len(d) ** 0.5
-    shown = "" if abs(d.mean()) > half else ": no difference is shown"
-    return f"{what}: {d.mean():+{form}} ± {half:{form}}{unit} (95 %, {len(d)} pairs){shown}."
+def chance_of_one_sign(pairs: int) -> str:
+    """How often all differences have one sign if nothing but chance decides: '1 of 16' for five pairs."""
+    return f"1 of {2 ** (pairs - 1)}"
 
 
-def share_with_interval(count: float, total: int) -> str:
-    """'3 of 8 (14–69 %)', with Wilson's 95 % interval."""
-    p, z = count / total, 1.96
-    middle, half = p + z * z / (2 * total), z * (p * (1 - p) / total + z * z / (4 * total**2)) ** 0.5
-    low, high = ((middle + s * half) / (1 + z * z / total) for s in (-1, 1))
-    return f"{count:.0f} of {total} ({100 * abs(low):.0f}–{100 * high:.0f} %)"
+def paired_difference(a: list[float], b: list[float], form: str = ".1f", unit: str = "") -> str:
+    """'+15.7 dB (+13.5 to +17.7; 4 of 4 above zero)': mean, smallest and largest of a - b; or '0 of 4 differ'.
+
+    From smallest to largest of n differences is an interval for their median, at the level 1 - 2^(1-n). It assumes
+    that the pairs are independent, and nothing about how the differences are distributed.
+    """
+    digits = int(form[1:-1])
+    d = np.round(np.array(a) - np.array(b), digits) + 0.0  # no -0.0
+    if not d.any():
+        return f"0 of {len(d)} differ"
+    mean = np.round(d.mean(), digits) + 0.0
+    return f"{mean:+{form}}{unit} ({d.min():+{form}} to {d.max():+{form}}; {(d > 0).sum()} of {len(d)} above zero)"
+
+
+def count_with_parts(counts: list[int], total: int) -> str:
+    """'14 of 24 (2 + 12)': the sum, and its parts, because pictures of one car or one edit are not independent."""
+    return f"{sum(counts)} of {total} ({' + '.join(f'{count:.0f}' for count in counts)})"

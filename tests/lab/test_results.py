@@ -2,13 +2,15 @@
 
 import ast
 import importlib
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from imagic_lab.numbers import house, lora, new_word, results, schedules
+from imagic_lab.numbers import cross_entropy, house, lora, new_word, results, schedules
 from imagic_lab.numbers.report import README
 from tests.test_surface import missing
 
@@ -26,11 +28,34 @@ def test_the_tables_of_lora_are_made_of_the_stored_runs():
     assert f"{len(found['edits'])} runs in all" in found["tables"]["edits"]
 
 
+def test_the_table_of_the_losses_is_made_of_the_stored_runs():
+    found = json.loads(cross_entropy.LOSS_RESULTS.read_text(encoding="utf-8"))
+    assert found["table"] == cross_entropy.losses_table(found["runs"])
+    assert found["table"] in README.read_text(encoding="utf-8")
+
+
+def test_a_stopped_run_leaves_no_numbers_in_the_table():
+    runs = json.loads(cross_entropy.LOSS_RESULTS.read_text(encoding="utf-8"))["runs"]
+    for run in cross_entropy.tried(runs, "stage_1", "hl_gauss")[:2]:
+        run["diverged"] = "stage 2: …"
+    [line] = [line for line in cross_entropy.losses_table(runs).splitlines() if line.startswith("| 1 | HL-Gauss")]
+    assert line == "| 1 | HL-Gauss | 2 of 5 | – | – | – |"
+
+
 def test_the_tables_of_the_new_word_are_made_of_the_stored_runs():
     found = new_word.Results(new_word.WORD_RESULTS).found
     assert found["tables"] == new_word.word_tables(found)
     trained = [run for run in found["words"].values() if "probe" in run]
     assert f"{len(trained)} trainings" in found["tables"]["words"]
+
+
+def test_a_car_that_is_not_measured_to_its_end_is_not_counted():
+    found = new_word.Results(new_word.WORD_RESULTS).found["words"]
+    first, second = list(new_word.CARS)[:2]
+    assert new_word.measured_cars(found) == [first, second]
+    del found[f"{second} / {list(new_word.TABLE_CELLS)[-1]}"]
+    assert new_word.measured_cars(found) == [first]
+    assert "each line is of 1 cars" in new_word.words_table(found)
 
 
 def test_the_table_of_schedules_is_made_of_the_stored_runs():
@@ -72,12 +97,29 @@ def test_a_script_says_how_to_use_it_and_is_in_the_list(name, monkeypatch, capsy
     assert f"| `{name}` |" in README.read_text(encoding="utf-8")
 
 
-def test_a_verdict_says_when_no_difference_is_shown():
-    clear = results.paired_difference("a minus b", [3, 4, 5], [1, 2, 3.1], " dB")
-    unclear = results.paired_difference("a minus b", [3, 1, 5], [1, 2, 3], " dB")
-    assert "no difference" not in clear and "3 pairs" in clear and "no difference is shown" in unclear
-    assert results.share_with_interval(0, 10) == "0 of 10 (0–28 %)"
-    assert results.share_with_interval(10, 10) == "10 of 10 (72–100 %)"
+def test_differences_are_given_by_their_range_and_their_counts():
+    assert results.paired_difference([3, 4, 5], [1, 2, 5.1], unit=" dB") == "+1.3 dB (-0.1 to +2.0; 2 of 3 above zero)"
+    assert results.paired_difference([0.0, 1.0], [0.1, 1.1], ".1f").endswith("0 of 2 above zero)")
+
+
+def test_equal_runs_get_a_count_and_no_interval_of_width_zero():
+    assert results.paired_difference([1.0, 2.0], [1.0, 2.0]) == "0 of 2 differ"
+    assert results.paired_difference([1.004, 2.0], [1.0, 2.004], ".2f") == "0 of 2 differ"
+
+
+def test_counts_show_their_clusters():
+    """Fourteen of two cars can be seven each, or one car alone."""
+    assert results.count_with_parts([2, 12], 24) == "14 of 24 (2 + 12)"
+
+
+def test_tiles_of_a_sheet_come_back_in_their_places(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    colours = [["red", "white"], ["blue", "black"], ["yellow", "green"]]
+    results.write_tiles("sheet.jpg", [[Image.new("RGB", (100, 100), one) for one in row] for row in colours])
+    for row, found in zip(colours, results.read_tiles("sheet.jpg"), strict=True):
+        for colour, tile in zip(row, found, strict=True):
+            off = np.subtract(tile.getpixel((64, 64)), ImageColor.getrgb(colour))
+            assert tile.size == (128, 128) and abs(off).max() < 12
 
 
 def test_an_experiment_that_is_stopped_keeps_what_it_has_and_refuses_other_versions(tmp_path, monkeypatch):
