@@ -49,10 +49,14 @@ def fill(root: Path, text: str, made: dict) -> list[str]:
     return [path.name for path in paths]
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     made = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     sheet([folder / name for name in ("input.png", *made["pictures"])]).save(ROOT / "data" / "photo.jpg", quality=90)
     print("filled:", *fill(ROOT, read_facts(folder)["text"], made))
+
+
+if __name__ == "__main__":
+    main()

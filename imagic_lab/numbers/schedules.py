@@ -104,7 +104,7 @@ def schedules_table(runs: dict[str, dict]) -> str:
     note = f"{count} edits of ToyEdit dev, 4 seeds each; in brackets 95 % intervals over the edits. The last column "
     note += "is the difference in 'both' edit by edit, in points. The pair (η, λ) of each line, and the rates of the "
     note += "few steps, were chosen on these edits. The seconds are of one core while the other was busy.\n"
-    few = of["few steps, larger rates"][:count]
+    few = of["the library's, few steps"][:count]
     return markdown_table(header, [schedule_row(name, found[:count], few) for name, found in of.items()]) + "\n" + note
 
 

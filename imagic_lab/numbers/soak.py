@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 import imagic_lib as imagic
+from imagic_lab.numbers.report import command_line
 from imagic_lib.edit import ImagicEdit, run_edit
 from imagic_lib.models import load_pipeline
 
@@ -108,8 +109,11 @@ def bad_luck(place: Path, luck: random.Random, counts: Counter, expected: dict, 
     shutil.rmtree(folder)
 
 
-def main(minutes: str = "30") -> int:
-    end, luck, counts, pipe = time.monotonic() + 60 * float(minutes), random.Random(0), Counter(), load_pipeline("tiny")
+def main() -> int:
+    options = command_line(__doc__)
+    options.add_argument("minutes", nargs="?", type=float, default=30.0)
+    end = time.monotonic() + 60 * options.parse_args().minutes
+    luck, counts, pipe = random.Random(0), Counter(), load_pipeline("tiny")
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: other threads, other last bits
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -125,4 +129,4 @@ def main(minutes: str = "30") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

@@ -32,7 +32,7 @@ EXAMPLES = {  # drawings, and what their text changes
     "dog-sitting.png": {"pose": "jumping"}, "car-parked.png": {"place": "snow"}, "cat-standing.png":
     {"colour": "orange"}, "rabbit-lying.png": {"pose": "jumping"}, "bird-standing.png": {"subject": "cat"},
 }  # fmt: skip
-PHOTOS = {"cat-photo.jpg": "a photo of a cat in the snow"}  # for a model that knows photos
+PHOTOS = {"raccoon-photo.jpg": "a photo of a raccoon in the snow"}  # for a model that knows photos
 SMALL, LARGE, MOST_KEPT = 192, 640, 300  # pixels of a picture on the page, at most; pictures whose URLs are kept
 PART = 2**20  # bytes of a message
 BEAT = 0.5  # seconds between two reports of the work
