@@ -200,7 +200,7 @@ def test_the_studio_edits_with_the_large_architecture_stops_and_goes_on_on_anoth
     assert drawn and all(how["scheduler"] == "dpm++" and how["half"] for how in drawn)
     later.hear(later, {"do": "sampling", "sampling": "own"}, [])
     later.hear(later, {"do": "example", "name": "raccoon-photo.jpg"}, [])
-    assert later.state.sampling == {"half": True} and later.now["text"] == "a photo of a cat in the snow"
+    assert later.state.sampling == {"half": True} and later.now["text"] == "a photo of a raccoon in the snow"
 
 
 @pytest.mark.filterwarnings("ignore:the embedded model")

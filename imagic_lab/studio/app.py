@@ -22,10 +22,9 @@ from imagic_lab.studio import shelf
 from imagic_lab.studio import state as do
 from imagic_lab.studio.state import Studio
 from imagic_lab.toyworld.captions import attributes_in, reworded, values_beside
-from imagic_lib.folder import LORA_FILE, picture_name
+from imagic_lib.folder import LORA_FILE, locked, picture_name
 from imagic_lib.models import DATA
 from imagic_lib.pictures import open_image, picture_size
-from imagic_lib.stage4_inference import FAST
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = {  # drawings, and what their text changes
@@ -166,7 +165,7 @@ class Page(anywidget.AnyWidget):
     def change(self, act: Callable[[Path], Path], *names: str) -> None:
         """Rename or bin earlier edits. Raises ValueError if one of them is running."""
         for folder in [self.state.place / name for name in names]:
-            with do.held(folder):
+            with locked(folder):
                 new = act(folder)
             if self.state.folder == folder:
                 do.forget(self.state) if new.parent != folder.parent else do.reopen(self.state, new)
@@ -299,7 +298,7 @@ ANSWERS = {  # what to do, where an error of it is shown, and whether it can be 
     "text": (set_fields, "run", True),
     "method": (set_fields, "run", False),
     "sampling": (
-        lambda page, sampling: set_fields(page, sampling=(FAST if sampling == "fast" else {}) | {"half": True}),
+        lambda page, sampling: set_fields(page, sampling=do.QUICK if sampling == "fast" else {"half": True}),
         "run",
         False,
     ),

@@ -15,7 +15,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
-from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ from imagic_lib import pictures, suggestion
 from imagic_lib.arguments import check_text, etas_of
 from imagic_lib.edit import ImagicEdit, run_edit, settings_of
 from imagic_lib.files import write_atomically
-from imagic_lib.folder import INPUT_FILE, picture_name, read_facts
+from imagic_lib.folder import INPUT_FILE, locked, picture_name, read_facts
 from imagic_lib.models import DATA, encode_text, family, fingerprint, plugin_of, settings_for, unknown_words
 from imagic_lib.planning.memory import Plan, plan
 from imagic_lib.stage3_interpolation import interpolate
@@ -46,7 +45,9 @@ from imagic_lib.unets import check_scale, with_unet
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts a Google Drive
 GALLERY_ETAS, GALLERY_SEEDS, MOST_SEEDS = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0), (0, 1), 16
 CENTRE = 0.5, 0.5, 1.0  # a crop: across, down (0 is left, top), and the side as a share of the picture's shorter one
-PREVIEW_ETA = 0.8  # until an η is suggested for the edit; one of `suggestion.ETAS`
+PREVIEW_ETA = 0.8  # until an η is suggested for the edit
+TRIES = suggestion.TRIES["own"]
+QUICK = FAST | {"half": True, "noise": "random"}  # how a large model draws, unless its own noise is wanted
 PREVIEW_STEPS, PREVIEW_SHARE, MOST_SKETCHES = 8, 0.15, 6  # of the sampler; of the training's time; on the page
 # The work of one step, measured with the embedded model, in steps of stage 1: of stage 2, and of drawing a picture.
 UNET_STEP, PICTURE_STEP = {"full": 1.7, "lora": 1.0}, 1 / 6
@@ -122,7 +123,7 @@ class Studio:
 def new_studio(pipe: StableDiffusionPipeline, place: str | Path | None = None, **steps) -> Studio:
     """An empty studio. place: default out/studio, on Colab in a mounted Google Drive. steps: embedding_steps, …"""
     usual = DRIVE / "imagic" if "google.colab" in sys.modules and DRIVE.is_dir() else Path("out/studio")
-    sampling = {} if family(pipe) == "tiny" else FAST | {"half": True}
+    sampling = {} if family(pipe) == "tiny" else dict(QUICK)
     return Studio(pipe, Path(place or usual), **steps, sampling=sampling)
 
 
@@ -213,16 +214,6 @@ def notes(studio: Studio) -> list[str]:
 # -- the work and its progress
 
 
-@contextmanager
-def held(folder: Path):
-    """Inside, no other studio or process works in this folder. Raises ValueError if somebody does."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"another studio or program is working on {folder.name}: wait for it, or stop it") from None
-
-
 def run_all(studio: Studio, tell: Tell, *phases: str) -> None:
     """Some phases of the edit in the studio's folder, by default `phases_of`. Raises Stopped after a `stop`; after this
     or any other error it can go on."""
@@ -230,7 +221,7 @@ def run_all(studio: Studio, tell: Tell, *phases: str) -> None:
     studio.done, studio.ahead = {}, len(missing(studio))
     studio.began = time.monotonic(), share_done(studio)
     try:
-        with held(studio.folder):
+        with locked(studio.folder):
             for phase in studio.job:
                 {"unet": train_stages, "suggestion": add_suggestion, "gallery": draw_missing}.get(phase, enter)(
                     studio, phase, tell
@@ -271,11 +262,16 @@ def enter(studio: Studio, phase: str, tell: Tell, steps: float = 1) -> Callable[
     return step_done
 
 
+def pictures_tried(studio: Studio) -> int:
+    """How many pictures a suggestion draws."""
+    return len(TRIES.etas[family(studio.pipe)]) * len(TRIES.scales) * len(suggestion.SEEDS)
+
+
 def share_done(studio: Studio) -> float:
     """The share of the whole job that is done, by the work of each phase."""
     settings, job, done = studio.settings, studio.job, dict(studio.done)
     work = {"embedding": settings["embedding_steps"], "unet": settings["unet_steps"] * UNET_STEP[settings["method"]]}
-    work["suggestion"] = suggestion.TRIED * (suggestion.SAMPLING["steps"] * PICTURE_STEP + READING / 2)
+    work["suggestion"] = pictures_tried(studio) * (drawing_steps(studio) * PICTURE_STEP + READING / 2)
     work["gallery"] = studio.ahead * drawing_steps(studio) * PICTURE_STEP
     done |= dict.fromkeys(job[: job.index(studio.phase)] if studio.phase in job else (), 1.0)
     done |= {stage: len(history.loss) / max(1, history.steps) for stage, history in studio.histories.items()}
@@ -418,7 +414,7 @@ def draw_missing(studio: Studio, phase: str, tell: Tell) -> None:
 
 def add_suggestion(studio: Studio, phase: str, tell: Tell) -> None:
     """Let the edit suggest η and scale, and add both to the gallery."""
-    steps = len(suggestion.SCALES) * suggestion.SAMPLING["steps"] + suggestion.TRIED * READING
+    steps = len(TRIES.scales) * drawing_steps(studio) + pictures_tried(studio) * READING
     done, watched = enter(studio, phase, tell, steps), copy.copy(studio.edit)
     watched.pictures = partial(studio.edit.pictures, callback=done)
     measure = plugin_of(studio.pipe, "measure", suggestion.MEASURE)(watched)

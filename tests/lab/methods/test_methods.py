@@ -69,8 +69,6 @@ def few_steps(monkeypatch):
     first, second = tuning.PAPER["tiny"]
     monkeypatch.setitem(tuning.PAPER, "tiny", (first | {"steps": 3}, second | {"steps": 4}))
     monkeypatch.setattr(inversion, "NULL_STEPS", 2)
-    first, second = tuning.FEW_STEPS["tiny"]
-    monkeypatch.setitem(tuning.FEW_STEPS, "tiny", (first | {"steps": 1}, second | {"steps": 2}))
 
 
 @pytest.fixture
@@ -395,8 +393,7 @@ def test_imagic_is_run_edit(pipe, image):
 
 
 def test_imagic_from_its_own_noise_is_that_of_an_edit_at_eta_1(pipe, image):
-    first, second = tuning.FEW_STEPS["tiny"]
-    e_tgt, e_opt, tuned = tuning.run_both_stages(pipe, image, TEXT, first, second)
+    e_tgt, e_opt, tuned = tuning.run_both_stages(pipe, image, TEXT)
     edit = imagic.ImagicEdit(TEXT, pipe, tuned, image, e_tgt, e_opt, None, None, {})
     [found] = METHODS["imagic-own"].start(pipe, image, TEXT)(0.5, [2])
     assert np.array_equal(np.asarray(found), np.asarray(edit.pictures([1.0], [2], scale=0.5)[0][0]))
@@ -408,7 +405,7 @@ def test_imagic_from_its_own_noise_is_that_of_an_edit_at_eta_1(pipe, image):
 def test_another_sampler_draws_the_same_method(pipe, image):
     other = with_unet(pipe, pipe.unet)
     other.scheduler = sampler(pipe, "ddim")
-    [expected] = METHODS["imagic-fast"].start(other, image, TEXT)(0.7, [2])
+    [expected] = METHODS["imagic"].start(other, image, TEXT)(0.7, [2])
     [found] = METHODS["imagic-ddim"].start(pipe, image, TEXT)(0.7, [2])
     assert np.array_equal(np.asarray(found), np.asarray(expected))
 

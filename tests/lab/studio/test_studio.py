@@ -35,7 +35,7 @@ def quick():
     """Few sampler steps, a small gallery, no reader: these tests are not about the quality of the pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
-        patch.setitem(suggestion.SAMPLING, "steps", 2)
+        patch.setitem(suggestion.TRIES, "own", suggestion.TRIES["own"]._replace(sampling={"steps": 2}))
         patch.setattr(do, "GALLERY_ETAS", (0.0, 0.5, 1.0))
         patch.setattr(do, "PREVIEW_STEPS", 2)
         patch.setattr(do, "plugin_of", lambda *names: lambda edit: lambda drawn: [0.9 for _ in drawn])

@@ -13,10 +13,13 @@ from imagic_lab import sweep as package
 from imagic_lab.sweep import report, run, sweep
 from imagic_lab.sweep.work import Setup, attempt, write_json
 from imagic_lab.toyworld import Scene
+from imagic_lib import stage1_embedding
 from imagic_lib.__main__ import main
 from tests.lab.sweep.stub import DRAW, jobs_in, marks, write_table
 
 NASTY = '<script>alert("1")</script> & "a cat" \'\u202e'
+
+STEPS = str(stage1_embedding.DEFAULTS["tiny"]["steps"])
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -57,7 +60,7 @@ def test_results_have_a_row_for_each_picture(swept):
     ]
     for row in rows:
         assert (swept / row["file"]).is_file() and (row["distance"], row["psnr"]) == ("0.5", "20.0")
-        assert row["job"] in row["file"] and row["model"] == "tiny" and row["embedding_steps"] == "40"
+        assert row["job"] in row["file"] and row["model"] == "tiny" and row["embedding_steps"] == STEPS
 
 
 def test_errors_have_a_row_for_each_job_that_failed(swept):
