@@ -30,7 +30,7 @@ def quick_demo(monkeypatch, pipe):
         monkeypatch.setitem(defaults, "tiny", defaults["tiny"] | {"steps": 2})
     monkeypatch.setattr(command_line, "ETAS", (0.0, 1.0))
     monkeypatch.setattr(imagic, "load_pipeline", {"tiny": pipe}.__getitem__)
-    monkeypatch.setattr(command_line, "suggested", lambda edit: Suggestion(1.0, 0.5, {(1.0, 0.5): 1.0}))
+    monkeypatch.setattr(command_line, "suggested", lambda edit, noise: Suggestion(1.0, 0.5, {(1.0, 0.5): 1.0}))
 
 
 def test_train_hands_its_options_to_the_recipe(made, tmp_path):
