@@ -16,10 +16,6 @@ import pytest
 from nbval import plugin
 from nbval.plugin import IPyNbCell
 
-from imagic_lab.classroom import build
-
-os.environ.update(build.ENVIRONMENT)  # the kernels inherit it
-
 # `--cov` counts what the tests run: a line that only a notebook runs isn't tested, and nbval's tracing stops a kernel
 plugin.setup_coverage = plugin.teardown_coverage = lambda *_, **__: None
 
@@ -33,8 +29,16 @@ WARNING = re.compile(r"^.*\w*Warning: .*$", re.MULTILINE)
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """The options of nbval (its names): compare tagged cells alone, in this environment, ten minutes a cell."""
+    os.environ.update(package().ENVIRONMENT)  # the kernels inherit it
     config.option.nbval_lax = config.option.nbval_current_env = True
     config.option.nbval_cell_timeout = 600
+
+
+def package():
+    """`imagic_lab.classroom.build`, imported late: what is imported before `--cov` begins counts as never run."""
+    from imagic_lab.classroom import build
+
+    return build
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,7 +69,7 @@ def settled(new: str, stored: str) -> str:
 
 def compare(cell: IPyNbCell, new: list, stored: list) -> bool:
     """nbval's comparison, with near numbers settled; of HTML the words, without tags and pictures; without widgets."""
-    new = build.without_widgets(new)
+    new = package().without_widgets(new)
     for mine, theirs in zip(new, stored, strict=False):
         if mine.output_type == theirs.output_type == "stream":
             mine.text = settled(mine.text, theirs.text)
