@@ -19,7 +19,6 @@ from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.folder import CHECKPOINTS, INPUT_FILE, begin, claim, locked, read_ledger, remove_checkpoints, state_of
 from imagic_lib.models import encode_text, settings_for
 from imagic_lib.pictures import save_picture, to_picture
-from imagic_lib.planning.memory import advice_after
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.stage2_finetuning import fine_tune
 from imagic_lib.stage3_interpolation import interpolate
@@ -96,8 +95,7 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
     finished edit there; called again after a stop or a kill, on this machine or another, it goes on where it was, and
     a finished edit is only loaded. A folder that holds anything else is refused with a ValueError. run: for both stages
     (`training.loop.Run`); its checkpoint is replaced by the folder's. The stop button ends the current stage early;
-    with a folder it ends the edit, as KeyboardInterrupt, to be continued. If the GPU runs out of memory, a MemoryError
-    names the next smaller way of training."""
+    with a folder it ends the edit, as KeyboardInterrupt, to be continued. Raises MemoryError if the GPU's is full."""
     settings = settings_of(pipe, method, embedding_steps, unet_steps, seed)
     identity, kept = identity_of_edit(pipe, image, text, settings), Path(folder) if folder else None
     more = {"generator": torch.Generator().manual_seed(settings["seed"])}
@@ -105,7 +103,7 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
     def kept_in(stage: str) -> Run:
         return replace(run, checkpoint=kept / CHECKPOINTS[stage] if kept else None)
 
-    with locked(kept) if kept else nullcontext(), out_of_memory_explained(method, run, pipe.unet.device, folder, pipe):
+    with locked(kept) if kept else nullcontext(), out_of_memory_explained(pipe, folder):
         if kept and state_of(kept, identity) == "finished":
             edit = ImagicEdit.load(kept, pipe)
             remove_checkpoints(kept)  # a kill may have come before that
@@ -156,14 +154,16 @@ def stop_if_asked(history: History, folder: str | Path | None) -> None:
 
 
 @contextmanager
-def out_of_memory_explained(method: str, run: Run, device: torch.device, folder: str | Path | None, pipe=None):
-    """Turn CUDA's out-of-memory into a MemoryError of one sentence: what to try next. The networks of `pipe` that found
-    no room on the device return to it, or the next try would train on the CPU."""
+def out_of_memory_explained(pipe: StableDiffusionPipeline, folder: str | Path | None):
+    """Turn CUDA's out-of-memory into a MemoryError of one sentence. The networks that found no room on the device
+    return to it, or the next try would train on the CPU."""
+    device = pipe.unet.device
     try:
         yield
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)  # they hold what the training had on the device
-        for network in networks(pipe) if pipe else ():
+        for network in networks(pipe):
             network.to(device)
         kept = f"; the checkpoint in {folder} is kept" if folder else ""
-        raise MemoryError(f"{advice_after(method, run.strategy, device)}{kept}") from error
+        advice = "train in a way that needs less, of those that imagic_lib.planning.memory.plan shows"
+        raise MemoryError(f"the GPU is out of memory: {advice}{kept}") from error

@@ -23,6 +23,7 @@ import torch
 import imagic_lib as imagic
 from imagic_lab.benchmark import markdown_table
 from imagic_lab.numbers.edits import EDITS, count_successes
+from imagic_lab.numbers.memory import training_peak
 from imagic_lab.numbers.report import README, ROOT, command_line, put
 from imagic_lab.numbers.results import (
     LONGER,
@@ -42,7 +43,7 @@ from imagic_lab.toyworld import Scene, load_reader, load_scene
 from imagic_lib import stage2_finetuning
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr, rmse, to_picture
-from imagic_lib.planning import memory
+from imagic_lib.planning.memory import Way, on_meta
 from imagic_lib.training.strategies import Strategy
 
 LORA_RESULTS = "lora.json"
@@ -132,8 +133,8 @@ def measure_edits(results: Results, pipe, reader, pair: tuple[str, int], labels:
 def counted_memory(unet, settings: dict, *, batch: int, side: int) -> tuple[float, int]:
     """(GiB at the peak of a float32 step with Adam's moments, numbers that learn), counted instead of measured."""
     lora = settings["method"] if rank_of(settings) else imagic.LoRA()
-    way = memory.Way("lora" if rank_of(settings) else "full", Strategy(torch.float32, "Adam", False))
-    peak, learning = memory.training_peak(unet, 2, way, batch=batch, side=side, lora=lora)
+    way = Way("lora" if rank_of(settings) else "full", Strategy(torch.float32, "Adam", False))
+    peak, learning = training_peak(unet, 2, way, batch=batch, side=side, lora=lora)
     return (peak + 8 * learning) / 2**30, learning
 
 
@@ -160,8 +161,8 @@ def print_peak(label: str) -> None:
 
 
 def measure_memory(results: Results) -> None:
-    parts = {"tiny": (memory.on_meta("tiny")["unet"], 8, 16)}
-    parts["SD 1.4"] = (memory.on_meta("CompVis/stable-diffusion-v1-4")["unet"], 1, 64)
+    parts = {"tiny": (on_meta("tiny")["unet"], 8, 16)}
+    parts["SD 1.4"] = (on_meta("CompVis/stable-diffusion-v1-4")["unet"], 1, 64)
     for label, settings in configurations().items():
         if label in results.found["memory"] or differs_by_rate(settings):
             continue

@@ -5,7 +5,7 @@
 
 The model is built, saved as a folder, and loaded by the code that loads a hub id. Then each stage runs real steps, each
 in a new process. The table of imagic_lab/numbers/README.md compares their peak memory with the prediction of
-imagic_lib/planning/memory.py. The C library is told to return freed memory (MALLOC_…), because otherwise the resident
+imagic_lab/numbers/memory.py. The C library is told to return freed memory (MALLOC_…), because otherwise the resident
 memory would be larger than what is in use.
 """
 
@@ -155,10 +155,10 @@ def steps_of(pipe, image, e, stage: int, method: str, strategy):
 
 
 def predicted_gib(stage: int, method: str, optimizer: str, checkpointing: bool) -> float:
-    """The prediction of imagic_lib/planning/memory.py for a job, in GiB."""
+    """The prediction of imagic_lab/numbers/memory.py for a job, in GiB."""
     import torch
 
-    from imagic_lib.planning import memory
+    from imagic_lab.numbers import memory
     from imagic_lib.training.strategies import Strategy
 
     parts = memory.on_meta("CompVis/stable-diffusion-v1-4")

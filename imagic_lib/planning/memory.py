@@ -1,10 +1,6 @@
-"""What will fit, before it runs, by the peak memory of every stage, counted on tensors without contents."""
+"""What will fit, before it runs: the peak memory of every stage, for every way of training."""
 
-import copy
 import json
-import weakref
-from dataclasses import replace
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,53 +8,18 @@ from typing import NamedTuple
 
 import psutil
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from tqdm.auto import tqdm
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from imagic_lib import stage1_embedding, stage2_finetuning
-from imagic_lib.diffusion import decode_latents, denoising_loss
 from imagic_lib.models import DATA, TINY, checked_side, family, name_of
-from imagic_lib.stage4_inference import AT_ONCE, guided
 from imagic_lib.training.strategies import OPTIMIZERS, Strategy, precision
-from imagic_lib.unets import LoRA, add_lora
 
 GIB = 2**30
 MARGIN = 3.0  # GiB: real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
-STATE_BYTES = {"Adam": 8, "Adam in backward": 8, "Adam 8-bit": 2}  # both moments of one learning number
-SAFETY_CHECKER = 1_215_981_830  # bytes of SD 1.4's own, in float32
+PEAKS = DATA / "memory.json"  # by kind of model and way: counted tensor by tensor, imagic_lab/numbers/memory.py
 SD_1_4 = DATA / "stable-diffusion-v1-4"  # its shapes, without weights
 PARTS = ("unet", "vae", "text_encoder")
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all living storages: `now`, and the largest number so far, `peak`."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self._living: set[int] = set()
-
-    def watch(self, *tensors: Tensor) -> None:
-        for storage in (t.untyped_storage() for t in tensors):
-            if storage._cdata not in self._living:
-                self._living.add(storage._cdata)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-
-    def _freed(self, key: int, size: int) -> None:
-        self._living.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        self.watch(*(x for x in tree_leaves(result) if isinstance(x, Tensor)))
-        return result
 
 
 class Way(NamedTuple):
@@ -132,139 +93,41 @@ class Plan(NamedTuple):
         return "\n".join([*lines, self.advice])
 
 
-def advice_after(method: str, strategy: Strategy | None, device: torch.device) -> str:
-    """The sentence for a training that ran out of memory on this device: what to try next, of those that `plan` shows.
-    A LoRA in float32 is in no GPU's plan: after it comes the first LoRA, whose weights are half as large."""
-    order, now = ways_by_preference(precision(device)), strategy or Strategy()
-    if method == "lora" and now.dtype != torch.float32:
-        now = replace(now, dtype=precision(device))  # planned for another GPU
-    known = Way(method, now)
-    at = order.index(known) + 1 if known in order else next(k for k, way in enumerate(order) if way.method == "lora")
-    smaller = next((way for way in order[at:] if way.usable), None)
-    advice = f"try the strategy “{smaller.name}”" if smaller else "only a larger GPU will do"
-    return f"the GPU is out of memory: {advice} (imagic_lib.planning.memory.plan shows all)"
-
-
-def folder_of(model: str | Path) -> Path:
-    """Where the configurations of a model are: a folder, "tiny", or SD 1.x by its hub id, without a download. Raises
-    ValueError or FileNotFoundError in one sentence for any other."""
-    folder = TINY if str(model) == "tiny" else Path(model).expanduser()
-    if folder == TINY and not folder.is_dir():
-        raise FileNotFoundError(f"the embedded model is missing: there is no {folder}; clone again")
-    if folder.is_dir():
-        return folder
-    if "/stable-diffusion-v1-" in str(model):
-        return SD_1_4
-    raise ValueError(f'no plan for {model!r}: give "tiny", "CompVis/stable-diffusion-v1-4", a folder or a pipeline')
-
-
 def on_meta(model: StableDiffusionPipeline | str | Path) -> dict[str, nn.Module]:
-    """{"unet", "vae", "text_encoder"} with shapes and no contents, of a pipeline or of a model as in `folder_of`."""
+    """{"unet", "vae", "text_encoder"} with shapes and no contents: of a pipeline, a folder, "tiny", or Stable Diffusion
+    1.x by its hub id, without a download. Raises ValueError in one sentence for any other."""
     if isinstance(model, StableDiffusionPipeline):
         unet, vae, text = model.unet.config, model.vae.config, model.text_encoder.config.to_dict()
     else:
-        folder = folder_of(model)
+        folder = TINY if str(model) == "tiny" else Path(model).expanduser()
+        folder = SD_1_4 if "/stable-diffusion-v1-" in str(model) and not folder.is_dir() else folder
         try:
             unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} is not a complete diffusers model: {error}") from error
+            known = '"tiny", "CompVis/stable-diffusion-v1-4", a pipeline, or a whole folder in diffusers format'
+            raise ValueError(f"no plan for {str(model)!r} ({error}): give {known}") from error
         unet["sample_size"] = checked_side(str(model), unet, vae)
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
         return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(CLIPTextConfig(**text))}
 
 
-def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Inside a FakeTensorMode: meta parameters become fake ones, which `.to(dtype)` can't do. LoRA stays float32."""
-    for name, part in module.named_modules():
-        for key, p in part._parameters.items():
-            if p is not None:
-                weights = torch.empty(p.shape, dtype=torch.float32 if "lora_" in name else dtype)
-                part._parameters[key] = nn.Parameter(weights, requires_grad=p.requires_grad)
-    return module
-
-
-def training_peak(
-    unet: nn.Module, stage: int, way: Way, *, batch=1, side=64, tokens=77, lora=LoRA()
-) -> tuple[int, int]:
-    """One step of stage 1 or 2, by the stages' own `denoising_loss`: (bytes at its peak, without the optimizer's
-    moments; numbers that learn). unet: on the meta device, stays as it is. side: of the latents."""
-    unet = copy.deepcopy(unet).train().requires_grad_(stage == 2)  # in eval mode checkpointing may be off
-    strategy = way.strategy
-    if stage == 2 and way.method == "lora":
-        add_lora(unet, lora)
-    if strategy.checkpointing:
-        unet.enable_gradient_checkpointing()
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        learning = [p for p in faked(unet, strategy.dtype).parameters() if p.requires_grad]
-        for p in learning if strategy.optimizer == "Adam in backward" else ():
-            p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-        e = torch.empty(1, tokens, unet.config.cross_attention_dim, dtype=strategy.dtype).requires_grad_(stage == 1)
-        latents = torch.empty(1, unet.config.in_channels, side, side, dtype=strategy.dtype)
-        denoising_loss(unet, DDPMScheduler(), latents, e, batch, torch.Generator()).backward()
-    return live.peak, sum(p.numel() for p in learning or [e])
-
-
-@torch.no_grad()
-def sampling_peak(modules: dict[str, nn.Module], dtype: torch.dtype, *, at_once=1, side=64) -> int:
-    """Bytes at the peak of stages 3 and 4: guidance with a batch of 2 x at_once, then the VAE, picture by picture.
-    The tuned UNet has the given dtype, the rest of the pipeline float32; `encode_image` and the probe need less."""
-    unet, vae, text_encoder = (copy.deepcopy(modules[part]) for part in PARTS)
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        faked(unet, dtype), faked(vae, torch.float32), faked(text_encoder, torch.float32)
-        z = torch.empty(at_once, unet.config.in_channels, side, side, dtype=dtype)
-        tokens = text_encoder.config.max_position_embeddings
-        text = torch.empty(2 * at_once, tokens, unet.config.cross_attention_dim, dtype=dtype)
-        answer = unet(torch.cat([z, z]), torch.zeros(1, dtype=torch.long), text).sample
-        z = z - guided(*answer.chunk(2), 7.5)
-        decode_latents(SimpleNamespace(vae=vae), z[:1])
-    return live.peak
-
-
-def checker_bytes(model: StableDiffusionPipeline | str | Path) -> int:
-    """Bytes of the model's safety checker on the device while pictures are drawn."""
-    if isinstance(model, StableDiffusionPipeline):
-        return sum(p.nbytes for p in model.safety_checker.parameters()) if model.safety_checker else 0
-    if (folder := folder_of(model)) == SD_1_4:
-        return SAFETY_CHECKER
-    files = (folder / "safety_checker").glob("*.safetensors")
-    return sum(file.stat().st_size for file in files if "fp16" not in file.name)
-
-
 def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | None = None,
          device: torch.device | str | None = None) -> Plan:  # fmt: skip
     """Predict each stage's peak for every way of training, and choose. Needs no GPU, no weights, no network.
 
-    model: as in `on_meta`. gpu_gb: GiB to fit into; default: all that `device` has. device: default is that of a
-    pipeline, else the GPU if there is one, else the computer. For training, only the UNet that learns counts: the other
-    networks are offloaded to the computer's memory. Twelve counted steps, about 25 s in all for SD 1.4. Raises
-    ValueError for an invalid setting."""
+    model: as in `on_meta`; the figures are those of its kind, the embedded model or Stable Diffusion 1.4 at 512 pixels.
+    gpu_gb: GiB to fit into; default: all that `device` has. device: default is that of a pipeline, else the GPU if
+    there is one, else the computer. For training, only the UNet that learns counts: the other networks are offloaded to
+    the computer's memory. Raises ValueError for an invalid setting."""
     if device is None and isinstance(model, StableDiffusionPipeline):
         device = model.device
     gpu_gb, half = room(gpu_gb, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    modules = on_meta(model)
-    unet, vae, text_encoder = modules.values()
-    side, size = unet.config.sample_size, unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    kind, tokens = family(SimpleNamespace(unet=unet)), text_encoder.config.max_position_embeddings
-
-    @cache
-    def trained(stage: int, way: Way) -> tuple[int, int]:
-        defaults = stage1_embedding.DEFAULTS if stage == 1 else stage2_finetuning.DEFAULTS[way.method]
-        return training_peak(unet, stage, way, batch=defaults[kind]["batch"], side=side, tokens=tokens)
-
-    @cache
-    def sampled(dtype: torch.dtype) -> float:
-        return (sampling_peak(modules, dtype, at_once=AT_ONCE[kind], side=side) + checker_bytes(model)) / GIB
-
-    def counted(way: Way) -> Way:
-        strategy, plain = way.strategy, replace(way.strategy, optimizer="Adam")
-        peak, learning = trained(2, way if strategy.optimizer == "Adam in backward" else Way(way.method, plain))
-        second = (peak + learning * STATE_BYTES[strategy.optimizer]) / GIB
-        return Way(way.method, strategy, trained(1, Way("full", plain))[0] / GIB, second, sampled(strategy.dtype))
-
-    ways = [counted(way) for way in tqdm(ways_by_preference(half), desc="planning", leave=False)]
-    name = name_of(model) if isinstance(model, StableDiffusionPipeline) else str(model)
-    return Plan(name, size, gpu_gb, ways)
+    unet, vae, _ = on_meta(model).values()
+    size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    peaks = json.loads(PEAKS.read_text())[family(SimpleNamespace(unet=unet))]
+    ways = [Way(*way[:2], *peaks[way.name.replace("bfloat16", "float16")]) for way in ways_by_preference(half)]
+    return Plan(name_of(model) if isinstance(model, StableDiffusionPipeline) else str(model), size, gpu_gb, ways)
 
 
 def room(gpu_gb: float | None, device: torch.device) -> tuple[float, torch.dtype]:
