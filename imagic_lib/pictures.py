@@ -4,6 +4,7 @@ import io
 import os
 import warnings
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,7 @@ from imagic_lib.arguments import warn_caller
 from imagic_lib.files import write_atomically
 from imagic_lib.models import family
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # others can start programs
-HEIC = b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"  # brands of the phones' format
-JPEG_XL = b"\xff\x0a", b"\x00\x00\x00\x0cJXL "
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-PIXELS = b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"  # the chunks of a PNG that pixels depend on
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF")  # others can start programs
 RAW_TAGS = 330, 50706  # of a TIFF that a camera made: other pictures inside, the version of DNG
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
                         "ROTATE_90"), 2))  # fmt: skip
@@ -29,12 +26,10 @@ SMALLEST_SIDE = 16  # pixels; below this there is nothing to edit
 MOST_PIXELS = 80_000_000  # more than cameras have; a file of a few kB can claim any number
 TOO_LARGE = f"unpacks to more than {MOST_PIXELS / 1e6:.0f} megapixels: shrink it first"
 MOST_BYTES = 2**29  # of a file; so many pixels of 16 bits are 480 MB
-MOST_FRAMES = 50  # of an animation that are looked at
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """A picture file as RGB in sRGB: rotated as its EXIF says, transparency on white, of an animation the first frame
-    that is not white.
+    """A picture file as RGB in sRGB: rotated as its EXIF says, transparency on white, of an animation the first frame.
 
     PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, and HEIC if pillow-heif is installed. The size is checked before
     anything is unpacked. Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
@@ -43,74 +38,24 @@ def open_image(path: str | Path) -> Image.Image:
         raise ValueError(f"{path} is an address: download the picture, and give its file")
     if not os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         raise FileNotFoundError(f"there is no file {path}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give the path of a picture in it")
     if not path.is_file():
-        raise ValueError(f"{path} is not a regular file: give the path of a picture")
+        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the path of a picture")
     if not 0 < path.stat().st_size <= MOST_BYTES:
         empty = path.stat().st_size == 0
         raise ValueError(f"{path} is empty (0 bytes)" if empty else f"{path} has more than {MOST_BYTES >> 20} MiB")
-    formats = _formats_for(path)
-    try:
-        return _decoded(path, path, formats)
-    except ValueError:
-        content = path.read_bytes()
-        for exif in (b"eXIf", b"") if content.startswith((PNG, JPEG)) else ():
-            with suppress(ValueError):
-                return _decoded(io.BytesIO(_without_metadata(content, exif)), path, formats)
-        raise
-
-
-def _decoded(source: Path | io.BytesIO, path: Path, formats: tuple[str, ...]) -> Image.Image:
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
     with _refused_in_a_sentence(path):
-        picture = Image.open(source, formats=formats)  # reads the header alone
+        picture = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])  # reads the header alone
     with picture:
         _check_size(picture, str(path))
         tags = picture.tag_v2 if picture.format == "TIFF" else {}
         if tags.get(254) == 1 or any(tag in tags for tag in RAW_TAGS):
             raise ValueError(f"{path} is a camera's raw file, and what opens is its preview: export it as a JPEG")
         with _refused_in_a_sentence(path):
-            for number in range(min(getattr(picture, "n_frames", 1), MOST_FRAMES)):
-                picture.seek(number)
-                picture.load()
-                frame = _to_rgb(picture)
-                if frame.getextrema() != ((255, 255),) * 3:
-                    break
-    if number:
-        warn_caller(f"{path} is an animation that begins with white frames: frame {number + 1} is used")
-    return frame
-
-
-def _without_metadata(content: bytes, exif: bytes) -> bytes:
-    """The same pixels. What a PNG or a JPEG says besides can be damaged; no pixel depends on it. exif: b"eXIf" keeps
-    the EXIF, which can say which side is up; b"" drops it, too."""
-    at = 8 if (png := content.startswith(PNG)) else 2
-    kept = bytearray(content[:at])
-    while at < len(content) and (png or content[at : at + 2] != b"\xff\xda"):
-        size = content[at : at + 4] if png else content[at + 2 : at + 4]
-        end = at + int.from_bytes(size, "big") + (12 if png else 2)
-        name = content[at + 4 : at + 8]
-        segment = content[at + 1 : at + 2] >= b"\xe0" and (name != b"Exif" or not exif)  # APP0 to APP15, comments
-        kept += b"" if (png and name not in (*PIXELS, exif)) or (not png and segment) else content[at:end]
-        at = max(end, at + 1)
-    return bytes(kept + (b"" if png else content[at:]))
-
-
-def _formats_for(path: Path) -> tuple[str, ...]:
-    """The formats that Pillow may try. HEIC, an iPhone's, needs another package."""
-    with _refused_in_a_sentence(path), open(path, "rb") as file:
-        start = file.read(12)
-    if start.startswith(JPEG_XL):
-        raise ValueError(f"{path} is a JPEG XL picture: save it as JPEG or PNG first")
-    if start[4:8] != b"ftyp" or start[8:12] not in HEIC:
-        Image.init()
-        return tuple(name for name in FORMATS if name in Image.OPEN)
-    try:
-        import pillow_heif
-    except ImportError:
-        raise ValueError(f"{path} is a HEIC picture: save it as JPEG first, or `pip install pillow-heif`") from None
-    pillow_heif.register_heif_opener()
-    return ("HEIF",)
+            picture.load()
+            return _to_rgb(picture)
 
 
 @contextmanager
@@ -123,12 +68,13 @@ def _refused_in_a_sentence(path: Path):
     except Image.DecompressionBombError:
         raise ValueError(f"{path} {TOO_LARGE}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a picture that can be read: use PNG or JPEG") from None
+        phone = "a phone's HEIC needs `pip install pillow-heif`"
+        raise ValueError(f"{path} is not a picture that can be read: save it as PNG or JPEG ({phone})") from None
     except PermissionError:
         raise ValueError(f"{path} can't be read, because you lack the permission") from None
     except Exception as error:  # Pillow's decoders raise many kinds for a broken file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged or cut short ({reason})") from error
+        raise ValueError(f"{path} is damaged or cut short ({reason}): save it anew, or take another") from error
 
 
 def _check_size(picture: Image.Image, name: str) -> None:

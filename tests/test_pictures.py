@@ -92,11 +92,10 @@ def test_a_truncated_jpeg_is_called_damaged_and_not_shown_half_grey(tmp_path):
     assert "damaged or cut short (image file is truncated" in refusal(path)
 
 
-def test_a_film_is_neither_a_picture_nor_heic(tmp_path):
-    """An MP4 begins as HEIC does, but for its brand."""
-    path = tmp_path / "film.mp4"
-    path.write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
-    assert "not a picture" in refusal(path)
+@pytest.mark.parametrize("start", [b"\0\0\0\x18ftypisom", b"\xff\x0a"], ids=["a film", "JPEG XL"])
+def test_what_pillow_cannot_open_is_refused_with_what_to_do(tmp_path, start):
+    (tmp_path / "other").write_bytes(start + bytes(100))
+    assert "not a picture that can be read: save it as PNG or JPEG" in refusal(tmp_path / "other")
 
 
 @pytest.mark.parametrize("error", [struct.error("bad"), RuntimeError("bad"), EOFError(), IndexError("bad")])
@@ -197,7 +196,7 @@ def test_a_picture_object_is_measured_before_it_is_unpacked(pipe, tmp_path, monk
 def test_a_pipe_that_never_ends_is_not_a_picture(tmp_path):
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
-    assert "not a regular file" in refusal(path)
+    assert "no regular file" in refusal(path)
 
 
 HEIC_START = b"\0\0\0\x18ftypheic\0\0\0\0"
@@ -214,8 +213,11 @@ def test_the_heic_of_a_phone_is_called_by_its_name(tmp_path, monkeypatch):
 def test_heic_is_read_where_its_package_is_installed(tmp_path, monkeypatch):
     """pillow-heif adds a format to Pillow; here a stand-in does."""
 
+    def is_heic(start):
+        return start[4:12] == b"ftypheic"
+
     def register_heif_opener():
-        Image.register_open("HEIF", lambda file, name: Image.new("RGB", (40, 20), "red"), lambda start: True)
+        Image.register_open("HEIF", lambda file, name: Image.new("RGB", (40, 20), "red"), is_heic)
 
     for table in ("ID", "OPEN"):
         monkeypatch.setattr(Image, table, type(known := getattr(Image, table))(known))
@@ -224,7 +226,7 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path, monkeypatch):
     path.write_bytes(HEIC_START + bytes(100))
     assert open_image(path).getpixel((0, 0)) == (255, 0, 0)
     (tmp_path / "text.png").write_text("I am not a picture. " * 10)
-    assert "not a picture" in refusal(tmp_path / "text.png")  # the new format is for its own files alone
+    assert "not a picture" in refusal(tmp_path / "text.png")
 
 
 # ------------------------------------------------------------------------ every kind becomes true RGB
