@@ -18,7 +18,7 @@ from imagic_lib.arguments import check_text, etas_of, seeds_of
 from imagic_lib.edit import ETAS, NOISES, settings_of
 from imagic_lib.figures import edit_sheet, loss_curves
 from imagic_lib.files import write_atomically
-from imagic_lib.folder import claim, locked, new_folder, picture_name, read_facts, state_of, unfinished
+from imagic_lib.folder import locked, new_folder, picture_name, read_facts, state_of, unfinished
 from imagic_lib.models import family, plugin_of
 from imagic_lib.pictures import rmse, save_picture
 from imagic_lib.planning.memory import plan
@@ -184,7 +184,6 @@ def report(edit, args: argparse.Namespace, folder: Path, truth=None) -> None:
     etas, seeds = list(dict.fromkeys(etas_of(args.eta or ETAS))), list(dict.fromkeys(args.seed))  # each picture once
     names = [picture_name(eta, seed, scale) for seed in seeds for eta in etas]
     with locked(folder):
-        claim(folder, [*names, "edit.png", "losses.png"])
         began = time.monotonic()
         rows = edit.pictures(etas, seeds, scale=scale, **sampling_of(edit.pipe, args))
         sampling = time.monotonic() - began

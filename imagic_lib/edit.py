@@ -16,7 +16,7 @@ from torch import Tensor
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.arguments import etas_of, seeds_of
 from imagic_lib.diffusion import decode_latents, encode_image
-from imagic_lib.folder import CHECKPOINTS, INPUT_FILE, begin, claim, locked, read_ledger, remove_checkpoints, state_of
+from imagic_lib.folder import CHECKPOINTS, INPUT_FILE, begin, locked, read_ledger, remove_checkpoints, state_of
 from imagic_lib.models import encode_text, settings_for
 from imagic_lib.pictures import save_picture, to_picture
 from imagic_lib.stage1_embedding import optimize_embedding
@@ -131,7 +131,6 @@ def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: 
     e_tgt = encode_text(pipe, identity["text"])
     if folder:
         begin(folder, identity, e_tgt)
-        claim(folder, [INPUT_FILE])
         save_picture(folder / INPUT_FILE, to_picture(image))
     return e_tgt
 

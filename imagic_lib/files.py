@@ -11,21 +11,25 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FORGOTTEN = 3600  # seconds; an older temporary folder was left by a process that was killed
-TEMPORARY = r"\.{}(\.[0-9a-f]+-\d+)?\.[a-z0-9_]{{8}}\.tmp"  # the folders of `write_atomically`
-PART = r"\.[0-9a-f]{1,16}-\d{1,6}"  # version 0.1 wrote more than 1 GiB into several files, named by these ends
+TEMPORARY = r"\.{}\.[a-z0-9_]{{8}}\.tmp"  # the folders of `write_atomically`
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
 SMALL = 64 * 2**20  # bytes; a file of embeddings has less than one million
 DTYPES = {  # their names in a safetensors file
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+
+
+Finite = Annotated[float, Field(gt=-1e300, lt=1e300)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Stored(BaseModel):
@@ -36,9 +40,9 @@ class Stored(BaseModel):
 
 def parse(model: type[Stored], value: object) -> dict:
     """A value from JSON as a dict of the model's types. Raises ValueError, in one sentence, for any other."""
-    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # what it holds can be printed and written again
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # so it can be printed and written again
     try:
-        return model.model_validate(value).model_dump(exclude_none=True, exclude_unset=True)
+        return model.model_validate_json(text).model_dump(exclude_none=True, exclude_unset=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(key)[:40] for key in first["loc"][:4])
@@ -111,13 +115,6 @@ def remove_leftovers(folder: Path, name: str = ".+", older_than: float = 0.0) ->
                     shutil.rmtree(entry.path, ignore_errors=True)
 
 
-def old_parts(path: Path) -> list[Path]:
-    """The other files of a tensor file that version 0.1 wrote."""
-    named = re.compile(re.escape(path.name) + PART)
-    found = path.parent.iterdir() if path.parent.is_dir() else ()
-    return sorted(part for part in found if named.fullmatch(part.name) and not part.is_symlink())
-
-
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     """Named tensors and JSON facts as one safetensors file.
 
@@ -125,8 +122,6 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     `safetensors.torch.save_file` would need all of them at once. A full disk is an OSError."""
     metadata = {"format": "pt", "facts": json.dumps(facts)}
     write_atomically(path, lambda temporary: _write(temporary, tensors, metadata))
-    for part in old_parts(Path(path)):
-        part.unlink(missing_ok=True)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -144,27 +139,15 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
             file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def remove_tensors(path: Path) -> None:
-    """Delete what `save_tensors` wrote."""
-    for file in [*old_parts(Path(path)), Path(path)]:
-        file.unlink(missing_ok=True)
-
-
-def _opened(path: Path, largest: float = math.inf) -> tuple[list[safe_open], dict]:
-    """A safetensors file, and those that version 0.1 wrote beside it, of which the headers are read; and the facts."""
-    files, own = [], {part.name: part for part in old_parts(Path(path))}
+def _opened(path: Path, largest: float = math.inf) -> tuple[safe_open, dict]:
+    """A safetensors file, of which the header is read, and its facts."""
     check_regular(path, largest)
-    files.append(safe_open(str(path), "pt"))
-    if len(text := (files[0].metadata() or {}).get("facts", "{}")) > LARGEST_JSON:
+    file = safe_open(str(path), "pt")
+    if len(text := (file.metadata() or {}).get("facts", "{}")) > LARGEST_JSON:
         raise ValueError("its facts are too large")
     if not isinstance(facts := json.loads(text), dict):
         raise ValueError("its facts are not a JSON object")
-    for name in facts.pop("parts", []):
-        if name not in own:
-            raise ValueError("it names parts that are missing or not its own")
-        check_regular(own[name], largest)
-        files.append(safe_open(str(own[name]), "pt"))
-    return files, facts
+    return file, facts
 
 
 def load_facts(path: Path) -> dict:
@@ -181,14 +164,13 @@ def load_tensors(path: Path, like: dict[str, Tensor] | None = None,
     like: an example of each tensor that is wanted: it must be there, in this shape; others are not loaded. Numbers that
     are not finite are refused."""
     with damage_explained(path):
-        files, facts = _opened(path, largest)
-        where = {name: file for file in files for name in file.keys()}
+        file, facts = _opened(path, largest)
         for name, example in (like or {}).items():
-            if name not in where:
+            if name not in file.keys():
                 raise ValueError(f"it has no {name}")
-            if (shape := where[name].get_slice(name).get_shape()) != [*example.shape]:
+            if (shape := file.get_slice(name).get_shape()) != [*example.shape]:
                 raise ValueError(f"{name} has the shape {tuple(shape)}, not {tuple(example.shape)}")
-        tensors = {name: file.get_tensor(name) for name, file in where.items() if like is None or name in like}
+        tensors = {name: file.get_tensor(name) for name in file.keys() if like is None or name in like}
         for name, value in tensors.items():
             if not torch.isfinite(value).all() or (
                 like and value.is_floating_point() != like[name].is_floating_point()

@@ -1,61 +1,39 @@
 """The folder of an edit: whose it is, which files in it may be replaced, and why a stranger's is refused.
 
-A folder is the user's. It is taken for an edit if it is empty, and stays that edit's: `checkpoint-edit.safetensors`,
-the ledger, says which one while it is made, edit.json afterwards. Both list the files that were written for it, and no
-other file is ever replaced or deleted.
+A folder is taken for an edit if it is empty, and stays that edit's: `checkpoint-edit.safetensors`, the ledger, says
+which one while it is made, edit.json afterwards. In it the names of `WRITTEN` are the edit's, and no file of another
+name is ever replaced, deleted or sent on.
 """
 
 import itertools
 import re
 import time
-from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import filelock
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from imagic_lib import files
 from imagic_lib.arguments import LONGEST_TEXT
-from imagic_lib.files import damage_explained
+from imagic_lib.files import Whole, damage_explained
+from imagic_lib.training.history import History
 
 INPUT_FILE, EMBEDDINGS_FILE = "input.png", "embeddings.safetensors"
 DIFFERENCE_FILE = "unet-difference.safetensors"  # tuned minus loaded weights
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load_lora_weights(folder) finds it
-KOHYA_FILE = "lora-kohya.safetensors"  # the same under the names that other programs look for
 LEDGER = "checkpoint-edit.safetensors"
 LOCK = ".lock"
 CHECKPOINTS = {stage: f"checkpoint-{stage}.safetensors" for stage in ("embedding", "full", "lora")}
-WRITTEN = re.compile(  # what a list of files may name; anyone can have written the list
-    rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}|{LORA_FILE}|{KOHYA_FILE}|edit\.png|losses\.png"
+WRITTEN = re.compile(  # the names of an edit's files, besides edit.json and its checkpoints
+    rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}|{LORA_FILE}|edit\.png|losses\.png"
     r"|eta-[-+.e\d]+(-scale-[-+.e\d]+)?-seed-\d+\.png"
 )
 SYSTEM = {"Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder, besides names with a dot
 LONGEST_NAME = 48  # letters of the text in a folder's name
-MOST_FILES = 20_000  # in one edit
-OWN = AfterValidator(lambda names: [name for name in names if WRITTEN.fullmatch(name)])
 AGAIN = "make the edit again in another folder"
-
-Finite = Annotated[float, Field(gt=-1e300, lt=1e300)]
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-class StoredHistory(files.Stored):
-    loss: list[Finite]
-    probe_step: list[Whole]
-    probe_loss: list[Finite]
-    learning_rate: list[Finite]
-    seconds: Finite
-    stopped: bool | None = None
-    steps: Whole | None = None
-
-    @model_validator(mode="after")
-    def check_probes(self):
-        if len(self.probe_step) != len(self.probe_loss):
-            raise ValueError("its probes have another number of steps")
-        return self
 
 
 class StoredSettings(files.Stored):
@@ -75,11 +53,10 @@ class EditIdentity(files.Stored):
     settings: StoredSettings
     input: str
     base_model: StoredModel
-    files: Annotated[list[str], Field(max_length=MOST_FILES), OWN] | None = None
 
 
 class EditFacts(EditIdentity):
-    history: dict[Literal["embedding", "unet"], StoredHistory] = Field(min_length=2)
+    history: dict[Literal["embedding", "unet"], History] = Field(min_length=2)
     versions: dict[str, str | None] | None = None
 
     @model_validator(mode="after")
@@ -129,7 +106,7 @@ def read_ledger(folder: str | Path) -> tuple[Tensor, dict]:
 
 def read_facts(folder: str | Path) -> dict:
     """The edit.json of a saved edit, whole and of the right types. Raises FileNotFoundError if there is none, and
-    ValueError in one sentence if it is not what `finish` writes."""
+    ValueError in one sentence if it is not what `storage.save_edit` writes."""
     path = Path(folder) / "edit.json"
     if not path.is_file():
         raise FileNotFoundError(f"there is no finished edit in {folder}: it has no edit.json")
@@ -182,44 +159,20 @@ def difference(found: dict, wanted: dict) -> str | None:
 
 
 def files_of(folder: Path) -> set[str]:
-    """The names in a folder that were written for its edit, the parts of version 0.1 among them. Only names of our own
-    kind count, whatever is listed, and no links, which could lead to any file."""
-    _, facts = state_and_facts(folder)
-    own = {name for name in facts.get("files", []) if not (folder / name).is_symlink()}
-    return own | {part.name for name in own if name.endswith(".safetensors") for part in files.old_parts(folder / name)}
-
-
-def claim(folder: str | Path, names: Iterable[str]) -> None:
-    """List these files as the edit's, before they are written. Raises ValueError, and writes nothing, if one of them
-    is there already and is not the edit's."""
-    folder, names = Path(folder), set(names)
-    state, facts = state_and_facts(folder)
-    for name in sorted(names - files_of(folder)):
-        if (path := folder / name).exists() or path.is_symlink():
-            raise ValueError(f"{path} already exists and is not this edit's: move it away, then try again")
-    facts["files"] = sorted({*facts.get("files", []), *names})
-    if state == "finished":
-        write_facts(folder, facts)
-    else:
-        files.save_tensors(folder / LEDGER, {"e_tgt": read_ledger(folder)[0]}, facts)
+    """The names in a folder that are its edit's. No links, which could lead to any file."""
+    return {path.name for path in folder.iterdir() if WRITTEN.fullmatch(path.name) and not path.is_symlink()}
 
 
 def begin(folder: str | Path, identity: dict, e_tgt: Tensor) -> None:
     """Take a new folder for an edit. e_tgt is kept, because another processor would compute other last bits."""
-    files.save_tensors(Path(folder) / LEDGER, {"e_tgt": e_tgt}, identity | {"files": []})
-
-
-def finish(folder: Path, facts: dict) -> None:
-    """Write edit.json, which marks a whole edit, and delete the checkpoints."""
-    write_facts(folder, facts | {"files": state_and_facts(folder)[1]["files"]})
-    remove_checkpoints(folder)
+    files.save_tensors(Path(folder) / LEDGER, {"e_tgt": e_tgt}, identity)
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete what a finished edit no longer needs."""
     if (Path(folder) / LEDGER).is_file():
         for name in (*CHECKPOINTS.values(), LEDGER):
-            files.remove_tensors(Path(folder) / name)
+            (Path(folder) / name).unlink(missing_ok=True)
 
 
 def picture_name(eta: float, seed: int, scale: float = 1.0) -> str:
@@ -251,6 +204,10 @@ def unfinished(place: str | Path, identity: dict) -> Path:
     raise ValueError(f"{place} holds no unfinished edit of this picture and text, these settings and this model")
 
 
+class StoredProgress(files.Stored):
+    history: History
+
+
 def history_so_far(folder: str | Path, stage: str) -> dict | None:
     """The history in the checkpoint of a stage ("embedding", "full", "lora") of an unfinished edit; None if there is
     none. Raises ValueError if it is damaged."""
@@ -258,4 +215,4 @@ def history_so_far(folder: str | Path, stage: str) -> dict | None:
     if not path.is_file():
         return None
     with damage_explained(path, AGAIN):
-        return files.parse(StoredHistory, files.load_facts(path)["history"])
+        return files.parse(StoredProgress, files.load_facts(path))["history"]

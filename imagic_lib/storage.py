@@ -19,7 +19,7 @@ from imagic_lib.folder import DIFFERENCE_FILE, EMBEDDINGS_FILE, INPUT_FILE, LORA
 from imagic_lib.models import fingerprint, name_of, weights_of
 from imagic_lib.pictures import load_image, open_image, picture_size, save_picture
 from imagic_lib.training.checkpoint import hash_of_picture
-from imagic_lib.training.loop import History
+from imagic_lib.training.history import History
 from imagic_lib.unets import with_unet
 
 
@@ -52,7 +52,6 @@ def save_edit(edit, folder: str | Path) -> Path:
         if state == "new":
             folders.begin(folder, identity, edit.e_tgt)
         lora = edit.settings["method"] == "lora"
-        folders.claim(folder, [INPUT_FILE, EMBEDDINGS_FILE, LORA_FILE if lora else DIFFERENCE_FILE])
         save_picture(folder / INPUT_FILE, edit.input_picture)
         save_tensors(folder / EMBEDDINGS_FILE, {"e_tgt": edit.e_tgt, "e_opt": edit.e_opt}, {})
         if lora:
@@ -60,7 +59,8 @@ def save_edit(edit, folder: str | Path) -> Path:
         else:
             base, tuned = weights_of(edit.pipe.unet), weights_of(edit.tuned.unet)
             save_tensors(folder / DIFFERENCE_FILE, {k: v - base[k] for k, v in tuned.items()}, {})
-        folders.finish(folder, identity | {"versions": versions(), "history": history})
+        folders.write_facts(folder, identity | {"versions": versions(), "history": history})
+        folders.remove_checkpoints(folder)
     return folder
 
 
@@ -82,7 +82,7 @@ def load_edit(folder: str | Path, pipe: StableDiffusionPipeline) -> dict:
         embeddings, _ = load_tensors(folder / EMBEDDINGS_FILE, {"e_tgt": e, "e_opt": e})
         tuned = (load_lora if facts["settings"]["method"] == "lora" else load_difference)(pipe, folder)
     parts = {"text": facts["text"], "settings": facts["settings"], "pipe": pipe, "tuned": tuned}
-    parts |= {f"{stage}_history": History.read(history) for stage, history in facts["history"].items()}
+    parts |= {f"{stage}_history": History(**history) for stage, history in facts["history"].items()}
     parts |= {name: value.to(pipe.unet.device) for name, value in embeddings.items()}
     return parts | {"image": load_image(picture, pipe)}
 

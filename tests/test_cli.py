@@ -461,14 +461,11 @@ def test_show_draws_a_saved_edit_again_without_training(shown, out, tmp_path, ca
     assert "no finished edit" in capsys.readouterr().err
 
 
-def test_show_adds_pictures_and_leaves_those_of_the_user(shown, out):
-    (out / "eta-1-seed-0.png").write_bytes(b"mine")
-    code, _, errors = shown("--eta", "1", "0.25")
-    assert code == 2 and "eta-1-seed-0.png already exists and is not this edit's: move it away" in errors
-    assert (out / "eta-1-seed-0.png").read_bytes() == b"mine"
+def test_show_adds_pictures_and_leaves_other_files_alone(shown, out):
+    (out / "my-eta-1.png").write_bytes(b"mine")
     for _ in range(2):
         assert shown("--eta", "0.25")[0] == 0
-    assert (out / "eta-0.25-seed-0.png").is_file()
+    assert (out / "eta-0.25-seed-0.png").is_file() and (out / "my-eta-1.png").read_bytes() == b"mine"
 
 
 def renamed(folder, name: str) -> dict:
@@ -559,7 +556,7 @@ def test_plan_prints_the_table_and_what_is_chosen(model_folder, capsys):
     [
         (["--gpu-gb", "0"], "imagic: gpu_gb is 0.0: give the GPU's memory in GiB, e.g. 14.75 for a T4"),
         (["--gpu-gb", "much"], "argument --gpu-gb: invalid float value: 'much'"),
-        (["--model", "no/such-model"], "imagic: no plan for 'no/such-model' ("),
+        (["--model", "no/such-model"], "imagic: 'no/such-model' is not a complete diffusers model ("),
     ],
 )
 def test_a_plan_of_something_invalid_is_one_sentence(capsys, arguments, sentence):

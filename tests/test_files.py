@@ -16,7 +16,6 @@ from imagic_lib.files import (
     DTYPES,
     load_facts,
     load_tensors,
-    remove_tensors,
     save_tensors,
     write_atomically,
 )
@@ -236,9 +235,7 @@ def test_a_save_that_is_killed_leaves_the_old_state_whole_and_its_remains_go(tmp
     files.remove_leftovers(tmp_path, older_than=60)
     assert len(names(tmp_path)) == 3, "it could be of another process that is still writing"
     files.remove_leftovers(tmp_path)
-    remove_tensors(path)
-    assert names(tmp_path) == ["c.safetensors.notes"]
-    remove_tensors(path)  # nothing there is no error
+    assert names(tmp_path) == ["c.safetensors", "c.safetensors.notes"]
 
 
 def refusal(path) -> str:
@@ -274,72 +271,6 @@ def test_facts_that_cannot_be_read_are_damage_too(tmp_path):
 def test_a_missing_file_is_missing_and_not_damaged(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         load_tensors(tmp_path / "none.safetensors")
-
-
-# ----------------------------------------------------------------------- files of version 0.1, in parts
-
-
-@pytest.fixture
-def in_parts(tmp_path):
-    """A file of three tensors, as version 0.1 wrote more than 1 GiB. The first file names the others."""
-    path = tmp_path / "c.safetensors"
-    parts = [f"{path.name}.1a2b3c-{k}" for k in (1, 2)]
-    save_file({"a": torch.zeros(40)}, path, {"facts": json.dumps({"step": 1, "parts": parts})})
-    for name, part in zip("bc", parts, strict=True):
-        save_file({name: torch.ones(40)}, tmp_path / part)
-    return path
-
-
-def test_a_file_in_parts_is_read_whole(in_parts):
-    tensors, facts = load_tensors(in_parts)
-    assert facts == load_facts(in_parts) == {"step": 1} and tensors.keys() == {"a", "b", "c"}
-    assert not tensors["a"].any() and torch.equal(tensors["c"], torch.ones(40))
-
-
-def test_the_next_save_is_one_file_and_the_parts_go(in_parts, tmp_path):
-    save_tensors(in_parts, {"a": torch.ones(40)}, {"step": 2})
-    assert names(tmp_path) == ["c.safetensors"] and load_tensors(in_parts)[1] == {"step": 2}
-
-
-def test_a_save_that_fails_keeps_the_parts(in_parts, tmp_path):
-    before = names(tmp_path)
-    with pytest.raises(TypeError):
-        save_tensors(in_parts, {"a": torch.ones(40)}, {"step": object()})
-    assert names(tmp_path) == before and load_tensors(in_parts)[1] == {"step": 1}
-
-
-def test_parts_are_removed_with_their_file(in_parts, tmp_path):
-    remove_tensors(in_parts)
-    assert names(tmp_path) == []
-
-
-def test_a_missing_part_is_one_clear_sentence_and_the_next_save_works(in_parts, tmp_path):
-    next(tmp_path.glob("*-2")).unlink()
-    assert "parts that are missing" in refusal(in_parts)
-    save_tensors(in_parts, {"a": torch.ones(40)}, {"step": 2})
-    assert names(tmp_path) == ["c.safetensors"] and load_tensors(in_parts)[1] == {"step": 2}
-
-
-@pytest.mark.parametrize("parts", [["thesis.docx"], ["../thesis.docx"], ["c.safetensors.notes"], "thesis.docx", [7]])
-def test_a_file_that_names_foreign_parts_is_damaged_and_nothing_foreign_is_deleted(tmp_path, parts):
-    path, thesis = tmp_path / "c.safetensors", tmp_path / "thesis.docx"
-    thesis.write_text("a year of work")
-    (tmp_path / "c.safetensors.notes").write_text("foreign")
-    save_file({"a": torch.ones(2)}, path, {"facts": json.dumps({"parts": parts})})
-    assert "parts that are missing or not its own" in refusal(path)
-    save_tensors(path, {"a": torch.ones(2)}, {})
-    save_file({"a": torch.ones(2)}, path, {"facts": json.dumps({"parts": parts})})
-    remove_tensors(path)
-    assert names(tmp_path) == ["c.safetensors.notes", "thesis.docx"]
-
-
-def test_a_link_in_the_place_of_a_part_is_not_followed(in_parts, tmp_path):
-    part = next(tmp_path.glob("*-2"))
-    part.rename(tmp_path / "thesis.docx")
-    part.symlink_to(tmp_path / "thesis.docx")
-    assert "parts that are missing" in refusal(in_parts)
-    remove_tensors(in_parts)
-    assert (tmp_path / "thesis.docx").is_file()
 
 
 def test_facts_that_are_not_an_object_are_damage(tmp_path):

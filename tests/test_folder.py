@@ -23,8 +23,6 @@ from imagic_lib.folder import (
     EMBEDDINGS_FILE,
     LEDGER,
     LORA_FILE,
-    claim,
-    files_of,
     picture_name,
     read_facts,
 )
@@ -157,33 +155,28 @@ def test_saving_again_writes_nothing_and_another_training_of_it_is_refused(whole
     assert {p.name: p.stat().st_mtime_ns for p in finished_folder.iterdir()} == before
 
 
-def test_a_file_that_was_put_there_while_the_edit_trained_is_left_alone(pipe, image, whole, tmp_path, monkeypatch):
+def test_a_file_of_another_name_that_was_put_there_while_the_edit_trained_is_left_alone(pipe, image, tmp_path):
+    """The names of an edit's files are the edit's, and no other."""
+
     def drop(stage, history):
-        (tmp_path / EMBEDDINGS_FILE).write_bytes(b"mine")
+        for name in ("thesis.docx", EMBEDDINGS_FILE):
+            (tmp_path / name).write_bytes(b"mine")
 
-    with pytest.raises(ValueError, match=rf"{EMBEDDINGS_FILE} already exists and is not this edit's: move it away"):
-        run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path, run=imagic.Run(watch=drop))
-    assert (tmp_path / EMBEDDINGS_FILE).read_bytes() == b"mine" and not (tmp_path / "edit.json").exists()
-    (tmp_path / EMBEDDINGS_FILE).rename(tmp_path / "mine")
-    no_more_steps(monkeypatch)
-    assert_same(run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path), whole)
-    assert (tmp_path / "mine").read_bytes() == b"mine"
+    run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path, run=imagic.Run(watch=drop))
+    assert (tmp_path / "thesis.docx").read_bytes() == b"mine" and ImagicEdit.load(tmp_path, pipe).text == TEXT
 
 
-def test_a_claim_replaces_only_listed_files_and_lists_only_its_own_kind(whole, tmp_path):
-    folder = whole.save(tmp_path / "edit")
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(pipe, image, tmp_path):
     (tmp_path / "thesis.docx").write_bytes(b"mine")
-    (folder / "thesis.docx").write_bytes(b"mine")
-    facts = json.loads((folder / "edit.json").read_text())
-    crafted = ["thesis.docx", "../thesis.docx", str(tmp_path / "thesis.docx"), "edit.json"]
-    (folder / "edit.json").write_text(json.dumps(facts | {"files": [*crafted, "edit.png"]}))
-    assert files_of(folder) == {"edit.png"}
-    with pytest.raises(ValueError, match="already exists and is not this edit's"):
-        claim(folder, ["thesis.docx"])
-    (folder / "eta-1-seed-0.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"eta-1-seed-0\.png already exists"):
-        claim(folder, ["edit.png", "eta-1-seed-0.png"])
-    assert files_of(folder) == {"edit.png"}
+
+    def plant(stage, history):
+        for name in ("input.png", EMBEDDINGS_FILE, DIFFERENCE_FILE):
+            (tmp_path / "edit" / name).unlink(missing_ok=True)
+            (tmp_path / "edit" / name).symlink_to(tmp_path / "thesis.docx")
+
+    run_edit(pipe, image, TEXT, **STEPS, folder=tmp_path / "edit", run=imagic.Run(watch=plant))
+    assert (tmp_path / "thesis.docx").read_bytes() == b"mine"
+    assert ImagicEdit.load(tmp_path / "edit", pipe).text == TEXT
 
 
 # --------------------------------------------------------------------------------- it goes on
@@ -218,7 +211,7 @@ def trained(pipe, image, tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("which", range(1, 8))
+@pytest.mark.parametrize("which", range(1, 6))
 def test_a_save_that_is_killed_at_any_file_is_done_again_and_leaves_no_orphans(
     pipe, image, whole, trained, tmp_path, monkeypatch, method, which
 ):
@@ -229,9 +222,9 @@ def test_a_save_that_is_killed_at_any_file_is_done_again_and_leaves_no_orphans(
         kill_at(patch, os, "replace", which)
         try:
             run()
-            assert which > 5  # ledger, three files, edit.json: then there is nothing left to die at
+            assert which > 4  # three files, edit.json: then there is nothing left to die at
         except Killed:
-            assert which <= 5 and not (folder / "edit.json").exists()
+            assert which <= 4 and not (folder / "edit.json").exists()
     edit = run()
     weights = LORA_FILE if method == "lora" else DIFFERENCE_FILE
     assert {p.name for p in folder.iterdir()} == {"edit.json", "input.png", "embeddings.safetensors", weights}
@@ -322,14 +315,12 @@ def with_newer_keys(facts: dict) -> dict:
     return newer | {"history": {stage: history | NEWER["history"] for stage, history in facts["history"].items()}}
 
 
-def test_a_claim_keeps_the_keys_of_a_newer_version_which_loads(whole, pipe, tmp_path):
+def test_the_keys_of_a_newer_version_are_kept_and_its_edit_loads(whole, pipe, tmp_path):
     folder = whole.save(tmp_path / "edit")
-    newer = with_newer_keys(json.loads((folder / "edit.json").read_text()))
+    facts = json.loads((folder / "edit.json").read_text())
+    newer = with_newer_keys(facts)
     (folder / "edit.json").write_text(json.dumps(newer))
-    assert read_facts(folder) == newer
-    claim(folder, ["edit.png"])
-    found = json.loads((folder / "edit.json").read_text())
-    assert found == newer | {"files": sorted([*newer["files"], "edit.png"])}
+    assert read_facts(folder) == newer | {"history": facts["history"]}
     edit = ImagicEdit.load(folder, pipe)
     assert edit.unet_history == whole.unet_history and edit.settings == whole.settings | {"rank": 4}
 
@@ -337,9 +328,8 @@ def test_a_claim_keeps_the_keys_of_a_newer_version_which_loads(whole, pipe, tmp_
 def test_a_ledger_keeps_them_too(whole, pipe, image, tmp_path):
     identity = identity_of_edit(pipe, image, TEXT, whole.settings)
     folders.begin(tmp_path, identity | {"licence": "CC0", "settings": identity["settings"] | {"rank": 4}}, whole.e_tgt)
-    claim(tmp_path, ["input.png"])
     found = folders.read_identity(tmp_path)
-    assert (found["licence"], found["settings"]["rank"], found["files"]) == ("CC0", 4, ["input.png"])
+    assert (found["licence"], found["settings"]["rank"]) == ("CC0", 4)
     assert folders.state_of(tmp_path, identity) == "begun", "a setting that this version does not know decides nothing"
 
 
@@ -353,7 +343,6 @@ def test_a_ledger_keeps_them_too(whole, pipe, image, tmp_path):
         ({"history": {}}, r"history: "),
         ({"history": {"third": {}}}, r"history\.third"),
         ({"base_model": None}, r"base_model: "),
-        ({"files": "edit.png"}, r"files: input should be a valid list"),
     ],
 )
 def test_a_value_of_another_type_is_named_in_one_sentence(finished_folder, tmp_path, change, sentence):
@@ -366,9 +355,8 @@ def test_a_value_of_another_type_is_named_in_one_sentence(finished_folder, tmp_p
 
 def test_null_is_the_same_as_a_missing_key(finished_folder, tmp_path):
     facts = json.loads((finished_folder / "edit.json").read_text())
-    (tmp_path / "edit.json").write_text(json.dumps(facts | {"files": None, "chosen": None}))
-    assert read_facts(tmp_path) == {key: value for key, value in facts.items() if key != "files"}
-    assert files_of(tmp_path) == set()
+    (tmp_path / "edit.json").write_text(json.dumps(facts | {"versions": None, "chosen": None}))
+    assert read_facts(tmp_path) == {key: value for key, value in facts.items() if key != "versions"}
 
 
 # ------------------------------------------------------------------------------------ many edits in one place
@@ -420,5 +408,5 @@ def test_an_unfinished_edit_knows_its_history_so_far(begun_folder, tmp_path):
     assert len(folders.history_so_far(begun_folder, "embedding")["loss"]) == 1
     assert folders.history_so_far(begun_folder, "full") is None
     save_tensors(tmp_path / folders.CHECKPOINTS["full"], {}, {"history": {"loss": ["much"]}})
-    with pytest.raises(ValueError, match=r"checkpoint-full\.safetensors is damaged \(loss\.0: "):
+    with pytest.raises(ValueError, match=r"checkpoint-full\.safetensors is damaged \(history\.loss\.0: "):
         folders.history_so_far(tmp_path, "full")

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import imagic_lib as imagic
+from imagic_lab.numbers.memory import LiveBytes
 from imagic_lib import LoRA, Run, stage1_embedding, stage2_finetuning, unets
 from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
-from imagic_lib.planning.memory import LiveBytes
 from imagic_lib.unets import add_lora, scaled, with_unet
 from tests.common import loss_by_hand, same, seeded, weights
 

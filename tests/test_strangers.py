@@ -18,8 +18,8 @@ from imagic_lab.sweep.run import MARK, take
 from imagic_lab.sweep.table import Job
 from imagic_lab.sweep.work import Setup, error_of, read_results
 from imagic_lib.edit import ImagicEdit, run_edit
-from imagic_lib.files import load_tensors, remove_tensors, save_tensors
-from imagic_lib.folder import EMBEDDINGS_FILE, LEDGER, claim, files_of, read_facts, read_ledger, remove_checkpoints
+from imagic_lib.files import load_tensors, save_tensors
+from imagic_lib.folder import EMBEDDINGS_FILE, LEDGER, files_of, read_facts, read_ledger, remove_checkpoints
 from imagic_lib.pictures import open_image
 from imagic_lib.stage1_embedding import optimize_embedding
 from imagic_lib.training.loop import History, Run
@@ -166,21 +166,8 @@ def test_tensors_with_any_header_open_or_are_refused_and_delete_no_other_file(tm
         path.write_bytes(b"mine")
     opens_or_refuses(lambda: load_tensors(tmp_path / EMBEDDINGS_FILE))
     opens_or_refuses(lambda: read_ledger(tmp_path))
-    opens_or_refuses(lambda: claim(tmp_path, ["thesis.docx"]))
     opens_or_refuses(lambda: remove_checkpoints(tmp_path))
-    opens_or_refuses(lambda: remove_tensors(tmp_path / EMBEDDINGS_FILE))
     assert [path.read_bytes() for path in mine] == [b"mine"] * 2
-
-
-def test_a_difference_whose_metadata_names_a_file_of_the_users_never_deletes_it(edit, tmp_path):
-    """As `parts` of its own it would be removed with the file that names it."""
-    (tmp_path / "thesis.docx").write_bytes(b"mine")
-    for name in ("unet-difference.safetensors", "checkpoint-full.safetensors"):
-        (tmp_path / name).write_bytes(safetensors_file({"__metadata__": {"facts": '{"parts": ["thesis.docx"]}'}}))
-    opens_or_refuses(lambda: edit.save(tmp_path))
-    assert (tmp_path / "thesis.docx").read_bytes() == b"mine"
-    save_tensors(tmp_path / "unet-difference.safetensors", {"x": torch.ones(1)}, {})
-    assert (tmp_path / "thesis.docx").read_bytes() == b"mine"
 
 
 def picture_file(kind: str) -> bytes:

@@ -6,6 +6,7 @@ python -m imagic_lab.numbers.soak [MINUTES]     # default 30; prints its counts;
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
@@ -32,7 +33,7 @@ def work(folder: str, method: str, room: str = "0") -> None:
     """One edit in a process of its own, with a checkpoint after every step. room: bytes that a file may have."""
     from imagic_lib.training import checkpoint
 
-    checkpoint.SAVE_AFTER, checkpoint.pause_after = 0.0, lambda took: 0.0
+    checkpoint.SAVE_AFTER, checkpoint.SAVING_SHARE = 0.0, math.inf
     if int(room):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), resource.RLIM_INFINITY))

@@ -332,8 +332,6 @@ def prepare(studio: Studio, tell: Tell = lambda: None) -> None:
 
 
 def keep_png(folder: Path, name: str, picture: Image.Image) -> None:
-    with WRITING:
-        folders.claim(folder, [name])
     write_atomically(folder / name, lambda tmp: picture.save(tmp, format="PNG"))
 
 

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from imagic_lab.sweep.table import Job
 from imagic_lib.edit import run_edit
-from imagic_lib.files import Stored, load_facts, read_json, write_json
-from imagic_lib.folder import DIFFERENCE_FILE, LOCK, LORA_FILE, Finite, Whole, claim, picture_name
+from imagic_lib.files import Finite, Stored, Whole, load_facts, read_json, write_json
+from imagic_lib.folder import DIFFERENCE_FILE, LOCK, LORA_FILE, picture_name
 from imagic_lib.models import load_pipeline
 from imagic_lib.pictures import load_image, open_image, psnr, rmse, save_picture
 from imagic_lib.planning.memory import Plan, plan
@@ -280,7 +280,6 @@ def edit_and_draw(job: Job, folder: Path, setup: Setup) -> dict:
     how = {"method": job.method, "seed": job.seed, "folder": folder, "run": Run(strategy=way and way.strategy)}
     edit = run_edit(pipe, load_image(job.image, pipe), job.text, **steps, **how)
     names = {(seed, eta): picture_name(eta, seed, job.scale) for seed, eta in product(job.seeds, job.etas)}
-    claim(folder, names.values())
     drawn, near, rows = edit.pictures(job.etas, job.seeds, scale=job.scale), edit.reconstruction, []
     for ((seed, eta), file), picture in zip(names.items(), chain(*drawn), strict=True):
         save_picture(folder / file, picture)

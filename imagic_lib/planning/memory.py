@@ -104,8 +104,8 @@ def on_meta(model: StableDiffusionPipeline | str | Path) -> dict[str, nn.Module]
         try:
             unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
         except (OSError, ValueError) as error:
-            known = '"tiny", "CompVis/stable-diffusion-v1-4", a pipeline, or a whole folder in diffusers format'
-            raise ValueError(f"no plan for {str(model)!r} ({error}): give {known}") from error
+            known = '"tiny", "CompVis/stable-diffusion-v1-4", a pipeline, or a folder'
+            raise ValueError(f"{str(model)!r} is not a complete diffusers model ({error}): give {known}") from error
         unet["sample_size"] = checked_side(str(model), unet, vae)
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)

@@ -18,17 +18,16 @@ from tqdm.auto import tqdm
 
 from imagic_lib import files
 from imagic_lib.arguments import warn_caller
-from imagic_lib.files import damage_explained
-from imagic_lib.folder import Finite, StoredHistory, Whole
+from imagic_lib.files import Finite, Whole, damage_explained
 from imagic_lib.models import fingerprint
 from imagic_lib.pictures import to_picture
+from imagic_lib.training.history import History
 
 if TYPE_CHECKING:
     from imagic_lib.training.loop import Run, Training
 
 SAVE_AFTER = 30.0  # seconds between two checkpoints of a small model
-LOSE_AT_MOST = 600.0  # seconds of work, if the process is killed
-SAVING_SHARE = 0.05  # of the time, where `LOSE_AT_MOST` allows it: a large model's checkpoint takes a minute to write
+SAVING_SHARE = 0.1  # of the time at most: a large model's checkpoint takes a minute to write
 LARGE = 10**9  # bytes of a checkpoint that are worth a word
 MOMENTS = {"exp_avg", "exp_avg_sq"}, {"state1"}  # of Adam, of an 8-bit Adam
 NEAR = 0.01  # of a row's length: machines differ by a thousandth at most, two texts by a tenth at least
@@ -39,7 +38,7 @@ class StoredCheckpoint(files.Stored):
     """The facts of a checkpoint."""
 
     identity: dict
-    history: StoredHistory
+    history: History
     scaler: dict[str, Whole | Finite]
 
 
@@ -52,8 +51,7 @@ class TrainingJob(NamedTuple):
 
     def difference(self, found: dict, near: dict[str, Tensor]) -> str | None:
         """How the job of a checkpoint differs, in words; None if it is the same training."""
-        found = {"bias": 0.0} | found  # version 0.1 did not write down a bias of 0
-        for key, value in (self.facts | {"bias": self.facts.get("bias", 0.0)}).items():
+        for key, value in self.facts.items():
             if key not in found:
                 return "an older version of this library"
             if found[key] != value:
@@ -117,6 +115,8 @@ class CheckpointFile:
         training, path = self.training, self.path
         with damage_explained(path):
             facts = files.parse(StoredCheckpoint, files.load_facts(path))
+            if not facts["history"]["loss"]:
+                raise ValueError("its history has no step")
         other = TrainingJob(training.facts, {}).difference(facts["identity"], {})  # before gigabytes are read
         tensors, _ = ({}, {}) if other else files.load_tensors(path, largest=2 * training.bytes_on_disk() + files.SMALL)
         near = {k.removeprefix("near."): v for k, v in tensors.items() if k.startswith("near.")}
@@ -131,7 +131,7 @@ class CheckpointFile:
             training.generator.set_state(tensors["generator"])
             if training.scaler and facts["scaler"]:
                 training.scaler.load_state_dict(facts["scaler"])
-        training.history = type(training.history).read(facts["history"] | {"stopped": False})
+        training.history = History(**facts["history"] | {"stopped": False})
 
     def save(self) -> None:
         """Write the state. If the disk is full the training goes on, with a warning that nothing is kept."""
@@ -142,7 +142,7 @@ class CheckpointFile:
             self._write()
         except OSError as error:
             warn_caller(f"{self.path} could not be written ({error}): a stop would lose the training")
-        self.due = time.monotonic() + pause_after(time.monotonic() - began)
+        self.due = (now := time.monotonic()) + max(SAVE_AFTER, (now - began) / SAVING_SHARE)
 
     def _write(self) -> None:
         """The old file is kept until the new one is whole, unless the disk has no room for both. A folder that was
@@ -155,7 +155,7 @@ class CheckpointFile:
         facts["scaler"] = training.scaler.state_dict() if training.scaler else {}
         free = free_on_disk(path)
         if free < training.bytes_on_disk() <= free + size_on_disk(path):
-            files.remove_tensors(path)
+            path.unlink()
         files.save_tensors(path, tensors | {"generator": training.generator.get_state()}, facts)
 
 
@@ -168,12 +168,6 @@ def check_room(path: Path, need: int, what: str) -> None:
     if need > LARGE:
         once = " (so the old one is deleted before a new one is written)" if 2 * need > room else ""
         tqdm.write(f"{takes}; {where}{once}")
-
-
-def pause_after(took: float) -> float:
-    """Seconds until the next checkpoint, if this one took so many to write: writing takes its share of the time, and a
-    kill loses `LOSE_AT_MOST` at most, the time of writing included."""
-    return max(SAVE_AFTER, min(took / SAVING_SHARE, LOSE_AT_MOST - 2 * took))
 
 
 def free_on_disk(path: Path) -> int:
@@ -199,20 +193,18 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
     whole, or a moment of another shape than its weight's: a fused Adam would read and write beyond it."""
     weights, state = weights_in(optimizer), {}
     for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            if not 0 <= int(index) < len(weights):
-                raise ValueError(f"{key} belongs to no weight")
-            wanted = weights[int(index)].shape if name.startswith(("exp_avg", "max_exp_avg", "state")) else value.shape
-            if value.shape != wanted or (name == "step" and value.numel() != 1):
-                raise ValueError(f"{key} has the shape {tuple(value.shape)}")
-            state.setdefault(int(index), {})[name] = value
+        if not key.startswith("optimizer."):
+            continue
+        _, index, name = key.split(".")
+        if not 0 <= int(index) < len(weights):
+            raise ValueError(f"{key} belongs to no weight")
+        weight, is_moment = weights[int(index)], name.startswith(("exp_avg", "max_exp_avg", "state"))
+        if value.shape != (weight.shape if is_moment else value.shape) or (name == "step" and value.numel() != 1):
+            raise ValueError(f"{key} has the shape {tuple(value.shape)}")
+        # fused Adam walks through memory: its moments must lie as the weight does (channels_last or not)
+        laid = torch.empty_like(weight, dtype=value.dtype).copy_(value) if is_moment else value
+        state.setdefault(int(index), {})[name] = laid
     for index, values in state.items():
         if not any({"step", *moments} <= values.keys() for moments in MOMENTS):
             raise ValueError(f"optimizer.{index} lacks a moment")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    for weight, values in optimizer.state.items():
-        for name, value in values.items():
-            # fused Adam walks through memory: its moments must lie as the weight does (channels_last or not)
-            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
-                values[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

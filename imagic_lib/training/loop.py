@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,34 +25,10 @@ from tqdm.auto import tqdm
 from imagic_lib.arguments import check_setting, whole_number
 from imagic_lib.diffusion import Loss, mse
 from imagic_lib.training.checkpoint import CheckpointFile, TrainingJob
+from imagic_lib.training.history import History
 from imagic_lib.training.strategies import Strategy
 
 PROBE_EVERY = 10  # steps
-
-
-@dataclass
-class History:
-    """How a stage went. The raw loss is of random timesteps and so mostly noise. The probe always uses the same eight
-    (noise, timestep) pairs and shows whether the stage still learns."""
-
-    loss: list[float] = field(default_factory=list)  # raw, of every step
-    probe_step: list[int] = field(default_factory=list)
-    probe_loss: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)  # of every step
-    seconds: float = 0.0  # of all steps, over all sittings
-    stopped: bool = False  # by the stop button, before all steps were done
-    steps: int = 0  # that were asked for
-
-    @classmethod
-    def read(cls, facts: dict) -> History:
-        """A history from checked JSON (`folder.StoredHistory`). What a newer version wrote besides is left out."""
-        return cls(**{name: value for name, value in facts.items() if name in cls.__dataclass_fields__})
-
-    def has_settled(self, patience: int | None) -> bool:
-        """True if none of the last `patience` probes was more than 1 % below the best one before them."""
-        if patience is None or len(self.probe_loss) <= patience:
-            return False
-        return min(self.probe_loss[-patience:]) > 0.99 * min(self.probe_loss[:-patience])
 
 
 Watch = Callable[[str, History], object]  # (stage, history so far) -> true to end the stage here

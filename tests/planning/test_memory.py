@@ -218,14 +218,14 @@ def test_a_pipeline_is_planned_for_where_it_is(pipe, monkeypatch):
 
 
 def test_errors_say_what_to_do(pipe, model_folder, tmp_path):
-    with pytest.raises(ValueError, match=r"no plan for 'some/other-model' .*: give "):
+    with pytest.raises(ValueError, match=r"'some/other-model' is not a complete diffusers model .*: give "):
         plan("some/other-model", 16)
     for bad in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="give the GPU's memory in GiB"):
             plan(pipe, gpu_gb=bad)
     damaged = shutil.copytree(model_folder, tmp_path / "damaged")
     (damaged / "unet" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"no plan for .*damaged' \(.*whole folder in diffusers format"):
+    with pytest.raises(ValueError, match=r"damaged' is not a complete diffusers model \("):
         plan(damaged, 16)
-    with pytest.raises(ValueError, match=r"no plan for .* \(.*No such file"):
+    with pytest.raises(ValueError, match=r"nowhere' is not a complete diffusers model \(.*No such file"):
         plan(tmp_path / "nowhere", 16)

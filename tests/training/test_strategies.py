@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import imagic_lib as imagic
+from imagic_lab.numbers.memory import LiveBytes
 from imagic_lib import Run
 from imagic_lib.diffusion import denoising_loss, encode_image, forward_process
-from imagic_lib.planning.memory import LiveBytes
 from imagic_lib.training import strategies
 from imagic_lib.training.loop import Training
 from imagic_lib.training.strategies import Strategy, frozen_unet, networks, offloaded_to_cpu, stepping

@@ -204,10 +204,10 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path):
 
 def test_no_bar_is_shown_while_a_job_is_done_whichever_module_makes_it(tmp_path, setup, work_is, capsys):
     from imagic_lib import stage4_inference
-    from imagic_lib.planning import memory
+    from imagic_lib.training import loop
 
     def shows(*arguments):
-        for module in (stage4_inference, memory):
+        for module in (stage4_inference, loop):
             list(module.tqdm(range(3), desc="of a module"))
         with tqdm(total=3, desc="of nobody", disable=False) as bar:
             bar.update(2)
