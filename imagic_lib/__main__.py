@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import runpy
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import imagic_lib as imagic
 from imagic_lib.arguments import check_text, etas_of, seeds_of
@@ -22,8 +22,9 @@ from imagic_lib.folder import locked, new_folder, picture_name, read_facts, stat
 from imagic_lib.models import family, plugin_of
 from imagic_lib.pictures import rmse, save_picture
 from imagic_lib.planning.memory import plan
-from imagic_lib.stage4_inference import FAST, scheduler_of
+from imagic_lib.stage4_inference import scheduler_of
 from imagic_lib.storage import identity_of_edit
+from imagic_lib.suggestion import Suggestion
 from imagic_lib.unets import check_scale
 
 PLACE = Path("out")  # where an edit gets a new folder, named by time and text
@@ -37,11 +38,7 @@ with a margin of 3 GiB."""
 
 
 class Parser(argparse.ArgumentParser):
-    """One that takes -1e-1 for a number, and prints a ? for a letter that the terminal lacks, such as η."""
-
-    def __init__(self, *args, **settings):
-        super().__init__(*args, **settings)
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+    """One that prints a ? for a letter that the terminal lacks, such as η."""
 
     def parse_args(self, *args, **settings) -> argparse.Namespace:
         for stream in (sys.stdout, sys.stderr):
@@ -90,7 +87,6 @@ def add_sampling(command: Parser) -> None:
     add("--scale", type=float, help="share of the fine-tuning, 0 to 2 (default: 1, or the suggestion of a model's own)")
     add("--suggest", action="store_true", help="try some pictures and use the best scale (may download 1.7 GB)")
     add("--noise", choices=NOISES, default="own", help="to start from: the picture's own (default), or the seed's")
-    add("--fast", action="store_true", help="draw in 25 steps; with random noise by DPM-Solver++")
     add("--no-safety-checker", dest="checked", action="store_false", help="leave out the one that a model ships")
     add("--seed", type=int, nargs="+", default=[0], help="noises to start from; training uses the first (default: 0)")
 
@@ -143,8 +139,7 @@ def folder_for(args: argparse.Namespace, identity: dict) -> Path:
 
 def sampling_of(pipe, args: argparse.Namespace) -> dict:
     """How pictures are drawn: a large model's in half precision where there is a GPU."""
-    fast = (FAST if args.noise == "random" else {"steps": FAST["steps"]}) if args.fast else {}
-    return {"noise": args.noise} | fast | ({} if family(pipe) == "tiny" else {"half": True})
+    return {"noise": args.noise} | ({} if family(pipe) == "tiny" else {"half": True})
 
 
 def run_show_command(args: argparse.Namespace) -> None:
@@ -162,24 +157,25 @@ def run_show_command(args: argparse.Namespace) -> None:
     report(imagic.ImagicEdit.load(folder, pipe), args, folder)
 
 
-def suggests(pipe, args: argparse.Namespace) -> bool:
-    """Is the suggestion wanted? A model with a measure of its own gives one unasked, unless an η or scale is given."""
-    return args.suggest or (args.scale is None and not args.eta and plugin_of(pipe, "measure") is not None)
-
-
-def suggested(edit, noise: str):
-    """The suggestion, printed."""
-    found = edit.suggest(noise=noise)
+def suggested(edit, args: argparse.Namespace) -> Suggestion | None:
+    """The suggestion, printed, if it is wanted. A model with a measure of its own gives one unasked, unless an η or a
+    scale is given."""
+    unasked = args.scale is None and not args.eta and plugin_of(edit.pipe, "measure") is not None
+    if not (args.suggest or unasked):
+        return None
+    found = edit.suggest(noise=args.noise)
     if found.scores[found.eta, found.scale] == 0:
         print("\nno picture of a first try shows what the text says; other words or another seed may help")
-        return found
-    print(f"\nsuggested: η = {found.eta:g} with {100 * found.scale:.0f} % of the fine-tuning (scale {found.scale:g})")
+    else:
+        print(
+            f"\nsuggested: η = {found.eta:g} with {100 * found.scale:.0f} % of the fine-tuning (scale {found.scale:g})"
+        )
     return found
 
 
-def report(edit, args: argparse.Namespace, folder: Path, truth=None) -> None:
-    """Sample, write the sheet, the single pictures and the curves, print the distances."""
-    found = suggested(edit, args.noise) if suggests(edit.pipe, args) else None
+def report(edit, args: argparse.Namespace, folder: Path) -> list[list[Image.Image]]:
+    """Sample, write the sheet, the single pictures and the curves, print the distances; the rows of pictures."""
+    found = suggested(edit, args)
     scale = args.scale if args.scale is not None else found.scale if found else 1.0
     etas, seeds = list(dict.fromkeys(etas_of(args.eta or ETAS))), list(dict.fromkeys(args.seed))  # each picture once
     names = [picture_name(eta, seed, scale) for seed in seeds for eta in etas]
@@ -190,23 +186,20 @@ def report(edit, args: argparse.Namespace, folder: Path, truth=None) -> None:
         for name, picture in zip(names, chain(*rows), strict=True):
             save_picture(folder / name, picture)
         curves = loss_curves(edit.embedding_history, edit.unet_history)
-        for name, figure in (("edit.png", edit_sheet(edit, etas, seeds, rows, truth)), ("losses.png", curves)):
+        for name, figure in (("edit.png", edit_sheet(edit, etas, seeds, rows)), ("losses.png", curves)):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Glyph")  # a warning for every letter that matplotlib's font lacks
                 write_atomically(folder / name, lambda temporary, f=figure: f.savefig(temporary, format="png", dpi=110))
-    end = f"  {'to ground truth':>16}" if truth else ""
-    print(f"\n{'η':>5}  {'distance to input':>18}{end}   (RMSE, seed by seed)")
+    print(f"\n{'η':>5}  distance to input (RMSE), seed by seed")
     for column, eta in enumerate(etas):
-        line = f"{eta:5g}"
-        for width, other in ((18, edit.input_picture), (16, truth))[: 2 if truth else 1]:
-            line += f"  {'  '.join(f'{rmse(row[column], other):.3f}' for row in rows):>{width}}"
-        print(line)
+        print(f"{eta:5g}  {'  '.join(f'{rmse(row[column], edit.input_picture):.3f}' for row in rows)}")
     print(
         f"\nstage 1, embedding    {edit.embedding_history.seconds:5.1f} s"
         f"\nstage 2, fine-tuning  {edit.unet_history.seconds:5.1f} s"
         f"\nstages 3 and 4        {sampling:5.1f} s for {len(etas) * len(seeds)} pictures"
         f"\n\nthe sheet:  {printable(folder / 'edit.png')}\nthe curves: {printable(folder / 'losses.png')}"
     )
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -57,8 +57,15 @@ def etas_of(etas: Sequence[float]) -> list[float]:
     except (TypeError, ValueError):
         numbers = []
     if not numbers or not all(abs(eta) <= FARTHEST_ETA for eta in numbers):
-        raise ValueError(f"etas must be a list of one or more numbers within ±{FARTHEST_ETA:g}, e.g. [0, 0.5, 1]")
+        raise ValueError(f"η must be a number within ±{FARTHEST_ETA:g}, or a list of at least one, e.g. [0, 0.5, 1]")
     return numbers
+
+
+def method_of(method: str) -> str:
+    """The method. Raises ValueError for one that stage 2 does not have."""
+    if method not in ("full", "lora"):
+        raise ValueError(f"method {method!r} is unknown: choose 'full' or 'lora'")
+    return method
 
 
 def check_text(text: str) -> None:

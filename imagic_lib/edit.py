@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagic_lib import stage1_embedding, stage2_finetuning
-from imagic_lib.arguments import etas_of, seeds_of
+from imagic_lib.arguments import etas_of, method_of, seeds_of
 from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.folder import CHECKPOINTS, INPUT_FILE, begin, locked, read_ledger, remove_checkpoints, state_of
 from imagic_lib.models import encode_text, settings_for
@@ -24,7 +24,7 @@ from imagic_lib.stage2_finetuning import fine_tune
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate, own_noise
 from imagic_lib.storage import identity_of_edit, load_edit, save_edit
-from imagic_lib.suggestion import Suggestion, suggest
+from imagic_lib.suggestion import suggest
 from imagic_lib.training.checkpoint import check_room
 from imagic_lib.training.loop import History, Run
 from imagic_lib.training.strategies import networks, offloaded_to_cpu
@@ -72,13 +72,8 @@ class ImagicEdit:
             flat = generate(self.tuned, interpolate(self.e_tgt, self.e_opt, etas), seeds, scale=scale, **settings)
         return [flat[row :: len(seeds)] for row in range(len(seeds))]
 
-    def suggest(self, **settings) -> Suggestion:
-        """The η and the scale that serve this edit best, found by drawing some pictures (`suggestion.suggest`)."""
-        return suggest(self, **settings)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the edit into a folder (`storage.save_edit`)."""
-        return save_edit(self, folder)
+    suggest = suggest
+    save = save_edit
 
     @classmethod
     def load(cls, folder: str | Path, pipe: StableDiffusionPipeline) -> ImagicEdit:
@@ -139,8 +134,7 @@ def settings_of(
     pipe: StableDiffusionPipeline, method: str, embedding_steps: int | None, unet_steps: int | None, seed: int
 ) -> dict:
     """What the trainings are asked for, every default filled in. Raises ValueError for an invalid setting."""
-    if method not in stage2_finetuning.DEFAULTS:
-        raise ValueError(f"method {method!r} is unknown: choose 'full' or 'lora'")
+    method_of(method)
     first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)
     second = settings_for(pipe, stage2_finetuning.DEFAULTS[method], steps=unet_steps)
     [seed] = seeds_of([seed])

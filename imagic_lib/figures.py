@@ -35,13 +35,10 @@ def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = 
     return figure
 
 
-def edit_sheet(edit, etas: Sequence[float], seeds: Sequence[int], rows: list[list[Image.Image]],
-               truth: Image.Image | None = None) -> Figure:  # fmt: skip
-    """The sheet of an `ImagicEdit`: input, reconstruction by the VAE, one picture per η, the ground truth if known."""
-    first, last = [edit.input_picture, edit.reconstruction], [truth] if truth else []
-    titles = ["input", "VAE only", *(f"η = {eta:g}" for eta in etas), *(["ground truth"] if truth else [])]
-    labels = [f"seed {seed}" for seed in seeds]
-    return picture_grid([first + row + last for row in rows], titles, labels, f"“{edit.text}”")
+def edit_sheet(edit, etas: Sequence[float], seeds: Sequence[int], rows: list[list[Image.Image]]) -> Figure:
+    """The sheet of an `ImagicEdit`: input, reconstruction by the VAE, one picture per η."""
+    first, titles = [edit.input_picture, edit.reconstruction], ["input", "VAE only", *(f"η = {eta:g}" for eta in etas)]
+    return picture_grid([first + row for row in rows], titles, [f"seed {seed}" for seed in seeds], f"“{edit.text}”")
 
 
 def loss_curve(axis: Axes, history: History, title: str) -> None:

@@ -97,10 +97,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary = folder / path.name
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode & 0o777  # what the user's umask gives to a new file
         write(temporary)
-        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -185,14 +185,12 @@ def new_folder(place: str | Path, text: str) -> Path:
     """Make a new empty folder, named by time and text: place/2026-11-25-1403-a-cat-in-the-snow."""
     words = re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:LONGEST_NAME].strip("-")
     name = time.strftime("%Y-%m-%d-%H%M-") + (words or "edit")
+    Path(place).mkdir(parents=True, exist_ok=True)
     for count in itertools.count(1):
         folder = Path(place) / (name if count == 1 else f"{name}-{count}")
-        try:
-            folder.mkdir(parents=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
             return folder
-        except FileExistsError:
-            if not folder.exists():  # it is `place` that is a file
-                raise
 
 
 def unfinished(place: str | Path, identity: dict) -> Path:
@@ -202,17 +200,3 @@ def unfinished(place: str | Path, identity: dict) -> Path:
             if state_of(ledger.parent, identity) == "begun":
                 return ledger.parent
     raise ValueError(f"{place} holds no unfinished edit of this picture and text, these settings and this model")
-
-
-class StoredProgress(files.Stored):
-    history: History
-
-
-def history_so_far(folder: str | Path, stage: str) -> dict | None:
-    """The history in the checkpoint of a stage ("embedding", "full", "lora") of an unfinished edit; None if there is
-    none. Raises ValueError if it is damaged."""
-    path = Path(folder) / CHECKPOINTS[stage]
-    if not path.is_file():
-        return None
-    with damage_explained(path, AGAIN):
-        return files.parse(StoredProgress, files.load_facts(path))["history"]

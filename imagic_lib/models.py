@@ -33,18 +33,19 @@ def load_pipeline(
     FileNotFoundError or ValueError in one sentence if the model is missing, damaged, or not a text-to-image one."""
     model = re.sub("^https?://(www\\.)?(huggingface\\.co|hf\\.co)/", "", str(model)).rstrip("/")
     folder = TINY if model == "tiny" else Path(model).expanduser()
-    variant = variant_of(folder) if folder == TINY or folder.exists() else None
+    if folder == TINY or folder.exists():
+        check_model_folder(folder)
     source = str(folder) if folder.exists() else model
     quiet = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
         how = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-        how |= {"use_safetensors": True} | ({"variant": variant} if variant else {})
-        pipe = StableDiffusionPipeline.from_pretrained(source, **how).to(torch.float32)
+        pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **how).to(torch.float32)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
-            raise ValueError(f"the model in {folder} is damaged or incomplete: {reason}") from error
+            needed = "each part needs its .safetensors, which can run no code"
+            raise ValueError(f"the model in {folder} is damaged or incomplete ({needed}): {reason}") from error
         size = "about 5.5 GB" if "/stable-diffusion-v1-" in model else "several GB"
         raise FileNotFoundError(
             f"{model!r} is not a folder here, and the Hugging Face hub did not provide it ({reason}): a first use "
@@ -58,9 +59,8 @@ def load_pipeline(
     return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"))
 
 
-def variant_of(folder: Path) -> str | None:
-    """ "fp16" for a folder with weights in half precision alone. Raises FileNotFoundError or ValueError, and says what
-    to do, if it has none that can be read."""
+def check_model_folder(folder: Path) -> None:
+    """Raises FileNotFoundError or ValueError, and says what to do, for a path without a model in diffusers format."""
     if folder.is_file():
         how = f"StableDiffusionPipeline.from_single_file({folder.name!r}).save_pretrained(FOLDER)"
         raise ValueError(f"{folder} is a single file: convert it with {how}, and give that FOLDER")
@@ -69,10 +69,6 @@ def variant_of(folder: Path) -> str | None:
             missing = f"the embedded model is missing: {folder} has no model_index.json"
             raise FileNotFoundError(f"{missing}; clone again, and install with `pip install -e .`")
         raise ValueError(f"{folder} is not a diffusers model: it has no model_index.json")
-    weights = [path.name for path in (folder / "unet").glob("*") if path.suffix in (".safetensors", ".bin")]
-    if weights and not any(name.endswith(".safetensors") for name in weights):
-        raise ValueError(f"{folder} has weights as .bin, which can run code: get its .safetensors")
-    return "fp16" if weights and all(".fp16." in name for name in weights if name.endswith(".safetensors")) else None
 
 
 def check_pipeline(pipe: StableDiffusionPipeline) -> None:
@@ -90,17 +86,14 @@ def checked_side(name: str, unet: dict, vae: dict, kind: object = None) -> int:
     """The side of the latents by two configurations. Raises ValueError for those of no text-to-image model."""
     more = [unet.get(key) for key in ("class_embed_type", "num_class_embeds", "addition_embed_type")]
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4) or any(more):
-        other = {9: "an inpainting model", 8: "an InstructPix2Pix", 5: "a depth model", 7: "an upscaler"}
-        found = other.get(unet.get("in_channels"), "a model that needs more than a text")
-        raise ValueError(f"{name} is {found}: Imagic needs a text-to-image one")
+        others = "as models for inpainting, depth or upscaling do"
+        raise ValueError(f"{name} needs more than a text, {others}: Imagic needs a text-to-image model")
     if (kind := vae.get("_class_name") or type(kind).__name__) != "AutoencoderKL":
         raise ValueError(f"{name} has an {kind} as its VAE: Imagic needs an AutoencoderKL")
     side = unet.get("sample_size")
     side = side[0] if isinstance(side, list | tuple) and len({*side}) == 1 else side
     if not isinstance(side, int) or not 1 <= side <= MOST_SIDE:
         raise ValueError(f"{name} has the sample_size {side}: it must be one whole number from 1 to {MOST_SIDE}")
-    if not 0 < (factor := vae.get("scaling_factor", 0.18215)) < math.inf:
-        raise ValueError(f"{name} has the scaling_factor {factor}: it must be above 0")
     return side
 
 

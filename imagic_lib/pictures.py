@@ -18,7 +18,6 @@ from imagic_lib.files import write_atomically
 from imagic_lib.models import family
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF")  # others can start programs
-RAW_TAGS = 330, 50706  # of a TIFF that a camera made: other pictures inside, the version of DNG
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
                         "ROTATE_90"), 2))  # fmt: skip
 FOREIGN = 22.0  # dB; drawings are rebuilt better than this, photos worse
@@ -50,9 +49,6 @@ def open_image(path: str | Path) -> Image.Image:
         picture = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])  # reads the header alone
     with picture:
         _check_size(picture, str(path))
-        tags = picture.tag_v2 if picture.format == "TIFF" else {}
-        if tags.get(254) == 1 or any(tag in tags for tag in RAW_TAGS):
-            raise ValueError(f"{path} is a camera's raw file, and what opens is its preview: export it as a JPEG")
         with _refused_in_a_sentence(path):
             picture.load()
             return _to_rgb(picture)

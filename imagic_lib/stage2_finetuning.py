@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from imagic_lib.arguments import check_one_image_one_embedding, cpu_generator
+from imagic_lib.arguments import check_one_image_one_embedding, cpu_generator, method_of
 from imagic_lib.diffusion import Probe, denoising_loss, encode_image, forward_process
 from imagic_lib.models import settings_for
 from imagic_lib.training.checkpoint import job_of
@@ -39,8 +39,8 @@ def fine_tune(pipe: StableDiffusionPipeline, image: Tensor, e_opt: Tensor, *, me
     other parts are shared) and the history; the UNet of `pipe` stays as it was, so a second fit starts clean. Taught in
     notebooks/03_finetuning.ipynb."""
     check_one_image_one_embedding(image, e_opt)
-    lora = lora_of(method)
-    kind = "lora" if lora else "full"
+    lora = LoRA() if method == "lora" else method if isinstance(method, LoRA) else None
+    kind = "lora" if lora else method_of(method)
     for dtype in (pipe.unet.dtype, (run.strategy or pipe.unet).dtype):
         if kind == "full" and dtype in (torch.float16, torch.bfloat16):
             raise ValueError(f"steps as small as these vanish in {dtype} weights: load the model in float32")
@@ -59,12 +59,3 @@ def fine_tune(pipe: StableDiffusionPipeline, image: Tensor, e_opt: Tensor, *, me
             for step in training.steps(s["steps"], s["decay"]):
                 step(denoising_loss(unet, process, z, e, s["batch"], generator, run.loss, s["bias"]))
     return with_unet(pipe, unet), training.history
-
-
-def lora_of(method: str | LoRA) -> LoRA | None:
-    """The adapters to train, or None for all weights. Raises ValueError for an unknown method."""
-    if isinstance(method, LoRA):
-        return method
-    if method not in DEFAULTS:
-        raise ValueError(f"method {method!r} is unknown: choose 'full' or 'lora'")
-    return LoRA() if method == "lora" else None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from imagic_lib.arguments import FARTHEST_ETA
+from imagic_lib.arguments import etas_of
 
 
 def interpolate(e_tgt: Tensor, e_opt: Tensor, eta: float | Sequence[float]) -> Tensor:
@@ -17,9 +17,5 @@ def interpolate(e_tgt: Tensor, e_opt: Tensor, eta: float | Sequence[float]) -> T
     Taught in notebooks/04_interpolation.ipynb."""
     if e_tgt.shape != e_opt.shape:
         raise ValueError(f"e_tgt is {tuple(e_tgt.shape)} and e_opt {tuple(e_opt.shape)}: they must be of one shape")
-    etas = torch.as_tensor(eta).to(e_tgt).reshape(-1, 1, 1)
-    if len(etas) == 0:
-        raise ValueError("there is no η: give one number, or a list of at least one")
-    if not (etas.abs() <= FARTHEST_ETA).all():
-        raise ValueError(f"η must be a finite number within ±{FARTHEST_ETA:g}, not {eta}")
+    etas = torch.tensor(etas_of([eta] if isinstance(eta, float | int) else eta)).to(e_tgt).reshape(-1, 1, 1)
     return etas * e_tgt + (1 - etas) * e_opt

@@ -7,16 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
 from diffusers.schedulers import SchedulerMixin
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from imagic_lib.arguments import check_one_image_one_embedding, seeds_of, warn_caller
@@ -32,9 +26,7 @@ DEFAULTS = {
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
 OWN_GUIDANCE = {"tiny": 1.0, "stable-diffusion": 7.5}  # along the picture's own noise; the first was measured on dev
-AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch, at least
-MOST_AT_ONCE = 8  # more fill a GPU no better
-FOR_ALL, FOR_EACH = 3.0, 0.5  # GiB of a GPU: for the VAE and CUDA's own; for one more 512 px picture in the batch
+AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
 FAST = {"scheduler": "dpm++", "steps": 25}  # half of Stable Diffusion's 50 steps
 Guess = Callable[[Tensor, Tensor], Tensor]  # guess(z_t, t) -> the noise in z_t, or v
 SAMPLERS = {
@@ -72,12 +64,13 @@ def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
 def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | None) -> SchedulerMixin:
     """A copy of the chosen scheduler, or of the pipeline's own; DDIM if `denoise` can't follow that. Raises ValueError
     if it can't follow the chosen one."""
-    scheduler, known = chosen or pipe.scheduler, tuple(kind for kind, _ in SAMPLERS.values())
-    if chosen is None and not isinstance(scheduler, known):
-        warn_caller(f"the model's own {type(scheduler).__name__} can't be followed step by step: DDIM draws instead")
+    known = tuple(kind for kind, _ in SAMPLERS.values())
+    if chosen is None and not isinstance(pipe.scheduler, known):
+        warn_caller(
+            f"the model's own {type(pipe.scheduler).__name__} can't be followed step by step: DDIM draws instead"
+        )
         chosen = "ddim"
-    if isinstance(chosen, str):
-        scheduler = sampler(pipe, chosen)
+    scheduler = sampler(pipe, chosen) if isinstance(chosen, str) else chosen or pipe.scheduler
     if not isinstance(scheduler, known):
         raise ValueError(f"{type(scheduler).__name__} is not supported: give scheduler= one of {', '.join(SAMPLERS)}")
     return copy.deepcopy(scheduler)
@@ -119,7 +112,7 @@ def ddpm_mean(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, index: int
 @torch.no_grad()
 def own_noise(pipe: StableDiffusionPipeline, image: Tensor, embedding: Tensor, seeds: Sequence[int] = (0,), *,
               steps: int | None = None, guidance_scale: float | None = None, scale: float = 1.0,
-              negative_prompt: str = "", half: bool = False) -> NoisePath:  # fmt: skip
+              half: bool = False) -> NoisePath:  # fmt: skip
     """The noise that leads the model, given this embedding, to exactly this picture: one path for every seed.
 
     Noise the picture to every level, each time afresh, z_t = √ᾱ_t z + √(1 - ᾱ_t) ε_t, then write down what each DDPM
@@ -136,10 +129,10 @@ def own_noise(pipe: StableDiffusionPipeline, image: Tensor, embedding: Tensor, s
     for t in scheduler.timesteps:
         noise = torch.cat([initial_noise(pipe, generator) for generator in generators])
         levels.append(scheduler.add_noise(z_0, noise, t))
-    with scaled(pipe, scale, drawing_dtype(pipe, half)) as unet:
-        e, empty = (x.to(unet.device, unet.dtype) for x in (embedding, embedding_of_negative(pipe, negative_prompt)))
+    with scaled(pipe, scale, precision(z_0.device) if half else None) as unet:
+        e, empty = (x.to(unet.device, unet.dtype) for x in (embedding, embedding_of_negative(pipe)))
         for index, (z_t, t) in enumerate(zip(levels, scheduler.timesteps, strict=True)):
-            some = z_t.split(pictures_at_once(pipe))
+            some = z_t.split(AT_ONCE[family(pipe)])
             guesses = [denoiser(unet, e.expand(len(z), -1, -1), empty, given["guidance_scale"])(z, t) for z in some]
             goal = levels[index + 1] if index + 1 < len(levels) else z_0
             added.append(goal - ddpm_mean(scheduler, z_t, torch.cat(guesses), index))
@@ -148,12 +141,12 @@ def own_noise(pipe: StableDiffusionPipeline, image: Tensor, embedding: Tensor, s
 
 def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[int] = (0,), *,
              steps: int | None = None, guidance_scale: float | None = None, scale: float = 1.0,
-             negative_prompt: str = "", scheduler: SchedulerMixin | str | None = None, noise: NoisePath | None = None,
+             scheduler: SchedulerMixin | str | None = None, noise: NoisePath | None = None,
              callback: Callable[[Step], None] | None = None, half: bool = False) -> list[Image.Image]:  # fmt: skip
     """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
 
     embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every embedding, and so
-    is the noise that a sampler adds on its way. guidance_scale: 1 is the text alone, 0 the negative prompt alone
+    is the noise that a sampler adds on its way. guidance_scale: 1 is the text alone, 0 no text at all
     (`guided`). scale: the share of the fine-tuning, λ in formulas, from 0 to 2 (`unets.scaled`). scheduler: a name for
     `sampler`, or a scheduler; the pipeline's own if left out. noise: from `own_noise`, with a row for each seed; it
     replaces the random noise and the sampler, and guidance has another default (`OWN_GUIDANCE`). callback: called with
@@ -175,9 +168,11 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
     scheduler, device = scheduler_of(pipe, "ddim" if noise else scheduler), pipe.unet.device
     text = embeddings.repeat_interleave(len(seeds), dim=0)
     generators, pictures = [torch.Generator().manual_seed(seed) for _ in embeddings for seed in seeds], []
-    with torch.no_grad(), scaled(pipe, scale, drawing_dtype(pipe, half)) as unet, drawing_bar(pipe, len(text)) as bar:
-        dtype, at_once = unet.dtype, pictures_at_once(pipe)
-        text, empty = text.to(device, dtype), embedding_of_negative(pipe, negative_prompt).to(device, dtype)
+    dtype, silent = precision(device) if half else None, family(pipe) == "tiny" or not in_main_thread()
+    bar = tqdm(total=len(text), desc="drawing", unit="picture", leave=False, disable=silent)
+    with torch.no_grad(), scaled(pipe, scale, dtype) as unet, bar:
+        dtype, at_once = unet.dtype, AT_ONCE[family(pipe)]
+        text, empty = text.to(device, dtype), embedding_of_negative(pipe).to(device, dtype)
         for start in range(0, len(text), at_once):
             e, own = text[start : start + at_once], generators[start : start + at_once]
             guess = denoiser(unet, e, empty, given["guidance_scale"])
@@ -194,14 +189,9 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
 
 
 @torch.no_grad()
-def embedding_of_negative(pipe: StableDiffusionPipeline, negative_prompt: str = "") -> Tensor:
-    """What guidance leads away from: (1, tokens, width), of no text if none is given."""
-    return pipe.encode_prompt(negative_prompt, pipe.text_encoder.device, 1, False)[0]
-
-
-def drawing_dtype(pipe: StableDiffusionPipeline, half: bool) -> torch.dtype | None:
-    """Half precision on a GPU, if it is wanted; None for the UNet's own."""
-    return precision(pipe.unet.device) if half and pipe.unet.device.type == "cuda" else None
+def embedding_of_negative(pipe: StableDiffusionPipeline) -> Tensor:
+    """What guidance leads away from: the embedding of no text, (1, tokens, width)."""
+    return pipe.encode_prompt("", pipe.text_encoder.device, 1, False)[0]
 
 
 def check_noise(pipe: StableDiffusionPipeline, noise: NoisePath | None, steps: int, seeds: int, scheduler) -> None:
@@ -216,22 +206,6 @@ def check_noise(pipe: StableDiffusionPipeline, noise: NoisePath | None, steps: i
         raise ValueError(f"this noise path has {found}, not {wanted[1:]} and {wanted}: use the same steps and seeds")
 
 
-def pictures_at_once(pipe: StableDiffusionPipeline) -> int:
-    """How many pictures go into one batch: on a GPU as many as its free memory holds."""
-    least, device = AT_ONCE[family(pipe)], pipe.unet.device
-    if device.type != "cuda":
-        return least
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps it for later
-    free = (torch.cuda.mem_get_info(device)[0] + reusable) / 2**30
-    return max(least, min(MOST_AT_ONCE, int((free - FOR_ALL) / FOR_EACH)))
-
-
-def drawing_bar(pipe: StableDiffusionPipeline, pictures: int) -> tqdm:
-    """A progress bar for a large model; the embedded one is done before anyone has read a bar."""
-    shown = family(pipe) != "tiny" and in_main_thread()
-    return tqdm(total=pictures, desc="drawing", unit="picture", leave=False, disable=not shown)
-
-
 def safety_checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
     """The pictures, with those that the model's safety checker flags made black, and a warning."""
     if pipe.safety_checker is None:
@@ -243,7 +217,7 @@ def safety_checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -
     return [Image.new("RGB", p.size) if flag else p for p, flag in zip(pictures, flags, strict=True)]
 
 
-def denoiser(unet: UNet2DConditionModel, text: Tensor, empty: Tensor, scale: float) -> Guess:
+def denoiser(unet: nn.Module, text: Tensor, empty: Tensor, scale: float) -> Guess:
     """guess(z_t, t): the UNet's answer for these texts, guided. text: (n, tokens, width); empty: (1, tokens, width)."""
     both = torch.cat([empty.expand(len(text), -1, -1), text])
 

@@ -134,9 +134,9 @@ def test_bad_input_is_one_sentence_and_exit_2(edit, picture, tmp_path, capsys, a
     ("arguments", "sentence"),
     [
         (["--eta", "much"], "argument --eta: invalid float value: 'much'"),
-        (["--eta", "nan"], "imagic: etas must be a list of one or more numbers within ±10"),
-        (["--eta", "1e30"], "imagic: etas must be a list of one or more numbers within ±10"),
-        (["--eta", "-10", "-11.5"], "imagic: etas must be a list of one or more numbers within ±10"),
+        (["--eta", "nan"], "imagic: η must be a number within ±10"),
+        (["--eta", "1e30"], "imagic: η must be a number within ±10"),
+        (["--eta", "-10", "-11.5"], "imagic: η must be a number within ±10"),
         (["--eta"], "argument --eta: expected at least one argument"),
         (["--scale", "2.5"], "imagic: scale is 2.5: it goes from 0"),
         (["--scale", "nan"], "imagic: scale is nan"),
@@ -279,26 +279,11 @@ def test_a_suggestion_can_be_asked_for(again, out, suggestion, capsys):
     assert (out / "eta-1-scale-0.5-seed-0.png").is_file()
 
 
-def test_fast_draws_in_25_steps_of_dpm_solver_or_along_the_picture_s_own_noise(again, monkeypatch):
-    drawn, pictures = [], imagic.ImagicEdit.pictures
-
-    def note(self, etas, seeds, **how):
-        drawn.append(how)
-        return pictures(self, etas, seeds, **how | {"steps": 1})
-
-    monkeypatch.setattr(imagic.ImagicEdit, "pictures", note)
-    for more in (["--fast", "--noise", "random"], ["--fast"], ["--noise", "random"], []):
-        assert again("--eta", "1", *more) == 0
-    dpm, own, random = {"scheduler": "dpm++", "steps": 25}, {"noise": "own"}, {"noise": "random"}
-    assert drawn == [{"scale": 1.0} | how for how in (random | dpm, own | {"steps": 25}, random, own)]
-
-
 def test_a_large_model_is_drawn_in_half_precision(pipe, monkeypatch):
-    args = SimpleNamespace(fast=True, noise="random")
-    assert "half" not in command_line.sampling_of(pipe, args)
+    args = SimpleNamespace(noise="random")
+    assert command_line.sampling_of(pipe, args) == {"noise": "random"}
     monkeypatch.setattr(command_line, "family", lambda pipe: "stable-diffusion")
-    dpm = {"scheduler": "dpm++", "steps": 25}
-    assert command_line.sampling_of(pipe, args) == dpm | {"noise": "random", "half": True}
+    assert command_line.sampling_of(pipe, args) == {"noise": "random", "half": True}
 
 
 @pytest.fixture

@@ -174,9 +174,12 @@ def test_by_default_pictures_start_from_the_input_s_own_noise(saved):
 
 
 def test_an_edit_suggests_with_the_settings_that_it_is_given(saved, monkeypatch):
-    edit, _ = saved
-    monkeypatch.setattr(imagic.edit, "suggest", lambda *given, **settings: (given, settings))
-    assert edit.suggest(seeds=(3, 4)) == ((edit,), {"seeds": (3, 4)})
+    edit, drawn = saved[0], []
+    monkeypatch.setattr(
+        imagic.ImagicEdit, "pictures", lambda self, etas, seeds, **how: drawn.append(seeds) or [etas for _ in seeds]
+    )
+    found = edit.suggest(lambda pictures: [1.0 for _ in pictures], seeds=(3, 4))
+    assert set(drawn) == {(3, 4)} and set(found.scores.values()) == {1.0}
 
 
 def test_the_seed_is_that_of_both_trainings(pipe, image, saved):
@@ -191,7 +194,7 @@ def test_the_seed_is_that_of_both_trainings(pipe, image, saved):
 
 @pytest.mark.parametrize("etas", [[], [float("nan")], [1e30], [-11], ["much"], 0.5, None])
 def test_an_eta_that_shows_nothing_is_one_sentence(saved, etas):
-    with pytest.raises(ValueError, match=r"etas must be a list of one or more numbers within ±10, e\.g\."):
+    with pytest.raises(ValueError, match=r"η must be a number within ±10, or a list of at least one, e\.g\."):
         saved[0].pictures(etas, [0], steps=1)
 
 
@@ -224,10 +227,10 @@ def test_a_run_is_that_of_both_stages_but_for_its_checkpoint(pipe, image, tmp_pa
     monkeypatch.setattr(imagic.edit, "optimize_embedding", stage)
     monkeypatch.setattr(imagic.edit, "fine_tune", stage)
     monkeypatch.setattr(imagic.ImagicEdit, "save", lambda edit, folder: folder)
-    run = imagic.Run(strategy=strategy, patience=3, checkpoint=tmp_path / "mine")
+    run = imagic.Run(strategy=strategy, probe_every=3, checkpoint=tmp_path / "mine")
     imagic.run_edit(pipe, image, TEXT, method="lora", run=run, folder=tmp_path)
     imagic.run_edit(pipe, image, TEXT, method="lora", run=run)
-    assert {(run.strategy, run.patience) for run in runs} == {(strategy, 3)}
+    assert {(run.strategy, run.probe_every) for run in runs} == {(strategy, 3)}
     kept = [tmp_path / f"checkpoint-{stage}.safetensors" for stage in ("embedding", "lora")]
     assert [run.checkpoint for run in runs] == [*kept, None, None]
 

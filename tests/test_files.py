@@ -105,8 +105,13 @@ def test_a_link_that_lies_in_wait_is_not_written_through(tmp_path):
 
 def test_the_temporary_file_is_in_a_private_folder_with_a_name_that_changes(tmp_path):
     seen = []
+
+    def write(tmp):
+        seen.append((tmp.parent, tmp.parent.stat().st_mode & 0o777))
+        tmp.write_text("new")
+
     for _ in range(2):
-        write_atomically(tmp_path / "out.txt", lambda tmp: seen.append((tmp.parent, tmp.parent.stat().st_mode & 0o777)))
+        write_atomically(tmp_path / "out.txt", write)
     assert seen[0][0] != seen[1][0] and {mode for _, mode in seen} == {0o700}
 
 

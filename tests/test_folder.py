@@ -401,12 +401,3 @@ def test_different_pictures_have_different_names_of_the_edits_own_kind(one, othe
 def test_the_name_of_a_picture_says_its_numbers():
     assert picture_name(0.5, 1) == picture_name(np.float64(0.5), np.int64(1), 1) == "eta-0.5-seed-1.png"
     assert picture_name(1.0, 0, 0.75) == picture_name(1, 0, 0.75) == "eta-1-scale-0.75-seed-0.png"
-
-
-def test_an_unfinished_edit_knows_its_history_so_far(begun_folder, tmp_path):
-    assert folders.history_so_far(tmp_path, "embedding") is None
-    assert len(folders.history_so_far(begun_folder, "embedding")["loss"]) == 1
-    assert folders.history_so_far(begun_folder, "full") is None
-    save_tensors(tmp_path / folders.CHECKPOINTS["full"], {}, {"history": {"loss": ["much"]}})
-    with pytest.raises(ValueError, match=r"checkpoint-full\.safetensors is damaged \(history\.loss\.0: "):
-        folders.history_so_far(tmp_path, "full")

@@ -46,7 +46,7 @@ def test_weights_come_from_safetensors_only(model_folder, tmp_path):
     (weights,) = (pickled / "unet").glob("*.safetensors")
     torch.save({"conv_in.weight": torch.zeros(1)}, weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(ValueError, match=r"has weights as \.bin, which can run code"):
+    with pytest.raises(ValueError, match=r"each part needs its \.safetensors, which can run no code"):
         imagic.load_pipeline(pickled)
 
 

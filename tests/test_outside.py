@@ -263,7 +263,7 @@ def test_a_terminal_that_lacks_letters_and_a_notebooks_backend_lose_no_work():
     assert done.stdout.decode("cp1252").strip() == "? ?"
 
 
-@pytest.mark.parametrize("number", ["-1e-1", "-.5", "-1E0", "-2."])
+@pytest.mark.parametrize("number", ["-1", "-.5", "-0.25"])
 def test_a_negative_number_is_no_option(number):
     assert parser().parse_args(["show", "x", "--eta", number, "1"]).eta == [float(number), 1.0]
 
@@ -446,22 +446,6 @@ def test_pixels_that_are_damaged_are_still_refused(tmp_path):
         refused(lambda: imagic.open_image(tmp_path / "a.png"), "is damaged or cut short|not a picture")
 
 
-def test_a_cameras_raw_file_is_refused_and_not_its_preview_taken(tmp_path):
-    for number, tags in enumerate(({254: 1}, {50706: b"\x01\x04\0\0"})):
-        from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
-        directory = ImageFileDirectory_v2()
-        for tag, value in tags.items():
-            directory[tag] = value
-        GRADIENT.save(tmp_path / f"{number}.dng", "TIFF", tiffinfo=directory)
-        refused(
-            lambda number=number: imagic.open_image(tmp_path / f"{number}.dng"),
-            "a camera's raw file.*export it as a JPEG",
-        )
-    GRADIENT.save(tmp_path / "plain.tif")
-    assert imagic.open_image(tmp_path / "plain.tif").tobytes() == GRADIENT.tobytes()
-
-
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
 def test_newer_formats_open_where_pillow_reads_them(tmp_path, kind):
     path = tmp_path / "picture"
@@ -515,9 +499,7 @@ def with_config(pipe, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"in_channels": 9}, "is an inpainting model: Imagic needs a text-to-image one"),
-        ({"in_channels": 8}, "is an InstructPix2Pix"),
-        ({"in_channels": 5}, "is a depth model"),
+        ({"in_channels": 9}, "needs more than a text, as models for inpainting.*: Imagic needs a text-to-image model"),
         ({"num_class_embeds": 1000}, "needs more than a text"),
         ({"sample_size": 0}, "has the sample_size 0"),
         ({"sample_size": [16, 8]}, r"has the sample_size \[16, 8\]"),
@@ -536,9 +518,6 @@ def test_a_vae_or_a_noise_process_of_another_kind_is_refused(pipe):
     sizes = {f"{half}_block_out_channels": (8, 8) for half in ("encoder", "decoder")}
     other.vae = AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
     refused(lambda: check_pipeline(other), "has an AutoencoderTiny as its VAE")
-    other.vae = copy.deepcopy(pipe.vae)
-    other.vae.register_to_config(scaling_factor=0)
-    refused(lambda: check_pipeline(other), "has the scaling_factor 0")
     other.vae, other.scheduler = pipe.vae, FlowMatchEulerDiscreteScheduler()
     refused(lambda: check_pipeline(other), "has the noise process of FlowMatch")
 
@@ -552,14 +531,12 @@ def test_what_is_written_in_other_ways_is_settled(pipe):
     assert imagic.encode_text(other, "a cat").shape == imagic.encode_text(pipe, "a cat").shape
 
 
-def test_folders_of_weights_in_other_forms_load_or_say_what_to_do(model_folder, tmp_path):
-    half = shutil.copytree(model_folder, tmp_path / "half")
-    for weights in half.glob("*/*.safetensors"):
-        weights.rename(weights.with_name(weights.name.replace(".safetensors", ".fp16.safetensors")))
-    assert imagic.load_pipeline(half, "cpu").unet.dtype == torch.float32
-    for weights in half.glob("*/*.safetensors"):
-        weights.rename(weights.with_name(weights.name.replace(".fp16.safetensors", ".bin")))
-    refused(lambda: imagic.load_pipeline(half, "cpu"), r"weights as \.bin, which can run code: get its \.safetensors")
+def test_weights_in_other_forms_say_what_to_do(model_folder, tmp_path):
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    for suffix in (".fp16.safetensors", ".bin"):
+        for weights in other.glob("*/*.safetensors"):
+            weights.rename(weights.with_name(weights.name.replace(".safetensors", suffix)))
+        refused(lambda: imagic.load_pipeline(other, "cpu"), r"each part needs its \.safetensors, which can run no code")
     (tmp_path / "model.ckpt").write_bytes(b"x")
     refused(
         lambda: imagic.load_pipeline(tmp_path / "model.ckpt"), "is a single file: convert it with .*from_single_file"
@@ -584,7 +561,7 @@ def test_a_textual_inversion_of_three_vectors_is_read_as_diffusers_reads_it(mode
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda pipe, e: imagic.interpolate(e, e, 1e30), "η must be a finite number within ±10"),
+        (lambda pipe, e: imagic.interpolate(e, e, 1e30), "η must be a number within ±10"),
         (lambda pipe, e: imagic.generate(pipe, e * float("nan")), "the embeddings have values that are not finite"),
         (
             lambda pipe, e: imagic.generate(pipe, e, guidance_scale=1e38),

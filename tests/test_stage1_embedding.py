@@ -96,12 +96,6 @@ def test_the_probe_loss_falls_and_is_not_a_running_mean(pipe, image, e_tgt):
     assert history.probe_loss[-1] < history.probe_loss[0]
 
 
-def test_a_fit_that_settled_ends_before_its_steps(pipe, image, e_tgt):
-    settled = Run(patience=1, probe_every=1)
-    _, history = imagic.optimize_embedding(pipe, image, e_tgt, steps=9, lr=1e-9, generator=seeded(), run=settled)
-    assert len(history.loss) == 1
-
-
 FOUR_STEPS = {"steps": 4, "batch": 2}
 
 

@@ -39,7 +39,7 @@ def test_swapping_the_ends_mirrors_eta(eta):
 
 @pytest.mark.parametrize("eta", [float("nan"), float("inf"), [0.5, float("nan")]])
 def test_an_eta_that_is_not_finite_is_refused(eta):
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="η must be a number within ±10"):
         interpolate(E_TGT, E_OPT, eta)
 
 
@@ -54,5 +54,5 @@ def test_embeddings_of_two_models_are_refused():
 
 
 def test_no_eta_is_one_clear_sentence():
-    with pytest.raises(ValueError, match=r"no η: give one number, or a list of at least one$"):
+    with pytest.raises(ValueError, match="or a list of at least one"):
         interpolate(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), [])

@@ -33,7 +33,7 @@ class Schedule:
     e, then all of θ; "joint" moves both in each of `second` steps; "alternating" takes turns, `second` of each. batch:
     samples in a step. decay, bias: as in `fine_tune`, for steps in which θ learns. stratified: one time in each of
     `batch` equal parts, or all drawn alike. rates: of e and of θ. layers: a regular expression; only weights with it
-    in their name learn. patience: as in `training.loop.Run`.
+    in their name learn. patience: end when the probe has not fallen by 1 % for so many probes (`has_settled`).
     """
 
     first: int
@@ -74,7 +74,8 @@ def train_on_schedule(
     check_one_image_one_embedding(image, e_tgt)
     process, z = forward_process(pipe), encode_image(pipe, image)
     probe, e, history = Probe(process, z), e_tgt.clone().requires_grad_(True), History()
-    run = Run(patience=schedule.patience, bar=False, probe_every=None if schedule.patience else 10**9)
+    settled = schedule.patience and (lambda _, history: has_settled(history, schedule.patience))
+    run = Run(watch=settled, bar=False, probe_every=None if schedule.patience else 10**9)
     with learning_copy(pipe, None, None, seed=0) as (unet, weights):
         layers = layers_that_learn(weights, schedule)
         adam = torch.optim.Adam([{"params": [e], "lr": schedule.rates[0]}, {"params": layers, "lr": schedule.rates[1]}])
@@ -93,6 +94,13 @@ def train_on_schedule(
                         step(loss_of(schedule, unet, process, z, now, generator, schedule.bias))
             history = joined(history, training.history)
     return e_tgt, e.detach(), with_unet(pipe, unet), history
+
+
+def has_settled(history: History, patience: int) -> bool:
+    """True if none of the last `patience` probes was more than 1 % below the best one before them."""
+    if len(history.probe_loss) <= patience:
+        return False
+    return min(history.probe_loss[-patience:]) > 0.99 * min(history.probe_loss[:-patience])
 
 
 def joined(first: History, later: History) -> History:

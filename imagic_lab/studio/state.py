@@ -488,9 +488,6 @@ def reopen(studio: Studio, folder: str | Path) -> None:
         studio.histories = {"embedding": edit.embedding_history, "unet": edit.unet_history}
         read_gallery(studio, facts)
         return
-    for stage, name in (("embedding", "embedding"), ("unet", studio.method)):
-        if found := folders.history_so_far(folder, name):
-            studio.histories[stage] = History(**found)
 
 
 def read_gallery(studio: Studio, facts: dict) -> None:

@@ -122,21 +122,19 @@ def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | N
     the computer's memory. Raises ValueError for an invalid setting."""
     if device is None and isinstance(model, StableDiffusionPipeline):
         device = model.device
-    gpu_gb, half = room(gpu_gb, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    half = precision(device)
+    if gpu_gb is None:
+        cuda = device.type == "cuda"
+        gpu_gb = (
+            torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
+        ) / GIB
+    elif not gpu_gb > 0:
+        raise ValueError(f"gpu_gb is {gpu_gb}: give the GPU's memory in GiB, e.g. 14.75 for a T4")
+    elif half == torch.float32:
+        half = torch.float16  # of a GPU that isn't here
     unet, vae, _ = on_meta(model).values()
     size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     peaks = json.loads(PEAKS.read_text())[family(SimpleNamespace(unet=unet))]
     ways = [Way(*way[:2], *peaks[way.name.replace("bfloat16", "float16")]) for way in ways_by_preference(half)]
     return Plan(name_of(model) if isinstance(model, StableDiffusionPipeline) else str(model), size, gpu_gb, ways)
-
-
-def room(gpu_gb: float | None, device: torch.device) -> tuple[float, torch.dtype]:
-    """(GiB to fit into, the half precision there): of the device, or of a GPU that isn't here, with so many GiB."""
-    half = precision(device)
-    if gpu_gb is None:
-        cuda = device.type == "cuda"
-        total = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
-        return total / GIB, half
-    if not gpu_gb > 0:
-        raise ValueError(f"gpu_gb is {gpu_gb}: give the GPU's memory in GiB, e.g. 14.75 for a T4")
-    return gpu_gb, torch.float16 if half == torch.float32 else half

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from imagic_lib import files
 from imagic_lib.arguments import warn_caller
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 SAVE_AFTER = 30.0  # seconds between two checkpoints of a small model
 SAVING_SHARE = 0.1  # of the time at most: a large model's checkpoint takes a minute to write
-LARGE = 10**9  # bytes of a checkpoint that are worth a word
 MOMENTS = {"exp_avg", "exp_avg_sq"}, {"state1"}  # of Adam, of an 8-bit Adam
 NEAR = 0.01  # of a row's length: machines differ by a thousandth at most, two texts by a tenth at least
 DIFFERENT = {"model": "another model", "method": "another method", "images": "another picture", "seed": "another seed"}
@@ -51,7 +49,8 @@ class TrainingJob(NamedTuple):
 
     def difference(self, found: dict, near: dict[str, Tensor]) -> str | None:
         """How the job of a checkpoint differs, in words; None if it is the same training."""
-        for key, value in self.facts.items():
+        found = {"bias": 0.0} | found  # what is left out is 0
+        for key, value in (self.facts | {"bias": self.facts.get("bias", 0.0)}).items():
             if key not in found:
                 return "an older version of this library"
             if found[key] != value:
@@ -63,8 +62,8 @@ class TrainingJob(NamedTuple):
 
 def job_of(pipe: StableDiffusionPipeline, images: Iterable[Tensor], settings: dict, generator: torch.Generator,
            run: Run, *, near: dict[str, Tensor], **more) -> TrainingJob:  # fmt: skip
-    """The bytes of the pictures, the settings (without the steps, of which the next run can have more), the model, the
-    loss, and `near`, e.g. the text's embedding."""
+    """The bytes of the pictures, the settings (the steps are in the history), the model, the loss, and `near`, e.g. the
+    text's embedding."""
     facts = {"model": fingerprint(pipe), **more, "images": [hash_of_picture(image) for image in images]}
     facts |= {name: value for name, value in settings.items() if name != "steps"}
     facts |= {"loss": getattr(run.loss, "__name__", type(run.loss).__name__), "seed": generator.initial_seed()}
@@ -91,7 +90,7 @@ class CheckpointFile:
         self.path, self.training = Path(path) if path else None, training
         self.due = time.monotonic() + SAVE_AFTER
 
-    def open(self, count: int, decay: float) -> None:
+    def open(self) -> None:
         """Put the state back if the file is there. Raises ValueError if the file is damaged or of another training, or
         if the disk has no room for it."""
         if self.path is None:
@@ -99,17 +98,7 @@ class CheckpointFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(self.path):
             self._load()
-            self._check_length(count, decay)
         check_room(self.path, self.training.bytes_on_disk(), f"{self.training.name}: its checkpoint")
-
-    def _check_length(self, count: int, decay: float) -> None:
-        """A longer or shorter run is the same training only as long as the rate has not begun to fall in either."""
-        done, planned = self.training.done, self.training.history.steps
-        if done > count:
-            raise ValueError(f"{self.path} has done {done} steps, not {count}: ask for {done}, or delete this file")
-        if planned and planned != count and done > 1 + (1 - decay) * min(planned, count):
-            falls = f"{self.path} is of a training of {planned} steps, whose learning rate is falling already"
-            raise ValueError(f"{falls}: ask for {planned} steps, or delete this file")
 
     def _load(self) -> None:
         training, path = self.training, self.path
@@ -160,14 +149,11 @@ class CheckpointFile:
 
 
 def check_room(path: Path, need: int, what: str) -> None:
-    """Raise ValueError if the disk has no room for so many bytes in place of this file, and announce large ones."""
+    """Raise ValueError if the disk has no room for so many bytes in place of this file."""
     room = free_on_disk(path) + size_on_disk(path)
-    takes, where = f"{what} takes {need / 1e9:.1f} GB on disk", f"{path.parent} has room for {room / 1e9:.1f} GB"
     if need > room:
+        takes, where = f"{what} takes {need / 1e9:.1f} GB on disk", f"{path.parent} has room for {room / 1e9:.1f} GB"
         raise ValueError(f"{takes}, and {where}: choose another folder, or train a LoRA, whose files are small")
-    if need > LARGE:
-        once = " (so the old one is deleted before a new one is written)" if 2 * need > room else ""
-        tqdm.write(f"{takes}; {where}{once}")
 
 
 def free_on_disk(path: Path) -> int:

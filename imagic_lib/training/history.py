@@ -26,9 +26,3 @@ class History:
         if len(self.probe_step) != len(self.probe_loss):
             raise ValueError("its probes have another number of steps")
         return self
-
-    def has_settled(self, patience: int | None) -> bool:
-        """True if none of the last `patience` probes was more than 1 % below the best one before them."""
-        if patience is None or len(self.probe_loss) <= patience:
-            return False
-        return min(self.probe_loss[-patience:]) > 0.99 * min(self.probe_loss[:-patience])

@@ -37,17 +37,17 @@ Preview = Callable[[nn.Module, Tensor], object]  # (the UNet in training, its em
 
 @dataclass(frozen=True)
 class Run:
-    """How a training is run, where the method leaves it open: `fine_tune(..., run=Run(patience=5))`.
+    """How a training is run, where the method leaves it open: `fine_tune(..., run=Run(probe_every=5))`.
 
     loss: what "wrong" means for a predicted noise; others than the paper's are in `imagic_lab.experiments.losses`.
     bias: with 0 all timesteps come equally often, as in the paper; with 1 those with much noise come more often
-    (`stratified_timesteps`): they decide where the sun and the clouds are, but weigh little in the loss. strategy: from
-    `planning.memory.plan`, for a GPU that is short of memory. checkpoint: a file that keeps the state: a stopped or
-    killed training goes on with the same bits. watch: called as watch(name, history) after each step; a true answer
-    ends the stage. preview: called as preview(unet, embedding) before each probe; it must change neither. patience: end
-    when the probe has not fallen by 1 % for so many probes. probe_every: steps between two probes. bar: show a progress
-    bar; left out, in the main thread only, because elsewhere it would appear in the notebook cell that ran last. What
-    is left out is the stage's own. Raises ValueError for an invalid number."""
+    (`stratified_timesteps`): they decide where the sun and the clouds are, but weigh little in the loss. strategy:
+    from `planning.memory.plan`, for a GPU that is short of memory. checkpoint: a file that keeps the state: a
+    stopped or killed training goes on with the same bits. watch: called as watch(name, history) after each step; a
+    true answer ends the stage. preview: called as preview(unet, embedding) before each probe; it must change
+    neither. probe_every: steps between two probes. bar: show a progress bar; left out, in the main thread only,
+    because elsewhere it would appear in the notebook cell that ran last. What is left out is the stage's own. Raises
+    ValueError for an invalid number."""
 
     loss: Loss = mse
     bias: float | None = None
@@ -55,16 +55,13 @@ class Run:
     checkpoint: Path | str | None = None
     watch: Watch | None = None
     preview: Preview | None = None
-    patience: int | None = None
     probe_every: int | None = None
     bar: bool | None = None
 
     def __post_init__(self):
         check_setting("bias", self.bias or 0.0, zero=True)
-        for name in ("patience", "probe_every"):
-            value = getattr(self, name)
-            if value is not None and whole_number(name, value) < 1:
-                raise ValueError(f"{name} is {value}: it must be 1 or more, or be left out")
+        if self.probe_every is not None and whole_number("probe_every", self.probe_every) < 1:
+            raise ValueError(f"probe_every is {self.probe_every}: it must be 1 or more, or be left out")
 
     def look(self, probe: Callable[[nn.Module, Tensor], float], unet: nn.Module, embedding: Tensor) -> float:
         """The probe loss now, after the preview."""
@@ -101,12 +98,15 @@ class Training:
         """Yields, once for each step that is left of `count`, the function that takes the step: call it with the loss.
 
         decay, warmup: of the learning rate (`rate_at`). It ends earlier if the stop button (Ctrl-C) is pressed, if
-        `run.watch` says so, or if the probe has settled; what was learned is kept. Raises ValueError for a checkpoint
+        `run.watch` says so; what was learned is kept. Raises ValueError for a checkpoint
         that is not of this training, and FloatingPointError as soon as a loss, a gradient or the probe is not finite.
         """
         if self.stop_pressed is None:
             raise RuntimeError(f"{self.name} has not begun: use it in `with Training(…) as training:`")
-        self.file.open(count, decay)
+        self.file.open()
+        if (planned := self.history.steps or count) != count:
+            other = f"{self.file.path} is of a training of {planned} steps, not {count}"
+            raise ValueError(f"{other}: ask for {planned}, or delete this file")
         history, called_off, self.resumed_at = self.history, False, self.done
         history.steps, self.began = count, time.monotonic() - history.seconds
         if not history.probe_step:
@@ -114,7 +114,7 @@ class Training:
         shown = in_main_thread() if self.run.bar is None else self.run.bar
         bar = tqdm(total=count, initial=self.done, desc=self.name, disable=not shown)
         self.bar = self.context.enter_context(bar)
-        while self.done < count and not (self.stop_pressed() or called_off or history.has_settled(self.run.patience)):
+        while self.done < count and not (self.stop_pressed() or called_off):
             number = self.done + 1
             for group in self.optimizer.param_groups:
                 group["lr"] = rate_at(number, count, group.setdefault("initial_lr", group["lr"]), decay, warmup)

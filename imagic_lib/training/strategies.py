@@ -81,8 +81,7 @@ def networks(pipe: StableDiffusionPipeline, but: nn.Module | None = None) -> lis
 
 @contextmanager
 def offloaded_to_cpu(*modules: nn.Module):
-    """Inside, these networks are in the computer's memory and leave the GPU to what is trained. If there is no room for
-    them to come back, all of them stay there; diffusers' `offload_models` would leave some on either side."""
+    """Inside, these networks are in the computer's memory and leave the GPU to what is trained."""
     homes = [(module, next(module.parameters()).device) for module in modules]
     moved = [(module, device) for module, device in homes if device.type != "cpu"]
     for module, _ in moved:
@@ -92,13 +91,8 @@ def offloaded_to_cpu(*modules: nn.Module):
     try:
         yield
     finally:
-        try:
-            for module, device in moved:
-                nn.Module.to(module, device)
-        except torch.OutOfMemoryError:
-            for module, _ in moved:
-                nn.Module.to(module, "cpu")
-            raise
+        for module, device in moved:
+            nn.Module.to(module, device)
 
 
 @contextmanager

@@ -185,17 +185,15 @@ def test_stage_1_in_half_precision_keeps_e_opt_in_float32(pipe, image, e_tgt, dt
     assert not pipe.unet.is_gradient_checkpointing
 
 
-def test_networks_that_are_offloaded_come_back_and_all_stay_if_there_is_no_room(monkeypatch):
+def test_networks_that_are_offloaded_come_back(monkeypatch):
     class Part(torch.nn.Linear):
-        moves, full = (), False
+        moves = ()
 
         def parameters(self, recurse=True):
             yield SimpleNamespace(device=torch.device("cuda:1"))
 
         def to(self, device):
             self.moves += (str(device),)
-            if self.full and device != "cpu":
-                raise torch.OutOfMemoryError("no room")
             return self
 
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module.to(device))
@@ -204,11 +202,6 @@ def test_networks_that_are_offloaded_come_back_and_all_stay_if_there_is_no_room(
         assert part.moves == ("cpu",)
         raise KeyError
     assert part.moves == ("cpu", "cuda:1")
-    full = Part(1, 1)
-    full.full = True
-    with pytest.raises(torch.OutOfMemoryError), offloaded_to_cpu(full):
-        pass
-    assert full.moves == ("cpu", "cuda:1", "cpu")
 
 
 class Adam8bit(torch.optim.Adam):

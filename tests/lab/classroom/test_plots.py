@@ -21,15 +21,15 @@ def flat(value):
     return Image.new("RGB", (8, 8), (value,) * 3)
 
 
-def test_the_sheet_has_input_etas_and_truth_in_order():
+def test_the_sheet_has_input_and_etas_in_order():
     edit = SimpleNamespace(text="a dog", input_picture=flat(0), reconstruction=flat(10))
     rows = [[flat(30), flat(37)], [flat(40), flat(47)]]
-    figure = plots.edit_sheet(edit, [0, 0.7], [3, 4], rows, truth=flat(200))
+    figure = plots.edit_sheet(edit, [0, 0.7], [3, 4], rows)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert titles == ["input", "VAE only", "η = 0", "η = 0.7", "ground truth"]
+    assert titles == ["input", "VAE only", "η = 0", "η = 0.7"]
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == ["seed 3", "seed 4"]
     shown = [np.asarray(axis.images[0].get_array())[0, 0, 0] for axis in figure.axes]
-    assert shown == [0, 10, 30, 37, 200, 0, 10, 40, 47, 200] and figure.get_suptitle() == "“a dog”"
+    assert shown == [0, 10, 30, 37, 0, 10, 40, 47] and figure.get_suptitle() == "“a dog”"
 
 
 def test_a_dollar_in_a_text_does_not_start_a_formula():

@@ -8,7 +8,7 @@ import torch
 
 import imagic_lib as imagic
 from imagic_lab.benchmark import counted
-from imagic_lab.experiments.schedules import Schedule, scheduled, train_on_schedule
+from imagic_lab.experiments.schedules import Schedule, has_settled, scheduled, train_on_schedule
 from imagic_lab.methods import Method
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate
@@ -66,6 +66,16 @@ def test_without_strata_the_times_are_others_and_as_many(pipe, image):
         _, apart, _, _ = train_on_schedule(pipe, image, TEXT, with_(stratified=False))
     assert found.with_gradient == 7 * 2
     assert not torch.equal(apart, train_on_schedule(pipe, image, TEXT, PLAIN)[1])
+
+
+def test_settled_means_no_new_best_by_one_percent():
+    def settled(losses, patience=2):
+        return has_settled(imagic.History(probe_step=list(range(len(losses))), probe_loss=losses), patience)
+
+    assert not settled([5.0, 4.0, 3.0, 2.0])
+    assert settled([5.0, 3.0, 2.99, 3.5])
+    assert not settled([3.0, 3.0])
+    assert not settled([4.0, 1.0, 5.0]), "the best of the last two counts"
 
 
 def test_it_ends_when_the_probe_has_settled(pipe, image):

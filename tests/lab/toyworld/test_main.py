@@ -69,7 +69,10 @@ def test_an_invalid_option_ends_in_one_sentence_before_anything_is_drawn(tmp_pat
 def test_the_demo_shows_an_edit_next_to_its_ground_truth(quick_demo, tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out
-    assert "text:  'a brown dog jumping on the grass'" in printed and "to ground truth" in printed
+    assert (
+        "text:  'a brown dog jumping on the grass'" in printed
+        and "is the ground truth: the nearest picture is 0." in printed
+    )
     written = {path.name for path in (tmp_path / "demo").iterdir()}
     assert {"edit.png", "losses.png", "edit.json"} <= written
     assert len([name for name in written if name.startswith("eta-") and "0.5" in name]) == 4, "2 η, 2 seeds, scale 0.5"
