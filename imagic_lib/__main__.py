@@ -19,10 +19,9 @@ from imagic_lib.edit import ETAS, NOISES, settings_of
 from imagic_lib.figures import edit_sheet, loss_curves
 from imagic_lib.files import write_atomically
 from imagic_lib.folder import locked, new_folder, picture_name, read_facts, state_of, unfinished
-from imagic_lib.models import family, plugin_of
+from imagic_lib.models import plugin_of
 from imagic_lib.pictures import rmse, save_picture
 from imagic_lib.planning.memory import plan
-from imagic_lib.stage4_inference import scheduler_of
 from imagic_lib.storage import identity_of_edit
 from imagic_lib.suggestion import Suggestion
 from imagic_lib.unets import check_scale
@@ -30,11 +29,9 @@ from imagic_lib.unets import check_scale
 PLACE = Path("out")  # where an edit gets a new folder, named by time and text
 LAB = ("demo", "sweep", "benchmark", "train")  # commands of `python -m imagic_lab`
 EDIT = "Edit one picture by a text. A stopped or killed edit goes on with --resume, or with the same --out."
-EXITS = """exit: 0 the edit is made; 2 something was wrong, and one sentence says what; 130 stopped by Ctrl-C, and what
-was learned is kept"""
+EXITS = "exit: 0 the edit is made; 2 one sentence says what was wrong; 130 stopped by Ctrl-C, what was learned is kept"
 SHOW = "Print a saved edit's settings, and draw its curves and pictures again, for any η and seed, without training."
-PLAN = """Predict the peak memory of each stage for every way of training, without a GPU, and choose the best that fits
-with a margin of 3 GiB."""
+PLAN = "Predict each stage's peak memory for every way of training, and choose the best that leaves 3 GiB free."
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,10 +41,6 @@ class Parser(argparse.ArgumentParser):
         for stream in (sys.stdout, sys.stderr):
             getattr(stream, "reconfigure", dict)(errors="replace")  # a notebook's has no encoding
         return super().parse_args(*args, **settings)
-
-
-def folder_path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def parser() -> Parser:
@@ -67,11 +60,11 @@ def parser() -> Parser:
     way.add_argument("--fit", action="store_true", help="choose the method by the memory of this machine (see plan)")
     edit.add_argument("--steps", type=int, help="steps of each of the two trainings (default: the model's own)")
     add_sampling(edit)
-    edit.add_argument("--out", type=folder_path, help="folder of the edit, new or its own (default: a new one in out/)")
+    edit.add_argument("--out", type=Path, help="folder of the edit, new or its own (default: a new one in out/)")
     edit.add_argument("--resume", action="store_true", help="go on with this edit where it was stopped")
 
     show = commands.add_parser("show", help="a saved edit again: settings, curves, new pictures", description=SHOW)
-    show.add_argument("folder", metavar="FOLDER", type=folder_path, help="what edit wrote")
+    show.add_argument("folder", metavar="FOLDER", type=Path, help="what edit wrote")
     show.add_argument("--model", help="the model of the edit; tiny is found without it, others must be named")
     add_sampling(show)
 
@@ -111,7 +104,6 @@ def run_edit_command(args: argparse.Namespace) -> None:
     picture = imagic.open_image(args.image)
     check_text(args.text)
     pipe = imagic.load_pipeline(args.model, safety_checker=args.checked)
-    scheduler_of(pipe, None)  # what is said of the sampler is said before the training
     image = imagic.load_image(picture, pipe)
     method, strategy = args.method, None
     if args.fit:
@@ -135,11 +127,6 @@ def folder_for(args: argparse.Namespace, identity: dict) -> Path:
     if args.resume and state_of(args.out, identity) == "new":
         raise ValueError(f"there is no edit in {args.out} that could go on: leave out --resume")
     return args.out
-
-
-def sampling_of(pipe, args: argparse.Namespace) -> dict:
-    """How pictures are drawn: a large model's in half precision where there is a GPU."""
-    return {"noise": args.noise} | ({} if family(pipe) == "tiny" else {"half": True})
 
 
 def run_show_command(args: argparse.Namespace) -> None:
@@ -167,9 +154,7 @@ def suggested(edit, args: argparse.Namespace) -> Suggestion | None:
     if found.scores[found.eta, found.scale] == 0:
         print("\nno picture of a first try shows what the text says; other words or another seed may help")
     else:
-        print(
-            f"\nsuggested: η = {found.eta:g} with {100 * found.scale:.0f} % of the fine-tuning (scale {found.scale:g})"
-        )
+        print(f"\nsuggested: η = {found.eta:g}, scale {found.scale:g} (the share of the fine-tuning)")
     return found
 
 
@@ -181,7 +166,7 @@ def report(edit, args: argparse.Namespace, folder: Path) -> list[list[Image.Imag
     names = [picture_name(eta, seed, scale) for seed in seeds for eta in etas]
     with locked(folder):
         began = time.monotonic()
-        rows = edit.pictures(etas, seeds, scale=scale, **sampling_of(edit.pipe, args))
+        rows = edit.pictures(etas, seeds, scale=scale, noise=args.noise, half=True)
         sampling = time.monotonic() - began
         for name, picture in zip(names, chain(*rows), strict=True):
             save_picture(folder / name, picture)

@@ -72,13 +72,7 @@ class ImagicEdit:
             flat = generate(self.tuned, interpolate(self.e_tgt, self.e_opt, etas), seeds, scale=scale, **settings)
         return [flat[row :: len(seeds)] for row in range(len(seeds))]
 
-    suggest = suggest
-    save = save_edit
-
-    @classmethod
-    def load(cls, folder: str | Path, pipe: StableDiffusionPipeline) -> ImagicEdit:
-        """An edit that was saved, ready to sample from (`storage.load_edit`)."""
-        return cls(**load_edit(folder, pipe))
+    suggest, save, load = suggest, save_edit, classmethod(load_edit)
 
 
 def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embedding_steps: int | None = None,
@@ -130,9 +124,8 @@ def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: 
     return e_tgt
 
 
-def settings_of(
-    pipe: StableDiffusionPipeline, method: str, embedding_steps: int | None, unet_steps: int | None, seed: int
-) -> dict:
+def settings_of(pipe: StableDiffusionPipeline, method: str, embedding_steps: int | None, unet_steps: int | None,
+                seed: int) -> dict:  # fmt: skip
     """What the trainings are asked for, every default filled in. Raises ValueError for an invalid setting."""
     method_of(method)
     first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)

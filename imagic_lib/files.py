@@ -22,10 +22,8 @@ FORGOTTEN = 3600  # seconds; an older temporary folder was left by a process tha
 TEMPORARY = r"\.{}\.[a-z0-9_]{{8}}\.tmp"  # the folders of `write_atomically`
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
 SMALL = 64 * 2**20  # bytes; a file of embeddings has less than one million
-DTYPES = {  # their names in a safetensors file
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
+          torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
 
 
 Finite = Annotated[float, Field(gt=-1e300, lt=1e300)]
@@ -140,10 +138,9 @@ def _opened(path: Path, largest: float = math.inf) -> tuple[safe_open, dict]:
     """A safetensors file, of which the header is read, and its facts."""
     check_regular(path, largest)
     file = safe_open(str(path), "pt")
-    if len(text := (file.metadata() or {}).get("facts", "{}")) > LARGEST_JSON:
-        raise ValueError("its facts are too large")
-    if not isinstance(facts := json.loads(text), dict):
-        raise ValueError("its facts are not a JSON object")
+    text = (file.metadata() or {}).get("facts", "{}")
+    if len(text) > LARGEST_JSON or not isinstance(facts := json.loads(text), dict):
+        raise ValueError("its facts are too large, or not a JSON object")
     return file, facts
 
 

@@ -91,7 +91,7 @@ def locked(folder: str | Path):
 
 
 def read_identity(folder: str | Path) -> dict:
-    """The identity of an unfinished edit, with its files. Raises ValueError if it is damaged."""
+    """The identity of an unfinished edit. Raises ValueError if it is damaged."""
     path = Path(folder) / LEDGER
     with damage_explained(path, AGAIN):
         return files.parse(EditIdentity, files.load_facts(path))
@@ -138,24 +138,13 @@ def state_of(folder: str | Path, identity: dict) -> str:
             yours = f"the folder {folder} holds files of yours, such as {strangers[0]!r}"
             raise ValueError(f"{yours}: choose a new or empty one")
         return state
-    if other := difference(found, identity):
-        holds = f"the folder {folder} holds {'a finished' if state == 'finished' else 'an unfinished'} edit {other}"
-        raise ValueError(f"{holds}: choose another folder, or delete that one if you no longer want it")
+    theirs, ours = (f["settings"] | {"text": f["text"], "picture": f["input"], "model": f["base_model"]["fingerprint"]}
+                    for f in (found, identity))  # fmt: skip
+    if other := next((name for name, value in ours.items() if theirs.get(name) != value), None):
+        holds = f"the folder {folder} holds {'a finished' if state == 'finished' else 'an unfinished'} edit"
+        differs = f"of another {other}, {str(theirs.get(other))[:60]!r} instead of {str(ours[other])[:60]!r}"
+        raise ValueError(f"{holds} {differs}: choose another folder, or delete that one if you no longer want it")
     return state
-
-
-def difference(found: dict, wanted: dict) -> str | None:
-    """How an edit differs from the wanted one, in words; None if it is the same."""
-    if found["text"] != wanted["text"]:
-        return f"of another text, {found['text'][:60]!r}"
-    if found["input"] != wanted["input"]:
-        return "of another picture"
-    if found["base_model"]["fingerprint"] != wanted["base_model"]["fingerprint"]:
-        return f"with another model, {found['base_model']['name'][:60]!r}"
-    for name, value in wanted["settings"].items():
-        if found["settings"].get(name) != value:
-            return f"with {name} {repr(found['settings'].get(name))[:60]} instead of {value!r}"
-    return None
 
 
 def files_of(folder: Path) -> set[str]:

@@ -33,8 +33,6 @@ def open_image(path: str | Path) -> Image.Image:
     PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, and HEIC if pillow-heif is installed. The size is checked before
     anything is unpacked. Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
     path = Path(path)
-    if str(path).lower().startswith(("http:/", "https:/")):
-        raise ValueError(f"{path} is an address: download the picture, and give its file")
     if not os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():
@@ -48,7 +46,7 @@ def open_image(path: str | Path) -> Image.Image:
     with _refused_in_a_sentence(path):
         picture = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])  # reads the header alone
     with picture:
-        _check_size(picture, str(path))
+        _check_picture(picture, str(path))
         with _refused_in_a_sentence(path):
             picture.load()
             return _to_rgb(picture)
@@ -73,44 +71,34 @@ def _refused_in_a_sentence(path: Path):
         raise ValueError(f"{path} is damaged or cut short ({reason}): save it anew, or take another") from error
 
 
-def _check_size(picture: Image.Image, name: str) -> None:
+def _check_picture(picture: Image.Image, name: str) -> None:
     width, height = picture.size
     if min(width, height) < SMALLEST_SIDE:
         raise ValueError(f"{name} is {width}x{height} pixels: each side must have at least {SMALLEST_SIDE}")
     if width * height > MOST_PIXELS:
         raise ValueError(f"{name} {TOO_LARGE}")
+    if picture.mode.startswith("I") or picture.mode == "F":  # Pillow would clip them
+        raise ValueError(f"{name} has more than 8 bits for a shade of grey: save it with 8")
 
 
 def _upright(picture: Image.Image) -> Image.Image:
     """The picture, turned as its EXIF says. Whatever else is written there, well or not, is not looked at."""
-    try:
-        turn = TURNS.get(picture.getexif().get(0x0112))
-    except Exception:  # Pillow's reader raises many kinds
-        turn = None
-    return picture.transpose(Image.Transpose[turn]) if turn else picture
+    with suppress(Exception):  # Pillow's reader raises many kinds
+        return picture.transpose(Image.Transpose[TURNS[picture.getexif()[0x0112]]])
+    return picture
 
 
 def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     """RGB numbers of another colour space as those of sRGB, which the models have learned from."""
-    try:
+    with suppress(OSError, ImageCms.PyCMSError):  # there is none, or it is damaged
         found = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
         if found.profile.xcolor_space.strip() == "RGB" and "sRGB" not in (found.profile.profile_description or ""):
             return ImageCms.profileToProfile(picture, found, ImageCms.createProfile("sRGB"))
-    except (OSError, ImageCms.PyCMSError):
-        pass  # there is none, or it is damaged
     return picture
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     picture, profile = _upright(picture), picture.info.get("icc_profile")
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits or more: Pillow would clip, not scale
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
-        # only I;16 says where white is; elsewhere the values do
-        likely = (65535,) if picture.mode.startswith("I;16") else (1, 255, 65535)
-        top = next((t for t in likely if values.max() <= t), 65535)
-        picture = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    if picture.mode == "La":
-        picture = picture.convert("LA")  # Pillow knows no other way out of it
     if picture.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -131,8 +119,6 @@ def square(picture: Image.Image, size: int) -> Image.Image:
     if width != height:
         share = 1 - min(width, height) / max(width, height)
         warn_caller(f"the picture is {width}x{height}: its central square is used, {share:.0%} is cut off")
-    if picture.size == (size, size):
-        return picture
     return ImageOps.fit(picture, (size, size), method=Image.Resampling.LANCZOS)
 
 
@@ -142,7 +128,7 @@ def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline) 
     Warns when it cuts a picture that is not square, enlarges a small one, or when the embedded model is given one that
     it can't draw, such as a photo. Raises as `open_image`."""
     if isinstance(source, Image.Image):
-        _check_size(source, "the picture")
+        _check_picture(source, "the picture")
         picture = _to_rgb(source)
     else:
         picture = open_image(source)

@@ -168,23 +168,22 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
     scheduler, device = scheduler_of(pipe, "ddim" if noise else scheduler), pipe.unet.device
     text = embeddings.repeat_interleave(len(seeds), dim=0)
     generators, pictures = [torch.Generator().manual_seed(seed) for _ in embeddings for seed in seeds], []
-    dtype, silent = precision(device) if half else None, family(pipe) == "tiny" or not in_main_thread()
+    silent = family(pipe) == "tiny" or not in_main_thread()
     bar = tqdm(total=len(text), desc="drawing", unit="picture", leave=False, disable=silent)
-    with torch.no_grad(), scaled(pipe, scale, dtype) as unet, bar:
-        dtype, at_once = unet.dtype, AT_ONCE[family(pipe)]
-        text, empty = text.to(device, dtype), embedding_of_negative(pipe).to(device, dtype)
-        for start in range(0, len(text), at_once):
-            e, own = text[start : start + at_once], generators[start : start + at_once]
-            guess = denoiser(unet, e, empty, given["guidance_scale"])
+    with torch.no_grad(), scaled(pipe, scale, precision(device) if half else None) as unet, bar:
+        text, empty = (x.to(device, unet.dtype) for x in (text, embedding_of_negative(pipe)))
+        for rows in torch.arange(len(text)).split(AT_ONCE[family(pipe)]):
+            guess = denoiser(unet, text[rows], empty, given["guidance_scale"])
             scheduler.set_timesteps(given["steps"], device=device)
             if noise is None:
-                z = torch.cat([initial_noise(pipe, generator) for generator in own]).to(dtype)
+                own = [generators[row] for row in rows]
+                z = torch.cat([initial_noise(pipe, generator) for generator in own]).to(unet.dtype)
                 z = denoise(guess, z, scheduler, callback, own)
             else:
-                rows = [k % len(seeds) for k in range(start, start + len(e))]
-                z = denoise(guess, noise.start[rows], scheduler, callback, added=noise.added[:, rows])
+                start, added = noise.start[rows % len(seeds)], noise.added[:, rows % len(seeds)]
+                z = denoise(guess, start, scheduler, callback, added=added)
             pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
-            bar.update(len(e))
+            bar.update(len(rows))
         return safety_checked(pipe, pictures)
 
 

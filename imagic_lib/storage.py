@@ -64,15 +64,13 @@ def save_edit(edit, folder: str | Path) -> Path:
     return folder
 
 
-def load_edit(folder: str | Path, pipe: StableDiffusionPipeline) -> dict:
-    """The parts of a saved edit, by the names in `edit.ImagicEdit`. Raises FileNotFoundError if there is none, and
+def load_edit(kind: type, folder: str | Path, pipe: StableDiffusionPipeline):
+    """A saved edit, of the kind `edit.ImagicEdit`, ready to sample from. Raises FileNotFoundError if there is none, and
     ValueError if it was made with another base model than `pipe`, or is damaged."""
     folder, facts = Path(folder), folders.read_facts(folder)
     if facts["base_model"]["fingerprint"] != fingerprint(pipe):
-        raise ValueError(
-            f"the edit in {folder} was made with other weights ({facts['base_model']['name']}) than those that are "
-            f"loaded ({name_of(pipe)}): load the model it was made with"
-        )
+        other = f"was made with other weights ({facts['base_model']['name']}) than those loaded ({name_of(pipe)})"
+        raise ValueError(f"the edit in {folder} {other}: load the model it was made with")
     with damage_explained(f"the edit in {folder}", folders.AGAIN):
         size = picture_size(pipe)
         check_regular(folder / INPUT_FILE)
@@ -84,7 +82,7 @@ def load_edit(folder: str | Path, pipe: StableDiffusionPipeline) -> dict:
     parts = {"text": facts["text"], "settings": facts["settings"], "pipe": pipe, "tuned": tuned}
     parts |= {f"{stage}_history": History(**history) for stage, history in facts["history"].items()}
     parts |= {name: value.to(pipe.unet.device) for name, value in embeddings.items()}
-    return parts | {"image": load_image(picture, pipe)}
+    return kind(**parts, image=load_image(picture, pipe))
 
 
 def load_difference(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionPipeline:

@@ -107,12 +107,7 @@ def scaled(pipe: StableDiffusionPipeline, scale: float, dtype: torch.dtype | Non
     if has_lora and scale != 1:
         scale_lora_layers(unet, scale)  # another thread can draw with the tuned UNet meanwhile
     elif scale != 1:
-        interpolate_weights(unet, pipe.loaded_unet, tuned, scale)
+        with torch.no_grad():
+            for weight, a, b in zip(*(u.parameters() for u in (unet, pipe.loaded_unet, tuned)), strict=True):
+                weight.copy_(torch.lerp(a.to(b), b, scale))
     yield unet
-
-
-@torch.no_grad()
-def interpolate_weights(unet: nn.Module, loaded: nn.Module, tuned: nn.Module, scale: float) -> None:
-    """Write θ + λ(θ* - θ) into the weights of `unet`, one by one."""
-    for weight, a, b in zip(unet.parameters(), loaded.parameters(), tuned.parameters(), strict=True):
-        weight.copy_(torch.lerp(a.to(b), b, scale))

@@ -261,7 +261,7 @@ def test_without_an_eta_the_pictures_are_drawn_at_the_scale_that_the_models_own_
     assert again() == 0
     drawn = {f"eta-{eta:g}-scale-0.5-seed-0.png" for eta in ETAS}
     assert {p.name for p in out.glob("eta*")} == {"eta-0.5-seed-0.png"} | drawn
-    assert "suggested: η = 0.8 with 50 % of the fine-tuning (scale 0.5)" in capsys.readouterr().out
+    assert "suggested: η = 0.8, scale 0.5 (the share of the fine-tuning)" in capsys.readouterr().out
     monkeypatch.setattr(command_line, "ETAS", (1.0,))
     suggestion(0.6, 1.0, {(0.6, 1.0): 0.0})
     assert again() == 0
@@ -279,11 +279,17 @@ def test_a_suggestion_can_be_asked_for(again, out, suggestion, capsys):
     assert (out / "eta-1-scale-0.5-seed-0.png").is_file()
 
 
-def test_a_large_model_is_drawn_in_half_precision(pipe, monkeypatch):
-    args = SimpleNamespace(noise="random")
-    assert command_line.sampling_of(pipe, args) == {"noise": "random"}
-    monkeypatch.setattr(command_line, "family", lambda pipe: "stable-diffusion")
-    assert command_line.sampling_of(pipe, args) == {"noise": "random", "half": True}
+def test_pictures_start_from_the_noise_that_was_asked_for_in_half_precision_on_a_gpu(again, monkeypatch):
+    drawn, pictures = [], imagic.ImagicEdit.pictures
+
+    def note(self, etas, seeds, **how):
+        drawn.append(how)
+        return pictures(self, etas, seeds, **how | {"steps": 1})
+
+    monkeypatch.setattr(imagic.ImagicEdit, "pictures", note)
+    for more in (["--noise", "random"], []):
+        assert again("--eta", "1", *more) == 0
+    assert drawn == [{"scale": 1.0, "noise": noise, "half": True} for noise in ("random", "own")]
 
 
 @pytest.fixture

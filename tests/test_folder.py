@@ -112,11 +112,11 @@ def others(pipe, image) -> dict[str, tuple]:
     return {
         "text": ((pipe, image, "a red car"), {}, f"of another text, '{TEXT}'"),
         "picture": ((pipe, picture, TEXT), {}, "of another picture"),
-        "model": ((model, image, TEXT), {}, "with another model"),
-        "seed": ((pipe, image, TEXT), {"seed": 1}, "with seed 0 instead of 1"),
-        "steps": ((pipe, image, TEXT), {"unet_steps": 1}, "with unet_steps 2 instead of 1"),
-        "first steps": ((pipe, image, TEXT), {"embedding_steps": 3}, "with embedding_steps 2 instead of 3"),
-        "method": ((pipe, image, TEXT), {"method": "lora"}, "with method 'full' instead of 'lora'"),
+        "model": ((model, image, TEXT), {}, "of another model, "),
+        "seed": ((pipe, image, TEXT), {"seed": 1}, "of another seed, '0' instead of '1'"),
+        "steps": ((pipe, image, TEXT), {"unet_steps": 1}, "of another unet_steps, '2' instead of '1'"),
+        "first steps": ((pipe, image, TEXT), {"embedding_steps": 3}, "of another embedding_steps, '2' instead of '3'"),
+        "method": ((pipe, image, TEXT), {"method": "lora"}, "of another method, 'full' instead of 'lora'"),
     }
 
 

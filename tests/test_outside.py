@@ -273,12 +273,6 @@ def test_a_command_leaves_the_warnings_of_its_process_alone(tmp_path):
     assert main(["show", str(tmp_path)]) == 2 and warnings.formatwarning is before
 
 
-def test_a_home_folder_is_one():
-    for words in (["show", "~/x"], ["edit", "a.png", "a cat", "--out", "~/x"]):
-        found = parser().parse_args(words)
-        assert getattr(found, "out", None) or found.folder == Path.home() / "x"
-
-
 # ------------------------------------------------ 4. one process a folder, one owner a random state and an adapter
 
 
@@ -451,10 +445,6 @@ def test_newer_formats_open_where_pillow_reads_them(tmp_path, kind):
     path = tmp_path / "picture"
     path.write_bytes(encoded(kind, GRADIENT))
     assert imagic.open_image(path).size == GRADIENT.size
-
-
-def test_an_address_is_no_file():
-    refused(lambda: imagic.open_image(Path("https://example.org/a.png")), "is an address: download the picture")
 
 
 def test_a_small_picture_is_enlarged_with_a_note(pipe):

@@ -93,20 +93,17 @@ class Plan(NamedTuple):
         return "\n".join([*lines, self.advice])
 
 
-def on_meta(model: StableDiffusionPipeline | str | Path) -> dict[str, nn.Module]:
-    """{"unet", "vae", "text_encoder"} with shapes and no contents: of a pipeline, a folder, "tiny", or Stable Diffusion
-    1.x by its hub id, without a download. Raises ValueError in one sentence for any other."""
-    if isinstance(model, StableDiffusionPipeline):
-        unet, vae, text = model.unet.config, model.vae.config, model.text_encoder.config.to_dict()
-    else:
-        folder = TINY if str(model) == "tiny" else Path(model).expanduser()
-        folder = SD_1_4 if "/stable-diffusion-v1-" in str(model) and not folder.is_dir() else folder
-        try:
-            unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
-        except (OSError, ValueError) as error:
-            known = '"tiny", "CompVis/stable-diffusion-v1-4", a pipeline, or a folder'
-            raise ValueError(f"{str(model)!r} is not a complete diffusers model ({error}): give {known}") from error
-        unet["sample_size"] = checked_side(str(model), unet, vae)
+def on_meta(model: str | Path) -> dict[str, nn.Module]:
+    """{"unet", "vae", "text_encoder"} with shapes and no contents: of a folder, "tiny", or Stable Diffusion 1.x by its
+    hub id, without a download. Raises ValueError in one sentence for any other."""
+    folder = TINY if str(model) == "tiny" else Path(model).expanduser()
+    folder = SD_1_4 if "/stable-diffusion-v1-" in str(model) and not folder.is_dir() else folder
+    try:
+        unet, vae, text = (json.loads((folder / part / "config.json").read_text()) for part in PARTS)
+    except (OSError, ValueError) as error:
+        known = '"tiny", "CompVis/stable-diffusion-v1-4" or a folder'
+        raise ValueError(f"{str(model)!r} is not a complete diffusers model ({error}): give {known}") from error
+    unet["sample_size"] = checked_side(str(model), unet, vae)
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
         return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(CLIPTextConfig(**text))}
@@ -116,12 +113,14 @@ def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | N
          device: torch.device | str | None = None) -> Plan:  # fmt: skip
     """Predict each stage's peak for every way of training, and choose. Needs no GPU, no weights, no network.
 
-    model: as in `on_meta`; the figures are those of its kind, the embedded model or Stable Diffusion 1.4 at 512 pixels.
-    gpu_gb: GiB to fit into; default: all that `device` has. device: default is that of a pipeline, else the GPU if
-    there is one, else the computer. For training, only the UNet that learns counts: the other networks are offloaded to
-    the computer's memory. Raises ValueError for an invalid setting."""
-    if device is None and isinstance(model, StableDiffusionPipeline):
-        device = model.device
+    model: a pipeline, or as in `on_meta`; the figures are those of its kind, the embedded model or Stable Diffusion
+    1.4 at 512 pixels. gpu_gb: GiB to fit into; default: all that `device` has. device: default is that of a pipeline,
+    else the GPU if there is one, else the computer. For training, only the UNet that learns counts: the other
+    networks are offloaded to the computer's memory. Raises ValueError for an invalid setting."""
+    if isinstance(model, StableDiffusionPipeline):
+        unet, vae, device, name = model.unet, model.vae, device or model.device, name_of(model)
+    else:
+        (unet, vae, _), name = on_meta(model).values(), str(model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     half = precision(device)
     if gpu_gb is None:
@@ -133,8 +132,7 @@ def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | N
         raise ValueError(f"gpu_gb is {gpu_gb}: give the GPU's memory in GiB, e.g. 14.75 for a T4")
     elif half == torch.float32:
         half = torch.float16  # of a GPU that isn't here
-    unet, vae, _ = on_meta(model).values()
     size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     peaks = json.loads(PEAKS.read_text())[family(SimpleNamespace(unet=unet))]
     ways = [Way(*way[:2], *peaks[way.name.replace("bfloat16", "float16")]) for way in ways_by_preference(half)]
-    return Plan(name_of(model) if isinstance(model, StableDiffusionPipeline) else str(model), size, gpu_gb, ways)
+    return Plan(name, size, gpu_gb, ways)

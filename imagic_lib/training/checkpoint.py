@@ -33,8 +33,6 @@ DIFFERENT = {"model": "another model", "method": "another method", "images": "an
 
 
 class StoredCheckpoint(files.Stored):
-    """The facts of a checkpoint."""
-
     identity: dict
     history: History
     scaler: dict[str, Whole | Finite]

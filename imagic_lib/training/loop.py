@@ -82,6 +82,7 @@ class Training:
                  look: Callable[[], float] | None = None, scaler: torch.amp.GradScaler | None = None):  # fmt: skip
         self.name, self.weights, self.optimizer, self.generator = name, weights, optimizer, generator
         self.job, self.run, self.look, self.scaler = job, run, look, scaler
+        self.facts = job.facts | {"optimizer": type(optimizer).__name__}  # an 8-bit Adam can't read the state of Adam
         self.history, self.file = History(), CheckpointFile(run.checkpoint, self)
         self.bar, self.resumed_at, self.context, self.stop_pressed = None, 0, ExitStack(), None
 
@@ -186,18 +187,12 @@ class Training:
             raise FloatingPointError(f"{self.name} can't start, {why}")
         there = self.file.path is not None and self.file.path.exists()
         kept = f"the last good state is in {self.file.path}" if there else "nothing is kept"
-        raise FloatingPointError(
-            f"{self.name} diverged at step {step} (loss {value:g}): lower the learning rate; {kept}"
-        )
+        what = f"{self.name} diverged at step {step} (loss {value:g})"
+        raise FloatingPointError(f"{what}: lower the learning rate; {kept}")
 
     @property
     def done(self) -> int:
         return len(self.history.loss)
-
-    @property
-    def facts(self) -> dict:
-        """Those of the job, with the kind of optimizer: the state of Adam means nothing to an 8-bit Adam."""
-        return self.job.facts | {"optimizer": type(self.optimizer).__name__}
 
     def bytes_on_disk(self) -> int:
         """What a checkpoint takes: the weights, and Adam's two moments for each."""

@@ -135,9 +135,9 @@ def counted(unet, stage, way, batch=2, side=16, tokens=8):
 
 
 @pytest.fixture(scope="module")
-def predicted(pipe):
+def predicted(model_folder):
     """(stage, way, batch=, side=) -> (the predicted peak in bytes, numbers that learn), counted once."""
-    unet = on_meta(pipe)["unet"]
+    unet = on_meta(model_folder)["unet"]
     return cache(lambda stage, way, batch=2, side=16: training_peak(unet, stage, way, batch=batch, side=side, tokens=8))
 
 
@@ -152,8 +152,8 @@ def test_prediction_against_a_real_step(pipe, predicted, stage, method, optimize
     assert counted(pipe.unet, stage, way) == pytest.approx(peak + learning * STATE_BYTES[optimizer], rel=0.15)
 
 
-def test_sampling_against_a_real_one(pipe):
-    predicted = sampling_peak(on_meta(pipe), FULL, at_once=2, side=16)
+def test_sampling_against_a_real_one(pipe, model_folder):
+    predicted = sampling_peak(on_meta(model_folder), FULL, at_once=2, side=16)
     e = torch.zeros(2, pipe.text_encoder.config.max_position_embeddings, pipe.unet.config.cross_attention_dim)
     with LiveBytes() as live:
         live.watch(*(p for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters()))
@@ -161,8 +161,8 @@ def test_sampling_against_a_real_one(pipe):
     assert live.peak == pytest.approx(predicted, rel=0.15)
 
 
-def test_a_half_precision_unet_draws_in_less_by_half_its_weights(pipe):
-    modules = on_meta(pipe)
+def test_a_half_precision_unet_draws_in_less_by_half_its_weights(model_folder):
+    modules = on_meta(model_folder)
     numbers = sum(p.numel() for p in modules["unet"].parameters())
     full, half = (sampling_peak(modules, dtype, side=16) for dtype in (FULL, HALF))
     assert full - half == pytest.approx(2 * numbers, rel=0.02)
