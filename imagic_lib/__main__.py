@@ -11,7 +11,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 import imagic_lib as imagic
 from imagic_lib.arguments import check_text, etas_of, seeds_of
@@ -23,7 +22,6 @@ from imagic_lib.models import plugin_of
 from imagic_lib.pictures import rmse, save_picture
 from imagic_lib.planning.memory import plan
 from imagic_lib.storage import identity_of_edit
-from imagic_lib.suggestion import Suggestion
 from imagic_lib.unets import check_scale
 
 PLACE = Path("out")  # where an edit gets a new folder, named by time and text
@@ -144,9 +142,9 @@ def run_show_command(args: argparse.Namespace) -> None:
     report(imagic.ImagicEdit.load(folder, pipe), args, folder)
 
 
-def suggested(edit, args: argparse.Namespace) -> Suggestion | None:
-    """The suggestion, printed, if it is wanted. A model with a measure of its own gives one unasked, unless an η or a
-    scale is given."""
+def suggested(edit, args: argparse.Namespace):
+    """The suggestion, printed, or None if it is not wanted. A model with a measure of its own gives one unasked, unless
+    an η or a scale is given."""
     unasked = args.scale is None and not args.eta and plugin_of(edit.pipe, "measure") is not None
     if not (args.suggest or unasked):
         return None
@@ -158,7 +156,7 @@ def suggested(edit, args: argparse.Namespace) -> Suggestion | None:
     return found
 
 
-def report(edit, args: argparse.Namespace, folder: Path) -> list[list[Image.Image]]:
+def report(edit, args: argparse.Namespace, folder: Path) -> list[list]:
     """Sample, write the sheet, the single pictures and the curves, print the distances; the rows of pictures."""
     found = suggested(edit, args)
     scale = args.scale if args.scale is not None else found.scale if found else 1.0
@@ -200,8 +198,8 @@ def main(argv: list[str] | None = None) -> int:
         seeds_of(args.seed), etas_of(args.eta or [0]), check_scale(args.scale or 0)  # before any training
         (run_edit_command if args.command == "edit" else run_show_command)(args)
 
-    more = " with --resume" if args.command == "edit" and args.out is None and not args.resume else ""
-    return exit_code_of(run, f"; the same command{more} goes on where it was" if args.command == "edit" else "")
+    goes_on = "; the same command with --resume goes on where it was"
+    return exit_code_of(run, goes_on if args.command == "edit" else "")
 
 
 def exit_code_of(run, goes_on: str = "") -> int:

@@ -7,9 +7,8 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-FORGOTTEN = 3600  # seconds; an older temporary folder was left by a process that was killed
-TEMPORARY = r"\.{}\.[a-z0-9_]{{8}}\.tmp"  # the folders of `write_atomically`
+TEMPORARY = r"\..+\.[a-z0-9_]{8}\.tmp"  # the folders of `write_atomically`
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
 SMALL = 64 * 2**20  # bytes; a file of embeddings has less than one million
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
@@ -88,10 +86,9 @@ def write_json(path: Path, value: dict) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), then rename it to `path`: readers see the old file or the new one.
 
-    The temporary file is in a private folder next to `path`. Folders that a killed process left go an hour later."""
+    The temporary file is in a private folder next to `path`. What a killed process leaves goes with `folder.locked`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, re.escape(path.name), FORGOTTEN)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary = folder / path.name
     try:
@@ -101,13 +98,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, name: str = ".+", older_than: float = 0.0) -> None:
-    """Delete the temporary folders for files of this name (a pattern) that are older than so many seconds."""
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary folders that a killed process left in a folder where no other process writes."""
     for entry in os.scandir(folder):
-        if re.fullmatch(TEMPORARY.format(name), entry.name) and entry.is_dir(follow_symlinks=False):
-            with suppress(OSError):  # another process has done it
-                if time.time() - entry.stat().st_mtime >= older_than:
-                    shutil.rmtree(entry.path, ignore_errors=True)
+        if re.fullmatch(TEMPORARY, entry.name) and entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:

@@ -57,7 +57,6 @@ class EditIdentity(files.Stored):
 
 class EditFacts(EditIdentity):
     history: dict[Literal["embedding", "unet"], History] = Field(min_length=2)
-    versions: dict[str, str | None] | None = None
 
     @model_validator(mode="after")
     def check_history(self):

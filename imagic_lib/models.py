@@ -22,9 +22,8 @@ MOST_GUIDANCE = 100.0  # beyond, pictures are black or noise
 MOST_SIDE = 256  # of the latents, 2048 pixels
 
 
-def load_pipeline(
-    model: str | Path = "tiny", device: str | torch.device | None = None, *, safety_checker: bool = True
-) -> StableDiffusionPipeline:
+def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None = None, *,
+                  safety_checker: bool = True) -> StableDiffusionPipeline:  # fmt: skip
     """A `StableDiffusionPipeline` in float32, ready to be looked into.
 
     model: "tiny" (embedded, 128x128 drawings), a hub id such as "CompVis/stable-diffusion-v1-4" or its address, or a
@@ -46,10 +45,9 @@ def load_pipeline(
         if folder.exists():
             needed = "each part needs its .safetensors, which can run no code"
             raise ValueError(f"the model in {folder} is damaged or incomplete ({needed}): {reason}") from error
-        size = "about 5.5 GB" if "/stable-diffusion-v1-" in model else "several GB"
         raise FileNotFoundError(
             f"{model!r} is not a folder here, and the Hugging Face hub did not provide it ({reason}): a first use "
-            f"downloads {size}, so where there is a network run `hf download {model} --local-dir FOLDER "
+            f"downloads some 5 GB, so where there is a network run `hf download {model} --local-dir FOLDER "
             f'--exclude "*.bin" --exclude "*.msgpack" --exclude "*fp16*"` and give that FOLDER; "tiny" works now'
         ) from error
     finally:
@@ -60,15 +58,13 @@ def load_pipeline(
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raises FileNotFoundError or ValueError, and says what to do, for a path without a model in diffusers format."""
+    """Raises ValueError, and says what to do, for a path without a model in diffusers format."""
     if folder.is_file():
         how = f"StableDiffusionPipeline.from_single_file({folder.name!r}).save_pretrained(FOLDER)"
         raise ValueError(f"{folder} is a single file: convert it with {how}, and give that FOLDER")
     if not (folder / "model_index.json").is_file():
-        if folder == TINY:
-            missing = f"the embedded model is missing: {folder} has no model_index.json"
-            raise FileNotFoundError(f"{missing}; clone again, and install with `pip install -e .`")
-        raise ValueError(f"{folder} is not a diffusers model: it has no model_index.json")
+        advice = ": clone again, and install with `pip install -e .`" if folder == TINY else ""
+        raise ValueError(f"{folder} is not a diffusers model, because it has no model_index.json{advice}")
 
 
 def check_pipeline(pipe: StableDiffusionPipeline) -> None:
@@ -175,9 +171,7 @@ def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     the embedded model, if it has words that the model never saw."""
     check_text(text)
     unknown = [word for word in unknown_words(text) if word not in pipe.tokenizer.get_added_vocab()]
-    text = pipe.maybe_convert_prompt(text, pipe.tokenizer)  # a textual inversion of several vectors has several tokens
-    limit = pipe.tokenizer.model_max_length
-    ids = pipe.tokenizer(text, truncation=False).input_ids
+    ids, limit = token_ids(pipe, text), pipe.tokenizer.model_max_length
     if len(ids) > limit:
         cut = pipe.tokenizer.decode(ids[limit - 1 : -1]).strip()
         warn_caller(f"the text has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off is {cut!r}")
@@ -187,7 +181,22 @@ def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
             "and cars, eight colours, their poses, and grass, beach, snow and night. For any text, use "
             "Stable Diffusion 1.4"
         )
-    tokens = pipe.tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    mask = tokens.attention_mask if getattr(pipe.text_encoder.config, "use_attention_mask", None) else None
-    ids = tokens.input_ids.to(pipe.text_encoder.device)
-    return pipe.text_encoder(ids, attention_mask=mask).last_hidden_state
+    return encode_ids(pipe, ids)
+
+
+def token_ids(pipe: StableDiffusionPipeline, text: str) -> list[int]:
+    """The tokens of a text, as many as it has. A textual inversion of several vectors has several tokens."""
+    return pipe.tokenizer(pipe.maybe_convert_prompt(text, pipe.tokenizer), truncation=False).input_ids
+
+
+@torch.no_grad()
+def encode_ids(pipe: StableDiffusionPipeline, ids: list[int]) -> Tensor:
+    """The text encoder's answer to tokens, cut and padded to the model's length: (1, tokens, width).
+
+    Padded here, because a tokenizer's own padding is a state that all threads share."""
+    limit, device = pipe.tokenizer.model_max_length, pipe.text_encoder.device
+    ids = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+    padded = torch.tensor([ids + [pipe.tokenizer.pad_token_id] * (limit - len(ids))], device=device)
+    masked = getattr(pipe.text_encoder.config, "use_attention_mask", None)
+    mask = (torch.arange(limit, device=device)[None] < len(ids)).long() if masked else None
+    return pipe.text_encoder(padded, attention_mask=mask).last_hidden_state

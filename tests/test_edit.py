@@ -86,7 +86,7 @@ def test_the_wrong_base_model_is_refused_and_named(saved, pipe):
     with torch.no_grad():
         other.unet.conv_in.weight[0, 0, 0, 0] += 0.5
     assert fingerprint(other) != fingerprint(pipe)
-    with pytest.raises(ValueError, match=r"was made with other weights .* than those that are loaded"):
+    with pytest.raises(ValueError, match=r"was made with other weights .* than those loaded"):
         imagic.ImagicEdit.load(saved[1], other)
 
 

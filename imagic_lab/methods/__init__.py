@@ -58,13 +58,16 @@ TOWARDS_TEXT = {
 OLD_MAPS = {"knob": "share of steps with the old maps", "values": (1.0, 0.8, 0.6, 0.4, 0.2), "largest": 1.0}
 
 METHODS = {
-    "imagic": Method("Imagic", IMAGIC, imagic, **ON_THE_WAY, settings=(FIRST, FULL)),
-    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, **ON_THE_WAY, settings=(PAPER,)),
+    "imagic": Method("Imagic", IMAGIC, imagic, **ON_THE_WAY, trains=True, settings=(FIRST, FULL)),
+    "imagic-paper": Method(
+        "Imagic, the paper's schedule", IMAGIC, paper_imagic, **ON_THE_WAY, trains=True, settings=(PAPER,)
+    ),
     "imagic-lora": Method(
         "Imagic with a LoRA",
         f"{IMAGIC}; Hu et al. 2021, arXiv 2106.09685",
         partial(imagic, second={"method": REBUILDING}),
         **ON_THE_WAY,
+        trains=True,
         settings=(FIRST, LOW_RANK),
     ),
     "imagic-own": Method(
@@ -72,6 +75,7 @@ METHODS = {
         f"{IMAGIC}; Huberman-Spiegelglas et al. 2023, arXiv 2304.06140",
         own_noise_imagic,
         **STRENGTH,
+        trains=True,
         rebuilds=False,
         settings=(FIRST, FULL),
     ),
@@ -80,6 +84,7 @@ METHODS = {
         f"{IMAGIC}; Huberman-Spiegelglas et al. 2023, arXiv 2304.06140",
         partial(own_noise_imagic, tune=False),
         **TOWARDS_TEXT | {"caption": False},
+        trains=True,
         settings=(FIRST,),
     ),
     "imagic-ddim": Method(
@@ -87,10 +92,11 @@ METHODS = {
         IMAGIC,
         partial(drawn_by, imagic, sampled="ddim"),
         **ON_THE_WAY,
+        trains=True,
         settings=(FIRST, FULL),
     ),
-    "no-stage-1": Method("Imagic without stage 1", IMAGIC, without_stage_1, **STRENGTH, settings=(FULL,)),
-    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, **ETA, settings=(FIRST,)),
+    "no-stage-1": Method("Imagic without stage 1", IMAGIC, without_stage_1, **STRENGTH, trains=True, settings=(FULL,)),
+    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, **ETA, trains=True, settings=(FIRST,)),
     "sdedit": Method(
         "SDEdit",
         "Meng et al. 2021, arXiv 2108.01073",

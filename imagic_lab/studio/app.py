@@ -69,7 +69,7 @@ class Page(anywidget.AnyWidget):
     history = traitlets.Dict().tag(sync=True)
 
     def __init__(self, state: Studio):
-        self.state, self.heard, self.beats, self.parts, self.urls = state, 0, 0, [], {}
+        self.state, self.heard, self.answered, self.beats, self.parts, self.urls = state, 0, set(), 0, [], {}
         self.writing = threading.RLock()
         names = EXAMPLES if state.tiny else PHOTOS
         super().__init__(examples={name: self.url(open_image(DATA / "images" / name), SMALL) for name in names})
@@ -93,9 +93,13 @@ class Page(anywidget.AnyWidget):
         return self.state.edit
 
     def hear(self, _page: object, message: dict, buffers: list) -> None:
-        """Answer a message of studio.js. An error becomes a sentence at the part of the page that caused it."""
+        """Answer a message of studio.js, once. An error becomes a sentence at the part of the page that caused it."""
         fields, state = dict(message), self.state
-        name, self.heard = fields.pop("do"), max(self.heard, fields.pop("id", 0))
+        name, sent = fields.pop("do"), fields.pop("id", None)
+        if sent in self.answered:
+            return self.show()
+        self.answered |= {sent} - {None}
+        self.heard = max(self.heard, sent or 0)
         act, place, always = ANSWERS[name]
         try:
             if state.thread and not always:

@@ -33,7 +33,7 @@ from imagic_lib.arguments import check_text, etas_of
 from imagic_lib.edit import ImagicEdit, run_edit, settings_of
 from imagic_lib.files import write_atomically
 from imagic_lib.folder import INPUT_FILE, locked, picture_name, read_facts
-from imagic_lib.models import DATA, encode_text, family, fingerprint, plugin_of, settings_for, unknown_words
+from imagic_lib.models import DATA, encode_text, family, fingerprint, plugin_of, settings_for, token_ids, unknown_words
 from imagic_lib.planning.memory import Plan, plan
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import DEFAULTS, FAST, generate
@@ -206,7 +206,7 @@ def notes(studio: Studio) -> list[str]:
         found.append("The text describes the picture as it is: change a word.")
     if studio.tiny and (words := unknown_words(text)):
         found.append(f"The embedded model has never seen {', '.join(words)}: to it, this is noise.")
-    if len(ids := tokenizer(text, truncation=False).input_ids) > (room := tokenizer.model_max_length):
+    if len(ids := token_ids(studio.pipe, text)) > (room := tokenizer.model_max_length):
         found.append(f"Too long for the model, which will not read: {tokenizer.decode(ids[room - 1 : -1])}")
     return found
 

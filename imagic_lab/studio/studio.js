@@ -124,10 +124,16 @@ function curves(data) { // the probe loss of both stages on one logarithmic scal
 function render({ model, el }) {
   let last = 0, heard = Date.now(), sent = null, typing = null, incoming = [];
   const get = (name) => model.get(name);
-  const send = (message, buffers) => {
+  const send = (message, buffers) => { // again while no answer comes: a page that has just reconnected may lose messages
     const id = (last = Math.max(Date.now(), last + 1));
-    setTimeout(() => { if (get("now").heard < id) lost.textContent = LOST; }, 8000);
-    model.send({ ...message, id }, undefined, buffers); // which may fail after a restart
+    const post = (tries) => {
+      setTimeout(() => {
+        if (get("now").heard >= id) return;
+        if (tries) post(tries - 1); else lost.textContent = LOST;
+      }, 3000);
+      model.send({ ...message, id }, undefined, buffers); // which may fail after a restart
+    };
+    post(2);
   };
   const button = (words, message, props = {}) =>
     h("button", { type: "button", onclick: () => send(message()), ...props }, words);

@@ -598,3 +598,12 @@ def test_a_photo_is_shown_at_first_if_the_call_names_one(pipe, tmp_path):
     page = app.studio(pipe, tmp_path / "my <photo>.png", "a red giraffe", place=tmp_path / "s")
     assert page.now["picture"]["name"] == "my <photo>.png" and not page.now["picture"]["square"]
     assert page.now["picture"]["open"] and page.now["text"] == "a red giraffe" and len(page.now["notes"]) == 3
+
+
+def test_a_message_that_is_sent_again_is_answered_once(model_folder, tmp_path):
+    page = app.studio(imagic.load_pipeline(model_folder), place=tmp_path)
+    for _ in range(2):
+        page.hear(page, {"do": "surprise", "id": 7}, [])
+        first = getattr(page, "first", page.state.name)
+        page.first = first
+    assert page.state.name == first and page.now["heard"] == 7
