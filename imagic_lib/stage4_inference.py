@@ -152,9 +152,8 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
     replaces the random noise and the sampler, and guidance has another default (`OWN_GUIDANCE`). callback: called with
     a `Step` at each denoising step of each batch. half: on a GPU, draw with a UNet in half precision
     (`strategies.precision`); on a CPU, where that is slower, it changes nothing. A safety checker that the model ships
-    blackens what it flags, and says so. Raises ValueError for invalid settings.
-
-    Taught in notebooks/05_inference.ipynb."""
+    blackens what it flags, and says so. Raises ValueError for invalid settings. Taught in
+    notebooks/05_inference.ipynb."""
     seeds = seeds_of(seeds)
     if embeddings.ndim != 3 or len(embeddings) == 0:
         raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
