@@ -137,7 +137,7 @@ def state_of(folder: str | Path, identity: dict) -> str:
             yours = f"the folder {folder} holds files of yours, such as {strangers[0]!r}"
             raise ValueError(f"{yours}: choose a new or empty one")
         return state
-    theirs, ours = (f["settings"] | {"text": f["text"], "picture": f["input"], "model": f["base_model"]["fingerprint"]}
+    theirs, ours = ({"text": f["text"], "picture": f["input"], "model": f["base_model"]["fingerprint"]} | f["settings"]
                     for f in (found, identity))  # fmt: skip
     if other := next((name for name, value in ours.items() if theirs.get(name) != value), None):
         holds = f"the folder {folder} holds {'a finished' if state == 'finished' else 'an unfinished'} edit"
