@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from imagic_lab.sweep import report, run, work
+from imagic_lab.sweep import run, work
 from imagic_lab.sweep.table import read_table
 from imagic_lab.sweep.work import CLAIMED, DONE, EDIT_WORK, FAILED, TRIES, Setup, attempt, read_results, work_through
 from imagic_lab.toyworld import Scene
@@ -460,17 +460,6 @@ def test_a_damaged_mark_is_named(tmp_path, setup, content):
     with pytest.raises(ValueError, match=r"sweep\.json is damaged \(") as refused:
         run.take(tmp_path / "out", setup.work)
     assert "\n" not in str(refused.value)
-
-
-def test_a_picture_that_is_a_link_is_not_in_the_report(tmp_path, setup):
-    job, folder = done_once(tmp_path, setup)
-    Image.new("RGB", (32, 32), (255, 0, 0)).save(tmp_path / "private.png")
-    for one in folder.glob("*.png"):
-        one.unlink()
-        one.symlink_to(tmp_path / "private.png")
-    report.write_report(tmp_path / "out", [job], setup)
-    with Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
-        assert (255, 0, 0) not in {colour for _, colour in sheet.convert("RGB").getcolors(10**6)}
 
 
 def test_names_that_are_not_utf_8_and_formulas_kill_no_sweep(tmp_path, setup):
