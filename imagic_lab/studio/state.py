@@ -179,7 +179,7 @@ def notes(studio: Studio) -> list[str]:
     """What to know about picture and text before the run."""
     found, text, side, tokenizer = [], studio.text, pictures.picture_size(studio.pipe), studio.pipe.tokenizer
     if studio.foreign:
-        found.append("The embedded model can't hold this picture: it knows drawings. Photos want Stable Diffusion.")
+        found.append("The embedded model can't hold this picture: it knows drawings. Photos need Stable Diffusion.")
     if studio.picture is not None and (few := cropped(studio).width) < side:
         found.append(f"The square is {few} pixels wide and becomes {side}, so it will look soft.")
     try:
