@@ -61,7 +61,8 @@ def personalize(
     `personalization.DEFAULTS`. The probe is of the pictures, without the prior. Returns a new pipeline, whose UNet
     alone is new, and the history. `storage.save_lora` writes the adapters. Taught in notebooks/10_lora.ipynb.
     """
-    prior = checked_prior(prior)
+    if prior and not 0 < prior.weight < float("inf"):
+        raise ValueError(f"the prior's weight is {prior.weight}: it must be above 0")
     s = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch, decay=decay, bias=run.bias)
     generator, process, bias = cpu_generator(generator), forward_process(pipe), run.bias or 0.0
     own, kept = encoded(pipe, images, text), encoded(pipe, *prior[:2]) if prior else None
@@ -89,17 +90,6 @@ def personalize(
                     loss = loss + prior.weight * prior_loss
                 step(loss)
     return with_unet(pipe, unet), training.history
-
-
-def checked_prior(prior: Prior | None) -> Prior | None:
-    """The prior, or None if its weight is 0. Raises ValueError for an invalid one."""
-    if prior is None:
-        return None
-    if not isinstance(prior, Prior):
-        raise ValueError("the prior is not a Prior: give class_pictures(pipe, text, count), or Prior(images, text)")
-    if not 0 <= prior.weight < float("inf"):
-        raise ValueError(f"the prior's weight is {prior.weight}: it must be 0 or more")
-    return prior if prior.weight else None
 
 
 def encoded(

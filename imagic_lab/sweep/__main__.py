@@ -49,10 +49,7 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["sweep"]:  # from `python -m imagic_lab sweep`
-        arguments = arguments[1:]
-    args = parser().parse_args(arguments)
+    args = parser().parse_args(argv)
     return exit_code_of(lambda: run_sweep(args), "; the same command goes on where it was")
 
 

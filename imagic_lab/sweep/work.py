@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from imagic_lab.sweep.table import Job
 from imagic_lib.edit import run_edit
-from imagic_lib.files import Stored, load_facts, read_json, write_json
+from imagic_lib.files import Stored, read_json, write_json
 from imagic_lib.folder import DIFFERENCE_FILE, LOCK, LORA_FILE, Finite, Whole, claim, picture_name
 from imagic_lib.models import load_pipeline
-from imagic_lib.pictures import load_image, open_image, psnr, rmse, save_picture
+from imagic_lib.pictures import load_image, psnr, rmse, save_picture
 from imagic_lib.planning.memory import Plan, plan
 from imagic_lib.storage import versions
 from imagic_lib.training.loop import Run
@@ -204,35 +204,14 @@ def wait_for_disk(path: Path) -> None:
 
 
 def facts_of(job: Job, part: Path, setup: Setup) -> dict:
-    """What the work function returns, its seconds and its notes. Damaged files of an earlier start are set aside."""
+    """What the work function returns, its seconds and its notes."""
     work, began = resolve_name(setup.work), time.monotonic()
     no_bars = patch.object(tqdm, "__init__", begin_without_bar)  # thousands would push away the sweep's own
     with warnings.catch_warnings(record=True) as notes, no_bars:
         warnings.simplefilter("always", UserWarning)
-        try:
-            facts = work(job, part, setup)
-        except ValueError:
-            if not is_damaged(part):
-                raise
-            aside = part.rename(setup.hidden(job, f"damaged-{time.time_ns()}"))
-            warnings.warn(
-                f"started anew, because files of an earlier start are unreadable ({aside.name})", stacklevel=1
-            )
-            part.mkdir()
-            facts = work(job, part, setup)
+        facts = work(job, part, setup)
     said = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, UserWarning))
     return {**facts, "notes": list(said), "seconds": round(time.monotonic() - began, 2), "versions": versions()}
-
-
-def is_damaged(folder: Path) -> bool:
-    """Does the folder have an unreadable file, as after a power cut?"""
-    readers = {".safetensors": load_facts, ".json": read_results, ".png": open_image}
-    try:
-        for path in folder.iterdir():
-            readers.get(path.suffix, Path.exists)(path)
-    except ValueError:
-        return True
-    return False
 
 
 def begin_without_bar(bar: tqdm, *arguments, _begin=tqdm.__init__, **options) -> None:

@@ -128,26 +128,6 @@ def test_a_stop_is_no_loss_of_a_worker(tmp_path, setup, work_is):
     assert attempt(job, setup) == DONE
 
 
-@pytest.mark.parametrize("torn", ["checkpoint-full.safetensors", "edit.json", "input.png"])
-def test_damaged_files_of_an_earlier_start_are_set_aside_and_the_edit_begins_anew(tmp_path, setup, work_is, torn):
-    [job] = jobs_in(tmp_path, ["a car"])
-    part = setup.hidden(job, "part")
-    part.mkdir()
-    (part / torn).write_bytes(b"\0" * 99)
-
-    def reads(job, folder, setup):
-        if (folder / torn).exists():
-            raise ValueError("it is damaged")
-        return {}
-
-    work_is(reads)
-    assert attempt(job, setup) == DONE
-    assert [p.name for p in setup.folder(job).iterdir()] == ["job.json"]
-    [aside] = (tmp_path / "out" / "edits").glob(f".{job.name}.damaged-*")
-    assert (aside / torn).read_bytes() == b"\0" * 99
-    assert aside.name in read_results(setup.folder(job) / "job.json")["notes"][0]
-
-
 @pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
 def test_an_error_of_any_kind_leaves_whole_checkpoints_where_they_are(tmp_path, setup, work_is, error):
     """A full disk is a ValueError: once it cost hours of training."""
