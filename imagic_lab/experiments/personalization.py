@@ -128,12 +128,7 @@ def drawn(pair: tuple[Tensor, Tensor], batch: int, generator: torch.Generator) -
 
 
 def class_pictures(
-    pipe: StableDiffusionPipeline,
-    text: str | Sequence[str],
-    count: int,
-    *,
-    seed: int = 0,
-    **settings,
+    pipe: StableDiffusionPipeline, text: str | Sequence[str], count: int, *, seed: int = 0, **settings
 ) -> Prior:
     """What the model itself draws for a class ('a photo of a car'), ready to be the `prior` of `personalize`.
 

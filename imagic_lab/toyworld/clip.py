@@ -71,13 +71,7 @@ def build_clip(vocabulary: int) -> CLIPModel:
 
 
 def train_clip(
-    pictures: np.ndarray,
-    scenes: list[Scene],
-    tokenizer: CLIPTokenizer,
-    folder: Path,
-    *,
-    steps=STEPS,
-    seed=0,
+    pictures: np.ndarray, scenes: list[Scene], tokenizer: CLIPTokenizer, folder: Path, *, steps=STEPS, seed=0
 ):
     """Learn which caption belongs to which picture (n, 128, 128, 3) of a batch. Returns (clip, history)."""
     torch.manual_seed(seed)

@@ -151,12 +151,13 @@ def export(
     sizes = {"size": {"shortest_edge": 128}, "crop_size": {"height": 128, "width": 128}}
     for part in (the_clip.half(), pipe.tokenizer, CLIPImageProcessor(**sizes, image_mean=half, image_std=half)):
         part.save_pretrained(fresh / "tiny-clip")
-    for config in (fresh / "tiny-sd" / "text_encoder" / "config.json", fresh / "tiny-clip" / "config.json"):
-        # transformers obeys this entry: stored in half precision, opened in float32 as the UNet and the VAE are
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
-    for config in (fresh / "tiny-sd" / "unet" / "config.json", fresh / "tiny-sd" / "vae" / "config.json"):
-        facts = json.loads(config.read_text())
+    for part in ("tiny-sd/text_encoder", "tiny-clip", "tiny-sd/unet", "tiny-sd/vae"):
+        facts = json.loads((config := fresh / part / "config.json").read_text())
         facts.pop("_name_or_path", None)  # a path on the computer that trained it
+        if (
+            "dtype" in facts
+        ):  # transformers obeys it: stored in half precision, opened in float32 as diffusers' parts are
+            facts["dtype"] = "float32"
         config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (fresh / "tiny-sd" / "vocabulary.json").write_text(json.dumps(sorted(caption_words()), indent=0))
     (fresh / "tiny-sd" / "training.json").write_text(json.dumps(history))

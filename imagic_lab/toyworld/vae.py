@@ -45,13 +45,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def train_vae(
-    pictures: np.ndarray,
-    folder: Path,
-    *,
-    start_from: AutoencoderKL | None = None,
-    steps=STEPS,
-    seed=0,
-    device="cpu",
+    pictures: np.ndarray, folder: Path, *, start_from: AutoencoderKL | None = None, steps=STEPS, seed=0, device="cpu"
 ):
     """Learn to compress pictures, (n, 128, 128, 3) uint8. Returns (vae, history).
 
