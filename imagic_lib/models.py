@@ -182,9 +182,7 @@ def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
     the embedded model, if it has words that the model never saw."""
     check_text(text)
     unknown = [word for word in unknown_words(text) if word not in pipe.tokenizer.get_added_vocab()]
-    text = pipe.maybe_convert_prompt(text, pipe.tokenizer)  # a textual inversion of several vectors has several tokens
-    limit = pipe.tokenizer.model_max_length
-    ids = pipe.tokenizer(text, truncation=False).input_ids
+    ids, limit = token_ids(pipe, text), pipe.tokenizer.model_max_length
     if len(ids) > limit:
         cut = pipe.tokenizer.decode(ids[limit - 1 : -1]).strip()
         warn_caller(f"the text has {len(ids) - 2} tokens and the model reads {limit - 2}: cut off is {cut!r}")
@@ -194,7 +192,22 @@ def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
             "and cars, eight colours, their poses, and grass, beach, snow and night. For any text, use "
             "Stable Diffusion 1.4"
         )
-    tokens = pipe.tokenizer(text, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    mask = tokens.attention_mask if getattr(pipe.text_encoder.config, "use_attention_mask", None) else None
-    ids = tokens.input_ids.to(pipe.text_encoder.device)
-    return pipe.text_encoder(ids, attention_mask=mask).last_hidden_state
+    return encode_ids(pipe, ids)
+
+
+def token_ids(pipe: StableDiffusionPipeline, text: str) -> list[int]:
+    """The tokens of a text, as many as it has. A textual inversion of several vectors has several tokens."""
+    return pipe.tokenizer(pipe.maybe_convert_prompt(text, pipe.tokenizer), truncation=False).input_ids
+
+
+@torch.no_grad()
+def encode_ids(pipe: StableDiffusionPipeline, ids: list[int]) -> Tensor:
+    """The text encoder's answer to tokens, cut and padded to the model's length: (1, tokens, width).
+
+    Padded here, because a tokenizer's own padding is a state that all threads share."""
+    limit, device = pipe.tokenizer.model_max_length, pipe.text_encoder.device
+    ids = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+    padded = torch.tensor([ids + [pipe.tokenizer.pad_token_id] * (limit - len(ids))], device=device)
+    masked = getattr(pipe.text_encoder.config, "use_attention_mask", None)
+    mask = (torch.arange(limit, device=device)[None] < len(ids)).long() if masked else None
+    return pipe.text_encoder(padded, attention_mask=mask).last_hidden_state

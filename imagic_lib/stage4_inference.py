@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from imagic_lib.arguments import check_one_image_one_embedding, seeds_of, warn_caller
 from imagic_lib.diffusion import decode_latents, encode_image
-from imagic_lib.models import encode_text, family, settings_for
+from imagic_lib.models import encode_ids, encode_text, family, settings_for, token_ids
 from imagic_lib.pictures import to_picture
 from imagic_lib.training.loop import in_main_thread
 from imagic_lib.training.strategies import precision
@@ -196,7 +196,7 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
 @torch.no_grad()
 def embedding_of_negative(pipe: StableDiffusionPipeline, negative_prompt: str = "") -> Tensor:
     """What guidance leads away from: (1, tokens, width), of no text if none is given."""
-    return pipe.encode_prompt(negative_prompt, pipe.text_encoder.device, 1, False)[0]
+    return encode_ids(pipe, token_ids(pipe, negative_prompt))
 
 
 def drawing_dtype(pipe: StableDiffusionPipeline, half: bool) -> torch.dtype | None:

@@ -21,6 +21,7 @@ plugin.setup_coverage = plugin.teardown_coverage = lambda *_, **__: None
 
 SHARE = 0.05
 SILENCE = 60  # seconds that a kernel may say nothing while its output is read; nbval's 5 are too few on a busy machine
+ALT = re.compile(r'<img [^>]*?alt="([^"]*)"[^>]*>')
 TAG = re.compile(r"<style.*?</style>|<script.*?</script>|<[^>]*>", re.DOTALL)
 DECIMAL = re.compile(r"(?<![\w.])(-?\d+\.\d+)(?![\d.])")
 WARNING = re.compile(r"^.*\w*Warning: .*$", re.MULTILINE)
@@ -68,14 +69,15 @@ def settled(new: str, stored: str) -> str:
 
 
 def compare(cell: IPyNbCell, new: list, stored: list) -> bool:
-    """nbval's comparison, with near numbers settled; of HTML the words, without tags and pictures; without widgets."""
+    """nbval's comparison, with near numbers settled; of HTML the words and alt texts; without widgets."""
     new = package().without_widgets(new)
     for mine, theirs in zip(new, stored, strict=False):
         if mine.output_type == theirs.output_type == "stream":
             mine.text = settled(mine.text, theirs.text)
     for output in [*new, *stored]:
         if "text/html" in output.get("data", {}):
-            output.data["text/html"] = " ".join(TAG.sub(" ", output.data["text/html"]).split())
+            words = TAG.sub(" ", ALT.sub(r" \1 ", output.data["text/html"]))
+            output.data["text/html"] = " ".join(words.split())
     return IPyNbCell.compare_outputs(cell, new, stored)
 
 

@@ -325,3 +325,17 @@ def test_settings_are_the_defaults_except_those_that_are_given(pipe):
     assert models.settings_for(pipe, DEFAULTS, steps=None, lr=None) == DEFAULTS["tiny"]
     found = models.settings_for(pipe, DEFAULTS, steps=np.int64(0), lr=2, decay=None)
     assert found == {"steps": 0, "lr": 2, "decay": 0.5} and type(found["steps"]) is int
+
+
+@pytest.mark.parametrize("text", ["a cat", "a brown dog jumping on the grass", "a dog " * 60])
+@pytest.mark.filterwarnings("ignore:the text has")
+def test_a_text_is_cut_and_padded_as_the_tokenizer_does_it(pipe, text):
+    expected = pipe.encode_prompt(text, "cpu", 1, False)[0]
+    assert torch.equal(imagic.encode_text(pipe, text), expected)
+
+
+def test_no_text_leaves_a_state_in_the_tokenizer(model_folder):
+    """A tokenizer keeps the padding of its last call: two threads that pad differently get texts of wrong lengths."""
+    pipe = imagic.load_pipeline(model_folder, "cpu")
+    imagic.generate(pipe, imagic.encode_text(pipe, "a cat"), steps=1, guidance_scale=2)
+    assert pipe.tokenizer.backend_tokenizer.padding is None and pipe.tokenizer.backend_tokenizer.truncation is None

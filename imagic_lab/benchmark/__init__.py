@@ -5,9 +5,9 @@
 """
 
 from imagic_lab.benchmark.measuring import counted, measure_edit
-from imagic_lab.benchmark.rows import best_index, current_rows, measured_rows, numbers_in, success_times_kept
+from imagic_lab.benchmark.rows import at_value, best_value, current_rows, measured_rows, numbers_in, success_times_kept
 from imagic_lab.benchmark.tables import markdown_table, mean_and_interval, method_tables
 from imagic_lab.benchmark.versions import versions_of
 
-__all__ = ["best_index", "counted", "current_rows", "markdown_table", "mean_and_interval", "measure_edit",
+__all__ = ["at_value", "best_value", "counted", "current_rows", "markdown_table", "mean_and_interval", "measure_edit",
            "measured_rows", "method_tables", "numbers_in", "success_times_kept", "versions_of"]  # fmt: skip

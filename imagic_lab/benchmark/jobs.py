@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from imagic_lab.benchmark.measuring import NOISE_SEEDS, measure_edit
-from imagic_lab.benchmark.rows import add_rows, current_rows
+from imagic_lab.benchmark.measuring import NOISE_SEEDS, cell_of, measure_edit
+from imagic_lab.benchmark.rows import add_rows
 from imagic_lab.benchmark.versions import hash_of_settings, versions_of
 from imagic_lab.methods import METHODS, Method, community_methods
 from imagic_lab.sweep import Job, sweep
@@ -36,11 +36,21 @@ def methods_by_name(community: str | Path | None = None) -> dict[str, Method]:
     return METHODS | (community_methods(community) if community else {})
 
 
-def missing_jobs(split: str, count: int, methods: dict[str, Method], rows: Sequence[dict]) -> list[Job]:
-    """One job for each of the first `count` edits and each method that the rows do not have yet."""
-    done = {(int(row["edit"]), row["method"]) for row in current_rows(rows, methods) if not row["error"]}
-    pairs = [(index, name) for index in range(count) for name in methods if (index, name) not in done]
-    return [job_for(split, index, name, methods[name]) for index, name in pairs]
+def missing_jobs(
+    split: str, count: int, methods: dict[str, Method], rows: Sequence[dict], trainings: Sequence[int] = (0,)
+) -> list[Job]:
+    """One job for each of the first `count` edits and each method that the rows do not have yet; one for each seed of
+    the training if the method trains."""
+    wanted = {name: set(cell_of(method.values).split()) for name, method in methods.items()}
+    good = [r for r in rows if not r["error"] and wanted.get(r["method"], {"another"}) <= set(r["values"].split())]
+    done = {(int(r["edit"]), r["method"], int(r["training"])) for r in good}
+    every = [(index, name, seed) for index in range(count) for name, method in methods.items()
+             for seed in (trainings if method.trains else [0])]  # fmt: skip
+    return [
+        job_for(split, index, name, methods[name], seed)
+        for index, name, seed in every
+        if (index, name, seed) not in done
+    ]
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, rows: Sequence[dict], out: Path, engine: str) -> tuple[list[dict], int]:
@@ -53,18 +63,19 @@ def run_jobs(jobs: Sequence[Job], folder: Path, rows: Sequence[dict], out: Path,
     if not jobs:
         return list(rows), 0
     try:
-        left = sweep(jobs, folder / "sweep", engine, work=MEASURE_JOB).left
+        left = sweep(jobs, folder / "sweep", engine, cores=1, work=MEASURE_JOB).left  # seconds are those of one core
     finally:
         rows = add_rows(out, rows, list(rows_of_jobs(jobs, folder / "sweep")))
     return rows, left
 
 
-def job_for(split: str, index: int, name: str, method: Method) -> Job:
+def job_for(split: str, index: int, name: str, method: Method, training: int = 0) -> Job:
     """The job of one edit by one method. With other settings or other values of the knob it would be another job."""
     scene, change = edits_of(split)[index]
     edit, text = f"{split}-{index}", scene.edit(**change).caption()
     weights = hash_of_settings(method)
-    return Job(f"{edit}.png", text, method=name, seeds=NOISE_SEEDS, etas=method.values, picture=edit, weights=weights)
+    return Job(f"{edit}.png", text, method=name, seed=training, seeds=NOISE_SEEDS[split], etas=method.values,
+               picture=edit, weights=weights)  # fmt: skip
 
 
 def rows_of_jobs(jobs: Sequence[Job], out: Path) -> Iterator[dict]:
@@ -84,7 +95,7 @@ def edit_of(job: Job) -> tuple[tuple[Scene, dict], dict]:
     split, _, index = Path(job.image).stem.partition("-")
     scene, change = edit = edits_of(split)[int(index)]
     about = {"split": split, "edit": int(index), "kind": next(iter(change)), "from": scene.caption(), "to": job.text}
-    return edit, about | {"method": job.method}
+    return edit, about | {"method": job.method, "training": job.seed}
 
 
 def measure_job(job: Job, folder: Path, setup: Setup) -> dict:
@@ -93,7 +104,7 @@ def measure_job(job: Job, folder: Path, setup: Setup) -> dict:
     copied = Path(setup.out).parent / COMMUNITY_COPY
     method = methods_by_name(copied if copied.is_file() else None)[job.method]
     method = replace(method, values=tuple(job.etas))
-    row, drawn = measure_edit(method, the_model(), (scene, change), the_reader(), job.seeds)
+    row, drawn = measure_edit(method, the_model(), (scene, change), the_reader(), job.seeds, job.seed)
     sheet = picture_sheet(scene.render(), scene.edit(**change).render(), drawn)
     write_atomically(folder / PICTURE_SHEET, lambda temporary: sheet.save(temporary, format="PNG"))
     row |= about | versions_of(the_model(), the_reader()) | {"date": date.today().isoformat()}

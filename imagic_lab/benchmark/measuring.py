@@ -21,7 +21,7 @@ from imagic_lab.toyworld.scene import Scene
 from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.pictures import load_image, psnr, to_picture
 
-NOISE_SEEDS = tuple(range(4))  # each picture is drawn this often, if the method depends on a seed
+NOISE_SEEDS = {"dev": (0, 1), "test": (0, 1, 2, 3)}  # of the pictures, for a method that depends on a seed
 READINGS = ("success", "right", "kept", "distance")  # fields of the reader's `Report`
 
 
@@ -51,9 +51,10 @@ def counted(unet: UNet2DConditionModel):
 
 
 def measure_edit(
-    method: Method, pipe: StableDiffusionPipeline, edit: tuple, reader: Reader, seeds: Sequence[int] = NOISE_SEEDS
+    method: Method, pipe: StableDiffusionPipeline, edit: tuple, reader: Reader, seeds: Sequence[int], training: int = 0
 ) -> tuple[dict, list[list[Image.Image]]]:
     """Make one edit, (scene, change) as in `toyedit`. Returns its row, and the pictures for each value of the knob.
+    training: the seed of the method's training, if it has one.
 
     A cell of `READINGS` has a number for each value. For `right` and `success` it is a share of the pictures, for
     `kept` and `distance` the mean over the successful pictures ("nan" if none is). psnr: in dB, between the pictures at
@@ -62,28 +63,34 @@ def measure_edit(
     scene, change = edit
     truth, image = scene.edit(**change), load_image(scene.render(), pipe)
     seeds = list(seeds) if method.seeded else [0]
-    drawn, cost = draw_all(method, pipe, image, scene, truth, seeds)
+    drawn, cost = draw_all(method, pipe, image, scene, truth, seeds, training)
     reports = [[read_picture(reader, picture, truth, scene) for picture in row] for row in drawn]
     found = {name: cell_of(mean_of_known([getattr(one, name) for one in row]) for row in reports) for name in READINGS}
     rebuilt = to_picture(decode_latents(pipe, encode_image(pipe, image)))
     found["psnr"] = round(float(np.mean([psnr(picture, rebuilt) for picture in drawn[0]])), 2)
     about = {"settings": hash_of_settings(method), "knob": method.knob, "values": cell_of(method.values)}
-    return about | {"pictures": len(seeds)} | found | cost, drawn
+    return about | {"training": training, "pictures": len(seeds)} | found | cost, drawn
 
 
 def draw_all(
-    method: Method, pipe: StableDiffusionPipeline, image: Tensor, scene: Scene, truth: Scene, seeds: list[int]
+    method: Method,
+    pipe: StableDiffusionPipeline,
+    image: Tensor,
+    scene: Scene,
+    truth: Scene,
+    seeds: list[int],
+    training: int,
 ) -> tuple[list[list[Image.Image]], dict]:
     """(pictures for each value of the knob, their cost). seconds and evaluations: of what the method does once, before
-    its first picture; `…_a_picture`: of one more picture, at each value."""
+    its first picture; `…_a_picture`: of one more picture, at each value. Seconds are those of one processor core."""
     drawn = []
     with counted(pipe.unet) as evaluations:
-        marks = [(time.monotonic(), replace(evaluations))]
-        draw = method.start(pipe, image, truth.caption(), scene.caption())
-        marks.append((time.monotonic(), replace(evaluations)))
+        marks = [(time.process_time(), replace(evaluations))]
+        draw = method.start(pipe, image, truth.caption(), scene.caption(), training)
+        marks.append((time.process_time(), replace(evaluations)))
         for value in method.values:
             drawn.append([draw(value, [seed])[0] for seed in seeds])  # one by one: not every method takes several seeds
-            marks.append((time.monotonic(), replace(evaluations)))
+            marks.append((time.process_time(), replace(evaluations)))
     seconds, counts = np.diff([moment for moment, _ in marks]), np.diff([done.count for _, done in marks])
     cost = {"seconds": round(float(seconds[0]), 2), "seconds_a_picture": cell_of(seconds[1:] / len(seeds))}
     cost |= {"evaluations": int(counts[0]), "evaluations_a_picture": cell_of(counts[1:] / len(seeds))}

@@ -17,7 +17,7 @@ from imagic_lib.files import write_atomically
 COMPARABLE = ("toyedit", "library", "torch", "diffusers", "model", "reader")  # what must agree in rows to compare
 LISTS = (*READINGS, "seconds_a_picture", "evaluations_a_picture")  # cells with a number for each value of the knob
 ROW_COLUMNS = (
-    *("split", "edit", "kind", "from", "to", "method", "settings", "knob", "values", "pictures", *LISTS),
+    *("split", "edit", "kind", "from", "to", "method", "training", "settings", "knob", "values", "pictures", *LISTS),
     *("psnr", "seconds", "evaluations", "with_gradient", "error", "date", *COMPARABLE),
 )
 
@@ -42,9 +42,9 @@ def read_rows(path: Path, versions: dict[str, str], advice: str = "move it away,
 
 
 def add_rows(path: Path, rows: Sequence[dict], new: Sequence[dict]) -> list[dict]:
-    """The rows with the new ones, which replace those of the same edit and method; all of them are written."""
-    found = {(int(row["edit"]), row["method"]): row for row in rows}
-    found |= {(int(r["edit"]), r["method"]): {name: str(r.get(name, "")) for name in ROW_COLUMNS} for r in new}
+    """The rows with the new ones, which replace those of the same edit, method and training; all are written."""
+    new = [{name: str(row.get(name, "")) for name in ROW_COLUMNS} for row in new]
+    found = {(int(row["edit"]), row["method"], int(row["training"])): row for row in [*rows, *new]}
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=ROW_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -54,9 +54,11 @@ def add_rows(path: Path, rows: Sequence[dict], new: Sequence[dict]) -> list[dict
 
 
 def current_rows(rows: Sequence[dict], methods: dict[str, Method]) -> list[dict]:
-    """The rows of these methods, with the settings and the knob values that the methods have now; and the failures."""
-    now = {name: (cell_of(method.values), hash_of_settings(method)) for name, method in methods.items()}
-    return [r for r in rows if r["method"] in now and (r["error"] or now[r["method"]] == (r["values"], r["settings"]))]
+    """The rows of these methods, with the settings that they have now and values that they still try; and failures."""
+    tried = {name: set(cell_of(method.values).split()) for name, method in methods.items()}
+    hashes = {name: hash_of_settings(method) for name, method in methods.items()}
+    return [r for r in rows if (m := r["method"]) in tried and (r["error"] or
+            (hashes[m] == r["settings"] and tried[m] >= set(r["values"].split())))]  # fmt: skip
 
 
 def measured_rows(rows: Sequence[dict], method: str) -> list[dict]:
@@ -74,6 +76,13 @@ def success_times_kept(row: dict) -> np.ndarray:
     return success * np.nan_to_num(kept)
 
 
-def best_index(rows: Sequence[dict], method: str) -> int:
-    """Which value of the knob is worth most, by its index; of equally good values the first, the most faithful one."""
-    return int(np.argmax(np.mean([success_times_kept(row) for row in measured_rows(rows, method)], axis=0)))
+def best_value(rows: Sequence[dict], method: str) -> float:
+    """The value of the knob that is worth most on these edits; of equally good values the first, the most faithful."""
+    own = measured_rows(rows, method)
+    return numbers_in(own[0]["values"])[int(np.mean([success_times_kept(row) for row in own], axis=0).argmax())]
+
+
+def at_value(row: dict, what: str, value: float) -> float:
+    """A cell's number at a value of the knob; what: one of `LISTS`, or "worth", which is success × details kept."""
+    numbers = success_times_kept(row) if what == "worth" else numbers_in(row[what])
+    return float(numbers[numbers_in(row["values"]).index(value)])

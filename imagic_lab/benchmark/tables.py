@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagic_lab.benchmark.rows import best_index, measured_rows, numbers_in, success_times_kept
+from imagic_lab.benchmark.rows import at_value, best_value, measured_rows
 from imagic_lab.methods import Method
 from imagic_lab.toyworld.edits import EDIT_KINDS
 
@@ -28,7 +28,7 @@ def method_tables(methods: dict[str, Method], rows: Sequence[dict], dev: Sequenc
     for name, method in methods.items():
         own = [row for row in rows if row["method"] == name]
         if measured_rows(own, name) and measured_rows(dev, name):
-            best = best_index(dev, name)
+            best = best_value(dev, name)
             whole.append(summary(method, own, measured_rows(own, name), best))
             by_kind.append([method.title, *(success_of_kind(own, kind, best) for kind in EDIT_KINDS)])
         else:
@@ -38,14 +38,14 @@ def method_tables(methods: dict[str, Method], rows: Sequence[dict], dev: Sequenc
     return f"{markdown_table(HEADER, whole)}\n{note}\n{markdown_table(['success', *EDIT_KINDS], by_kind)}"
 
 
-def summary(method: Method, own: Sequence[dict], good: Sequence[dict], best: int) -> list[str]:
+def summary(method: Method, own: Sequence[dict], good: Sequence[dict], best: float) -> list[str]:
     """The line of one method, from its rows (own) and those of them that are not failures (good)."""
     return [
         method.title,
-        method.said(method.values[best]),
-        mean_and_interval([success_at(row, best) for row in own]),
-        mean_and_interval([numbers_in(row["kept"])[best] for row in good]),
-        mean_and_interval([0.0 if row["error"] else success_times_kept(row)[best] for row in own]),
+        method.said(best),
+        mean_and_interval(by_edit(own, "success", best)),
+        mean_and_interval(by_edit(good, "kept", best)),
+        mean_and_interval(by_edit(own, "worth", best)),
         f"{np.mean([float(row['psnr']) for row in good]):.1f}" if method.rebuilds else "–",
         f"{mean_cost(good, 'seconds', best):.1f}",
         cost_in_words(good, best),
@@ -53,36 +53,60 @@ def summary(method: Method, own: Sequence[dict], good: Sequence[dict], best: int
     ]
 
 
-def success_at(row: dict, best: int) -> float:
-    return 0.0 if row["error"] else numbers_in(row["success"])[best]
+def by_edit(rows: Sequence[dict], what: str, value: float) -> list[list[float]]:
+    """For each edit, a number for each of its trainings (see `at_value`); a failure of the method is 0."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        found.setdefault(int(row["edit"]), []).append(0.0 if row["error"] else at_value(row, what, value))
+    return [found[edit] for edit in sorted(found)]
 
 
-def success_of_kind(rows: Sequence[dict], kind: str, best: int) -> str:
+def success_of_kind(rows: Sequence[dict], kind: str, best: float) -> str:
     """The mean success on edits of one kind, in percent; a dash if there are none."""
-    shares = [success_at(row, best) for row in rows if row["kind"] == kind]
-    return f"{100 * np.mean(shares):.0f} %" if shares else "–"
+    shares = by_edit([row for row in rows if row["kind"] == kind], "success", best)
+    return f"{100 * np.mean([np.mean(one) for one in shares]):.0f} %" if shares else "–"
 
 
-def mean_cost(rows: Sequence[dict], what: str, best: int) -> float:
+def mean_cost(rows: Sequence[dict], what: str, best: float) -> float:
     """Seconds or evaluations for one picture at a value of the knob, including what the method does before it."""
-    return float(np.mean([float(row[what]) + numbers_in(row[f"{what}_a_picture"])[best] for row in rows]))
+    return float(np.mean([float(row[what]) + at_value(row, f"{what}_a_picture", best) for row in rows]))
 
 
-def cost_in_words(rows: Sequence[dict], best: int) -> str:
+def cost_in_words(rows: Sequence[dict], best: float) -> str:
     """'40 + 1120': UNet evaluations without and with a backward pass."""
     learning = float(np.mean([float(row["with_gradient"]) for row in rows]))
     alone = f"{mean_cost(rows, 'evaluations', best) - learning:.0f}"
     return f"{alone} + {learning:.0f}" if learning else alone
 
 
-def mean_and_interval(values: Sequence[float], repeats: int = 2000) -> str:
-    """'81 % (69–94)': the mean and its 95 % interval, by a bootstrap over the edits; a dash without values."""
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return "–"
-    means = np.random.default_rng(0).choice(values, (repeats, len(values))).mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return f"{100 * np.mean(values):.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+Values = Sequence[float] | Sequence[Sequence[float]]  # one for each edit, or one for each of its trainings
+
+
+def mean_and_interval(values: Values, repeats: int = 2000, share: bool = True) -> str:
+    """'81 % (69–94)': the mean and its 95 % interval by `interval_of`; a dash without values."""
+    mean, low, high = interval_of(values, repeats, share)
+    return "–" if math.isnan(mean) else f"{100 * mean:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def interval_of(values: Values, repeats: int = 2000, share: bool = True) -> tuple[float, float, float]:
+    """(mean, low, high): a mean over edits and its 95 % interval, by a bootstrap over the edits and, where an edit has
+    several values, over these, too (its trainings). nan is left out. share: where all are 0, or all 1, a bootstrap
+    would have no width; Wilson's interval stands in. Differences are no shares."""
+    groups = [[one for one in np.atleast_1d(value) if not math.isnan(one)] for value in values]
+    groups = [np.array(group) for group in groups if group]
+    several = any(len(group) > 1 for group in groups)
+    if not groups:
+        return math.nan, math.nan, math.nan
+    mean, draw = float(np.mean([group.mean() for group in groups])), np.random.default_rng(0)
+    if share and len({*np.concatenate(groups)}) == 1 and mean in (0, 1):
+        n, z = len(groups), 1.96
+        centre, half = (mean + z * z / 2 / n) / (1 + z * z / n), z * z / 2 / n / (1 + z * z / n)
+        return mean, max(0.0, centre - half), min(1.0, centre + half)
+    again = np.stack([draw.choice(g, repeats) if several else g.repeat(repeats) for g in groups], axis=1)
+    # above, one training of each edit is drawn anew; below, the edits
+    whole = np.take_along_axis(again, draw.integers(len(groups), size=again.shape), axis=1)
+    low, high = np.quantile(whole.mean(axis=1), (0.025, 0.975))
+    return mean, float(low), float(high)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -32,6 +32,7 @@ from imagic_lib.unets import LoRA
 IMAGIC, OWN = "Kavar et al. 2022, arXiv 2210.09276", "Huberman-Spiegelglas et al. 2023, arXiv 2304.06140"
 HERTZ, MIYAKE = "Hertz et al. 2022, arXiv 2208.01626", "Miyake et al. 2023, arXiv 2305.16807"
 MOKADY, JU = "Mokady et al. 2022, arXiv 2211.09794", "Ju et al. 2023, arXiv 2310.01506"
+HU = "Hu et al. 2021, arXiv 2106.09685"
 FIRST, (FULL, LOW_RANK) = stage1_embedding.DEFAULTS, (stage2_finetuning.DEFAULTS[name] for name in ("full", "lora"))
 REBUILDING = LoRA(4, ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"))  # see data/experiments/lora.json
 
@@ -50,30 +51,24 @@ OLD_MAPS |= {"caption": True, "seeded": False, "rebuilds": False}
 NOISING = {"knob": "strength", "values": (0.4, 0.5, 0.6, 0.7, 0.8), "largest": 1.0, "rebuilds": False}
 EDITING = {"knob": "edit guidance scale", "values": (0.0, 1.0, 2.0, 4.0, 8.0), "largest": 30.0}
 
-BOTH, NULL = (FIRST, FULL), ({"lr": NULL_LR, "steps": NULL_STEPS},)
+BOTH, STAGE_1, STAGE_2 = ({"trains": True, "settings": ways} for ways in ((FIRST, FULL), (FIRST,), (FULL,)))
+LORA_TOO, THE_PAPERS = ({"trains": True, "settings": ways} for ways in ((FIRST, LOW_RANK), (PAPER,)))
+NULL = ({"lr": NULL_LR, "steps": NULL_STEPS},)
 WITH_LORA, BY_DDIM = partial(imagic, second={"method": REBUILDING}), partial(drawn_by, imagic, sampled="ddim")
 OPTIMISED, NO_TEXT = (partial(prompt_to_prompt, empty=empty) for empty in ("optimised", "none"))
 UNTUNED = partial(own_noise_imagic, tune=False)
 
 METHODS = {
-    "imagic": Method("Imagic", IMAGIC, imagic, **ON_THE_WAY, settings=BOTH),
-    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, **ON_THE_WAY, settings=(PAPER,)),
-    "imagic-lora": Method(
-        "Imagic with a LoRA",
-        f"{IMAGIC}; Hu et al. 2021, arXiv 2106.09685",
-        WITH_LORA,
-        **ON_THE_WAY,
-        settings=(FIRST, LOW_RANK),
-    ),
+    "imagic": Method("Imagic", IMAGIC, imagic, **ON_THE_WAY, **BOTH),
+    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, **ON_THE_WAY, **THE_PAPERS),
+    "imagic-lora": Method("Imagic with a LoRA", f"{IMAGIC}; {HU}", WITH_LORA, **ON_THE_WAY, **LORA_TOO),
     "imagic-own": Method(
-        "Imagic from its own noise", f"{IMAGIC}; {OWN}", own_noise_imagic, **STRENGTH, rebuilds=False, settings=BOTH
+        "Imagic from its own noise", f"{IMAGIC}; {OWN}", own_noise_imagic, **STRENGTH, **BOTH, rebuilds=False
     ),
-    "own-no-stage-2": Method(
-        "Its own noise, without stage 2", f"{IMAGIC}; {OWN}", UNTUNED, **TOWARDS_TEXT, settings=(FIRST,)
-    ),
-    "imagic-ddim": Method("Imagic by DDIM", IMAGIC, BY_DDIM, **ON_THE_WAY, settings=BOTH),
-    "no-stage-1": Method("Imagic without stage 1", IMAGIC, without_stage_1, **STRENGTH, settings=(FULL,)),
-    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, **ETA, settings=(FIRST,)),
+    "own-no-stage-2": Method("Its own noise, without stage 2", f"{IMAGIC}; {OWN}", UNTUNED, **TOWARDS_TEXT, **STAGE_1),
+    "imagic-ddim": Method("Imagic by DDIM", IMAGIC, BY_DDIM, **ON_THE_WAY, **BOTH),
+    "no-stage-1": Method("Imagic without stage 1", IMAGIC, without_stage_1, **STRENGTH, **STAGE_2),
+    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, **ETA, **STAGE_1),
     "sdedit": Method("SDEdit", "Meng et al. 2021, arXiv 2108.01073", sdedit, **NOISING),
     "ddim-inversion": Method(
         "DDIM inversion", "Song et al. 2020, arXiv 2010.02502", ddim_inversion, **GUIDANCE, seeded=False

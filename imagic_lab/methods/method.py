@@ -31,24 +31,28 @@ class Method:
     values: tuple[float, ...]  # the knob's values that are worth a try; the first one keeps most of the input
     largest: float  # the knob's largest value; the smallest is 0
     caption: bool = False  # does the method need a text that says what the input shows?
+    trains: bool = False  # does it train, with a seed of its own?
     seeded: bool = True  # does another seed give another picture?
     rebuilds: bool = True  # does the first value stand for the input itself, without an edit?
     say: Callable[[float], str] | None = None  # a value in words; left out, "knob = value"
     settings: tuple[dict, ...] = ()  # the defaults that it uses, in addition to those of sampling
 
-    def start(self, pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str | None = None) -> Draw:
+    def start(
+        self, pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str | None = None, training: int = 0
+    ) -> Draw:
         """Do what the method does once for a picture, such as training or inversion; returns a function that draws.
 
         image: (1, 3, size, size) in [-1, 1] (`load_image`). text: what the edited picture shows. source: what the input
-        shows. Raises ValueError if the method needs a source and has none; draw(knob, seeds) raises it for a knob that
-        is missing or out of range. The pipeline stays as it was.
+        shows. training: the seed of its training, if it trains. Raises ValueError if the method needs a source and has
+        none; draw(knob, seeds) raises it for a knob that is missing or out of range. The pipeline stays as it was.
         """
         check_text(text)
         if self.caption and not source:
             raise ValueError(
                 f"{self.title} needs a caption of the input: give one, such as source='a brown dog sitting'"
             )
-        draw = self.prepare(pipe, image, text, source) if self.caption else self.prepare(pipe, image, text)
+        given = [source] if self.caption else []
+        draw = self.prepare(pipe, image, text, *given, **({"training": training} if self.trains else {}))
 
         def checked_draw(knob: float | None = None, seeds: Sequence[int] = (0,)) -> list[Image.Image]:
             return draw(self.checked_knob(knob), seeds_of(seeds))

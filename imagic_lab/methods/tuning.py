@@ -33,11 +33,16 @@ UNWATCHED = Run(probe_every=10**6)  # a method does not pay for curves that only
 
 
 def run_both_stages(
-    pipe: StableDiffusionPipeline, image: Tensor, text: str, first: dict | None = None, second: dict | None = None
+    pipe: StableDiffusionPipeline,
+    image: Tensor,
+    text: str,
+    training: int = 0,
+    first: dict | None = None,
+    second: dict | None = None,
 ):
-    """Stages 1 and 2: (e_tgt, e_opt, the pipeline with the tuned UNet). first, second: their settings, where these
-    differ from the library's defaults."""
-    generator, second = torch.Generator().manual_seed(0), dict(second or {})
+    """Stages 1 and 2: (e_tgt, e_opt, the pipeline with the tuned UNet). training: their seed. first, second: their
+    settings, where these differ from the library's defaults."""
+    generator, second = torch.Generator().manual_seed(training), dict(second or {})
     later = replace(UNWATCHED, bias=second.pop("bias", None))
     e_tgt = encode_text(pipe, text)
     # e_opt = argmin_e E ‖ε - f_θ(z_t, t, e)‖²
@@ -47,11 +52,10 @@ def run_both_stages(
     return e_tgt, e_opt, tuned
 
 
-def imagic(
-    pipe: StableDiffusionPipeline, image: Tensor, text: str, *, first: dict | None = None, second: dict | None = None
-) -> Draw:
-    """Imagic (Kavar et al. 2022, arXiv 2210.09276). The knob leads from the input to the text alone (`pair_at`)."""
-    return along(*run_both_stages(pipe, image, text, first, second))
+def imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0, **settings: dict) -> Draw:
+    """Imagic (Kavar et al. 2022, arXiv 2210.09276). The knob leads from the input to the text alone (`pair_at`).
+    settings: as for `run_both_stages`."""
+    return along(*run_both_stages(pipe, image, text, training, **settings))
 
 
 def along(e_tgt: Tensor, e_opt: Tensor, tuned: StableDiffusionPipeline) -> Draw:
@@ -73,10 +77,12 @@ def pair_in_words(way: float) -> str:
     return "η = {:g}, λ = {:g}".format(*pair_at(way))
 
 
-def own_noise_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, tune: bool = True) -> Draw:
+def own_noise_imagic(
+    pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0, tune: bool = True
+) -> Draw:
     """Imagic drawn from the picture's own noise at e_opt, with η = 1. The knob is the tuning strength λ. tune: False
     leaves stage 2 out; then the knob is the guidance scale."""
-    e_tgt, e_opt, tuned = run_both_stages(pipe, image, text, second=None if tune else {"steps": 0})
+    e_tgt, e_opt, tuned = run_both_stages(pipe, image, text, training, second=None if tune else {"steps": 0})
 
     def draw(knob: float, seeds: Sequence[int]) -> list[Image.Image]:
         how = {"scale": knob} if tune else {"guidance_scale": knob}
@@ -85,31 +91,31 @@ def own_noise_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str, *,
     return draw
 
 
-def drawn_by(prepare: Callable[..., Draw], pipe: StableDiffusionPipeline, *inputs, sampled: str) -> Draw:
+def drawn_by(prepare: Callable[..., Draw], pipe: StableDiffusionPipeline, *inputs, sampled: str, **more) -> Draw:
     """Another method, with another sampler (`stage4_inference.sampler`) than the model's own."""
     other = with_unet(pipe, pipe.unet)
     other.scheduler = sampler(pipe, sampled)
-    return prepare(other, *inputs)
+    return prepare(other, *inputs, **more)
 
 
-def paper_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
+def paper_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0) -> Draw:
     """Imagic on the paper's schedule: one timestep a step, 1000 steps of stage 1 and 1500 of stage 2 (`PAPER`)."""
     first, second = PAPER[family(pipe)]
-    return imagic(pipe, image, text, first=first, second=second)
+    return imagic(pipe, image, text, training, first=first, second=second)
 
 
-def without_stage_1(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
+def without_stage_1(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0) -> Draw:
     """Imagic with e_tgt instead of e_opt. Then η has no meaning, and the knob is the tuning strength λ in
     θ_λ = θ + λ(θ* - θ). UniTune (Valevski et al. 2022, arXiv 2210.09477) also fine-tunes at the target text."""
     e_tgt = encode_text(pipe, text)
-    tuned, _ = fine_tune(pipe, image, e_tgt, generator=torch.Generator().manual_seed(0), run=UNWATCHED)
+    tuned, _ = fine_tune(pipe, image, e_tgt, generator=torch.Generator().manual_seed(training), run=UNWATCHED)
     return lambda scale, seeds: generate(tuned, e_tgt, seeds, scale=scale)
 
 
-def without_stage_2(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
+def without_stage_2(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0) -> Draw:
     """Imagic with the UNet as it was loaded, the ablation in the paper's Fig. 8. The knob is η."""
     e_tgt = encode_text(pipe, text)
-    e_opt, _ = optimize_embedding(pipe, image, e_tgt, generator=torch.Generator().manual_seed(0), run=UNWATCHED)
+    e_opt, _ = optimize_embedding(pipe, image, e_tgt, generator=torch.Generator().manual_seed(training), run=UNWATCHED)
     return lambda eta, seeds: generate(pipe, interpolate(e_tgt, e_opt, eta), seeds)
 
 

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from imagic_lab.benchmark import (
-    best_index,
+    at_value,
+    best_value,
     current_rows,
     measured_rows,
     method_tables,
     numbers_in,
-    success_times_kept,
 )
 from imagic_lab.benchmark.jobs import PICTURE_SHEET, job_for
 from imagic_lab.benchmark.rows import COMPARABLE
@@ -59,11 +60,10 @@ def stored_rows(split: str) -> list[dict]:
 
 def point_of(rows: list[dict], dev: list[dict], name: str) -> dict[str, float]:
     """The means of a method at the value that was best on dev: success, details kept, both, seconds, evaluations."""
-    own, best = measured_rows(rows, name), best_index(dev, name)
-    kept = [numbers_in(row["kept"])[best] for row in own]
-    found = {"kept": float(np.nanmean(kept))}
-    found["both"] = float(np.mean([success_times_kept(row)[best] for row in own]))
-    found["success"] = float(np.mean([numbers_in(row["success"])[best] for row in own]))
+    own, best = measured_rows(rows, name), best_value(dev, name)
+    found = {"kept": float(np.nanmean([at_value(row, "kept", best) for row in own]))}
+    found["both"] = float(np.mean([at_value(row, "worth", best) for row in own]))
+    found["success"] = float(np.mean([at_value(row, "success", best) for row in own]))
     for what in ("seconds", "evaluations"):
         found[what] = mean_cost(own, what, best)
     return found
@@ -112,17 +112,19 @@ def group_of(name: str) -> str:
 
 
 def sheet_of_methods(
-    split: str, names: list[str], methods: dict, dev: list[dict], folder: Path
+    split: str, names: list[str], methods: dict, rows: list[dict], dev: list[dict], folder: Path
 ) -> tuple[Image.Image, list[dict]]:
     """A row of pictures for each edit (the input, the right answer, one of each method), and what each row is about."""
     whole, about = Image.new("RGB", (TILE_PIXELS * (2 + len(names)), TILE_PIXELS * SHEET_EDITS), "white"), []
     for line in range(SHEET_EDITS):
         for column, name in enumerate(names):
-            job = job_for(split, line, name, methods[name])
+            [row] = [one for one in rows if (one["method"], one["edit"], one["training"]) == (name, str(line), "0")]
+            values = numbers_in(row["values"])
+            job = job_for(split, line, name, replace(methods[name], values=tuple(values)))
             with Image.open(folder / "sweep" / "edits" / job.name / PICTURE_SHEET) as drawn:
                 if column == 0:
                     whole.paste(drawn.crop((0, 0, 2 * TILE_PIXELS, TILE_PIXELS)), (0, TILE_PIXELS * line))
-                left = TILE_PIXELS * (2 + best_index(dev, name))
+                left = TILE_PIXELS * (2 + values.index(best_value(dev, name)))
                 whole.paste(
                     drawn.crop((left, 0, left + TILE_PIXELS, TILE_PIXELS)),
                     (TILE_PIXELS * (2 + column), TILE_PIXELS * line),
@@ -145,7 +147,7 @@ def main() -> None:
     key = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
     names = [name for name in SHEET_METHODS if name in methods]
     try:
-        whole, about = sheet_of_methods("test", names, methods, dev, WORK_FOLDER / key)
+        whole, about = sheet_of_methods("test", names, methods, rows, dev, WORK_FOLDER / key)
     except FileNotFoundError as error:
         print(f"methods.jpg stays as it is, because pictures are missing here ({error.filename})")
     else:

@@ -64,7 +64,11 @@ def rule_row(name: list[str], edits: list[dict], pairs: list[str]) -> list[str]:
     best = [max(map(fmean, edit["true"].values())) for edit in edits]
     successes = [fmean(value > 0 for value in values) for values in true]
     lost = [high - fmean(values) for high, values in zip(best, true, strict=True)]
-    return [*name, *map(mean_and_interval, (successes, [fmean(values) for values in true], lost))]
+    return [
+        *name,
+        *map(mean_and_interval, (successes, [fmean(values) for values in true])),
+        mean_and_interval(lost, share=False),
+    ]
 
 
 def rules_table(edits: list[dict]) -> str:

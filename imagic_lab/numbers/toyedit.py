@@ -63,7 +63,7 @@ def kind_row(name: str, edits: list[dict]) -> list[str]:
     ]
     kept = {which: [edit[which]["kept"] for edit in both] for which in ("tuned", "untuned")}
     difference = [tuned - untuned for tuned, untuned in zip(*kept.values(), strict=True)]
-    return [*row, *map(mean_and_interval, (*kept.values(), difference))]
+    return [*row, *map(mean_and_interval, kept.values()), mean_and_interval(difference, share=False)]
 
 
 def toyedit_table(split: str, found: dict) -> str:

@@ -60,7 +60,7 @@ class Page(anywidget.AnyWidget):
     history = traitlets.Dict().tag(sync=True)
 
     def __init__(self, state: Studio):
-        self.state, self.heard, self.beats, self.parts, self.urls = state, 0, 0, [], {}
+        self.state, self.heard, self.answered, self.beats, self.parts, self.urls = state, 0, set(), 0, [], {}
         self.writing = threading.RLock()
         names = EXAMPLES if state.tiny else PHOTOS
         super().__init__(examples={name: self.url(open_image(DATA / "images" / name), SMALL) for name in names})
@@ -69,9 +69,12 @@ class Page(anywidget.AnyWidget):
         self.show(history=True)
 
     def hear(self, _page: object, message: dict, buffers: list) -> None:
-        """Answer a message of studio.js. An error becomes a sentence at the part of the page that caused it."""
+        """Answer a message of studio.js, once. An error becomes a sentence at the part of the page that caused it."""
         fields, state = dict(message), self.state
-        name, self.heard = fields.pop("do"), max(self.heard, fields.pop("id", 0))
+        name, sent = fields.pop("do"), fields.pop("id", 0)
+        if sent in self.answered:
+            return self.show()
+        self.answered, self.heard = self.answered | ({sent} - {0}), max(self.heard, sent)
         act, place, always = ANSWERS[name]
         try:
             if state.thread and not always:
@@ -199,13 +202,12 @@ def words_of(state: Studio) -> dict:
     said = do.progress_words(state) if busy else state.said
     if unfinished and changed and not busy:
         said = f"“Go on” continues “{state.edit_text}”; “Run” begins a new edit."
-    histories = {stage: history for stage, history in dict(state.histories).items() if history.probe_loss}
     rows = [(scale, seed) for scale in state.scales for seed in state.seeds] if made else []
-    shown = {s: {"step": h.probe_step[:], "loss": h.probe_loss[:], "steps": h.steps} for s, h in histories.items()}
+    trained = {stage: history for stage, history in dict(state.histories).items() if history.probe_loss}
+    shown = {s: {"step": h.probe_step[:], "loss": h.probe_loss[:], "steps": h.steps} for s, h in trained.items()}
     info, tiny = state.picture and {"name": state.name, "size": state.picture.size, "crop": state.crop}, state.tiny
     if info:
         info |= {"square": info["size"] == (picture_size(state.pipe),) * 2, "open": state.folder is None}
-    row = [(f"{eta:g}", eta) for eta in sorted(state.etas)]
     return {
         "busy": busy, "made": made, "text": state.text, "notes": do.notes(state),
         "chips": values_beside(state.text) if tiny else {}, "named": attributes_in(state.text) if tiny else {},
@@ -214,8 +216,8 @@ def words_of(state: Studio) -> dict:
         "share": do.share_done(state) if state.settings and state.job and (busy or unfinished) else float(made),
         "picture": info, "edit": state.edit_text, "curves": shown,
         "sketch": "" if state.chosen or not state.sketches else state.sketches[-1][0],
-        "rows": [{"scale": f"{scale:g}", "seed": seed, "tiles": [[name, picture_name(eta, seed, scale)]
-                 for name, eta in row]} for scale, seed in rows],
+        "rows": [{"scale": f"{scale:g}", "seed": seed, "tiles": [[f"{eta:g}", picture_name(eta, seed, scale)]
+                 for eta in sorted(state.etas)]} for scale, seed in rows],
         "chosen": chosen_file(state),
         "suggested": found and [f"{found.eta:g}", f"{found.scale:g}", found.scores[found.eta, found.scale] > 0],
     }  # fmt: skip

@@ -1,7 +1,6 @@
 """The studio without its page: a picture, its crop, a text, an edit, and a gallery of pictures.
 
-`Studio` holds the choices and the results. The functions below it are the steps from a picture to a saved edit; each
-can be called from Python alone. `app` shows them on a page.
+`Studio` holds choices and results; the functions below it lead from a picture to a saved edit. `app` shows them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from imagic_lib import pictures, suggestion
 from imagic_lib.arguments import check_text, etas_of
 from imagic_lib.edit import ImagicEdit, begun, run_edit, settings_of
 from imagic_lib.folder import INPUT_FILE, locked, picture_name, read_facts
-from imagic_lib.models import DATA, family, plugin_of, unknown_words
+from imagic_lib.models import DATA, family, plugin_of, token_ids, unknown_words
 from imagic_lib.planning.memory import Way, plan
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import DEFAULTS, FAST, generate
@@ -190,7 +189,7 @@ def notes(studio: Studio) -> list[str]:
         found.append("The text describes the picture as it is: change a word.")
     if studio.tiny and (words := unknown_words(text)):
         found.append(f"The embedded model has never seen {', '.join(words)}: to it, this is noise.")
-    if len(ids := tokenizer(text, truncation=False).input_ids) > (room := tokenizer.model_max_length):
+    if len(ids := token_ids(studio.pipe, text)) > (room := tokenizer.model_max_length):
         found.append(f"Too long for the model, which will not read: {tokenizer.decode(ids[room - 1 : -1])}")
     return found
 

@@ -107,17 +107,15 @@ function curves(data) { // the probe loss of both stages on one logarithmic scal
 function render({ model, el }) {
   let last = 0, heard = Date.now(), sent = null, typing = null;
   const get = (name) => model.get(name);
-  const send = (message, buffers) => {
-    const id = (last = Math.max(Date.now(), last + 1));
-    setTimeout(() => { if (get("now").heard < id) lost.textContent = LOST; }, 8000);
+  const send = (message, buffers, id = (last = Math.max(Date.now(), last + 1)), tries = 2) => {
+    const again = () => { if (tries) send(message, buffers, id, tries - 1); else lost.textContent = LOST; };
+    setTimeout(() => { if (get("now").heard < id) again(); }, 3000); // a page that has just reconnected may lose messages
     model.send({ ...message, id }, undefined, buffers); // which may fail after a restart
   };
   const button = (words, message, props) => h("button", { type: "button", onclick: () => send(message()), ...props }, words);
   const act = (words, what, props) => button(words, () => ({ do: what }), props);
-  const number = (words, value, what) => {
-    const input = h("input", { type: "number", step: "any", value, "aria-label": words });
-    return h("span", {}, `${words} `, input, button("Draw", () => ({ do: "draw", [what]: input.valueAsNumber })));
-  };
+  const number = (words, value, what, input = h("input", { type: "number", step: "any", value, "aria-label": words })) =>
+    h("span", {}, `${words} `, input, button("Draw", () => ({ do: "draw", [what]: input.valueAsNumber })));
   const alert = () => h("div", { className: "error", role: "alert" });
 
   // the parts

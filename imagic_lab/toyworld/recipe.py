@@ -154,9 +154,7 @@ def export(
     for part in ("tiny-sd/text_encoder", "tiny-clip", "tiny-sd/unet", "tiny-sd/vae"):
         facts = json.loads((config := fresh / part / "config.json").read_text())
         facts.pop("_name_or_path", None)  # a path on the computer that trained it
-        if (
-            "dtype" in facts
-        ):  # transformers obeys it: stored in half precision, opened in float32 as diffusers' parts are
+        if "dtype" in facts:  # transformers obeys it; stored in half precision, all parts open in float32
             facts["dtype"] = "float32"
         config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (fresh / "tiny-sd" / "vocabulary.json").write_text(json.dumps(sorted(caption_words()), indent=0))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import uuid
 from dataclasses import replace
@@ -21,13 +22,14 @@ from imagic_lab.benchmark.rows import (
     LISTS,
     ROW_COLUMNS,
     add_rows,
-    best_index,
+    at_value,
+    best_value,
     current_rows,
     numbers_in,
     read_rows,
     success_times_kept,
 )
-from imagic_lab.benchmark.tables import mean_and_interval, method_tables
+from imagic_lab.benchmark.tables import interval_of, mean_and_interval, method_tables
 from imagic_lab.benchmark.versions import hash_of_reader, hash_of_settings, library_version
 from imagic_lab.methods import METHODS, community_methods
 from imagic_lab.sweep.work import Setup, attempt
@@ -63,7 +65,7 @@ def drawing(title, fails=()):
     tells for which texts it was started."""
     calls = []
 
-    def prepare(pipe, image, text):
+    def prepare(pipe, image, text, training=0):
         calls.append(text)
         if len(calls) in fails:
             raise RuntimeError(f"{title} can't do\nthat")
@@ -72,7 +74,7 @@ def drawing(title, fails=()):
     return replace(METHODS["sdedit"], title=title, prepare=prepare, values=(0.2, 0.5, 1.0)), calls
 
 
-def sweep_here(todo, out, engine, work):
+def sweep_here(todo, out, engine, work, cores):
     """A sweep without an engine: each job once, in this process."""
     for name in ("edits", "errors"):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,7 @@ def two(pipe, monkeypatch):
     monkeypatch.setattr(jobs, "METHODS", {name: method for name, (method, _) in found.items()})
     for name, value in (("sweep", sweep_here), ("the_model", lambda: pipe), ("the_reader", QuickReader)):
         monkeypatch.setattr(jobs, name, value)
-    monkeypatch.setattr(jobs, "NOISE_SEEDS", (0, 1))
+    monkeypatch.setattr(jobs, "NOISE_SEEDS", {"dev": (0, 1), "test": (0, 1)})
     monkeypatch.setattr(measuring, "load_image", lambda picture, pipe: to_tensor(picture))
     for name in ("encode_image", "decode_latents"):
         monkeypatch.setattr(measuring, name, lambda pipe, image: image)
@@ -112,8 +114,8 @@ def rows_in(path):
 
 def row(method="imagic", index=0, success="0 1", **more):
     lists = dict.fromkeys(LISTS, "0.5 0.25") | {"success": success}
-    about = {"split": "dev", "edit": index, "kind": "pose", "method": method}
-    about |= {"values": "0 1", "psnr": 30, "settings": "1"}
+    about = {"split": "dev", "edit": index, "kind": "pose", "method": method, "training": 0}
+    about |= {"values": "0 0.8", "psnr": 30, "settings": "1"}
     cost = {"seconds": 10, "seconds_a_picture": "9 0.5", "evaluations": 100, "evaluations_a_picture": "9 60"}
     cost |= {"with_gradient": 90}
     return {name: str((about | lists | cost | HERE | more).get(name, "")) for name in ROW_COLUMNS}
@@ -137,7 +139,7 @@ def test_a_row_for_each_edit_and_method_with_a_sheet_of_pictures(two, command, t
     sheets = [Image.open(path) for path in tmp_path.glob("runs/*/sweep/edits/*/sheet.png")]
     assert len(sheets) == 5 and all(one.size == (5 * 128, 2 * 128) for one in sheets)
     assert [sheets[0].getpixel((x, 5))[0] for x in (260, 390, 520)] == [51, 127, 255]
-    assert "| Quick | strength = 1 | 50 % (50–50) | 100 % (100–100) | 50 % (50–50) | – |" in capsys.readouterr().out
+    assert "| Quick | strength = 1 | 50 % (50–50) | 100 % (44–100) | 50 % (50–50) | – |" in capsys.readouterr().out
 
 
 def test_a_method_that_fails_is_a_row_with_its_reason_and_is_tried_again(two, command, tmp_path, capsys):
@@ -359,12 +361,16 @@ def test_a_new_row_replaces_the_one_of_its_edit_and_method(tmp_path):
 
 
 def test_the_knob_is_chosen_for_success_and_details_kept_and_of_equal_ones_the_more_faithful():
-    rows = [row(success="0 1 0.5", kept="nan 0.5 0.5"), row(success="0.5 0 1", kept="0.5 nan 0.5", index=1)]
-    rows.append(row(success="1 1 1", kept="1 0 0", error="no", index=2))
-    assert best_index(rows, "imagic") == 2
-    assert best_index([row(success="0.5 0.5", kept="0.5 0.5")], "imagic") == 0
+    more = {"values": "0 0.8 1"}
+    rows = [
+        row(success="0 1 0.5", kept="nan 0.5 0.5", **more),
+        row(success="0.5 0 1", kept="0.5 nan 0.5", index=1, **more),
+    ]
+    rows.append(row(success="1 1 1", kept="1 0 0", error="no", index=2, **more))
+    assert best_value(rows, "imagic") == 1
+    assert best_value([row(success="0.5 0.5", kept="0.5 0.5", values="0 0.8")], "imagic") == 0
     # a little less success, and much more kept
-    assert best_index([row(success="0.75 1", kept="0.8 0.5")], "imagic") == 0
+    assert best_value([row(success="0.75 1", kept="0.8 0.5", values="0 0.8")], "imagic") == 0
     assert success_times_kept(rows[0]).tolist() == [0, 0.5, 0.25]
 
 
@@ -383,7 +389,39 @@ def test_an_interval_holds_the_mean_of_the_pictures_in_19_of_20_draws():
         low, high = mean_and_interval(rng.random(40) < 0.6, repeats=400).split("(")[1].strip(")").split("–")
         hits += float(low) <= 60 <= float(high)
     assert 88 <= hits <= 99
-    assert mean_and_interval([1, 1, 1]) == "100 % (100–100)"
+    assert mean_and_interval([1, 1, 1]) == "100 % (44–100)" and mean_and_interval([0, 0]) == "0 % (0–66)"
+
+
+def test_the_interval_of_edits_with_several_trainings_is_over_both():
+    """Two edits that agree, three trainings that don't: over the edits alone the interval would have no width."""
+    mean, low, high = interval_of([[0, 0.5, 1], [0, 0.5, 1]])
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    assert interval_of([[0, 1], [math.nan]])[0] == 0.5
+    assert interval_of([0, 0], share=False) == (0, 0, 0)  # differences, such as those to itself
+
+
+def test_a_method_that_trains_gets_a_row_for_each_training_seed(two, command, tmp_path, monkeypatch):
+    monkeypatch.setitem(jobs.METHODS, "quick", replace(jobs.METHODS["quick"], trains=True))
+    assert command("--edits", "1", "--trainings", "0", "1", "2") == 0
+    found = [(one["method"], one["training"]) for one in rows_in(tmp_path / "dev.csv")]
+    assert found == [("failing", "0"), ("quick", "0"), ("quick", "1"), ("quick", "2")] and len(two.quick) == 3
+
+
+def test_the_seed_of_a_training_changes_it(pipe, monkeypatch):
+    for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"]):
+        monkeypatch.setitem(defaults, "tiny", defaults["tiny"] | {"steps": 2})
+    monkeypatch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
+    image = load_image(toyedit("dev")[0][0].render(), pipe)
+    for name in (name for name, method in METHODS.items() if method.trains and name != "imagic-paper"):
+        knob = METHODS[name].values[1]
+        drawn = [METHODS[name].start(pipe, image, "a cat", training=k)(knob, [0])[0] for k in (0, 0, 1)]
+        assert drawn[0] == drawn[1] != drawn[2], name
+
+
+def test_on_test_only_the_chosen_value_is_measured_and_the_one_that_rebuilds(two, command, tmp_path):
+    command("--edits", "1", "--methods", "quick")
+    assert command("--edits", "1", "--methods", "quick", split="test") == 0
+    assert [one["values"] for one in rows_in(tmp_path / "test.csv")] == ["1"]
 
 
 # -- the rows in the repository
@@ -405,8 +443,8 @@ def test_the_shipped_rows_are_whole_and_of_one_model():
 
 def first_and_best(name):
     """The method with two values of its knob, the first one, where PSNR is measured, and the one in the table."""
-    best = best_index(shipped("dev"), name)
-    return replace(METHODS[name], values=(METHODS[name].values[0], METHODS[name].values[best])), best
+    best = best_value(shipped("dev"), name)
+    return replace(METHODS[name], values=(METHODS[name].values[0], best)), best
 
 
 def assert_as_shipped(found, name, edit, best):
@@ -416,7 +454,7 @@ def assert_as_shipped(found, name, edit, best):
     assert [str(found[what]) for what in ("settings", "evaluations")] == [stored["settings"], stored["evaluations"]]
     assert abs(float(found["psnr"]) - float(stored["psnr"])) < 1
     for what, near in (("success", 0.26), ("kept", 0.1)):
-        assert abs(numbers_in(found[what])[1] - numbers_in(stored[what])[best]) < near
+        assert abs(numbers_in(found[what])[1] - at_value(stored, what, best)) < near
 
 
 @pytest.mark.parametrize(("name", "edit"), [("sdedit", 0), pytest.param("imagic", 10, marks=pytest.mark.slow)])

@@ -573,3 +573,12 @@ def test_colab_uses_a_drive_only_if_it_is_mounted(monkeypatch, tmp_path):
     assert do.usual_place() == tmp_path / "imagic"
     monkeypatch.setattr(do, "DRIVE", tmp_path / "not mounted")
     assert do.usual_place() == Path("out/studio")
+
+
+def test_a_message_that_is_sent_again_is_answered_once(model_folder, tmp_path):
+    page = app.studio(imagic.load_pipeline(model_folder), place=tmp_path)
+    for _ in range(2):
+        page.hear(page, {"do": "surprise", "id": 7}, [])
+        first = getattr(page, "first", page.state.name)
+        page.first = first
+    assert page.state.name == first and page.now["heard"] == 7
