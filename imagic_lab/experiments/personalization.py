@@ -38,20 +38,10 @@ class Prior(NamedTuple):
     weight: float = PRIOR_WEIGHT
 
 
-def personalize(
-    pipe: StableDiffusionPipeline,
-    images: Sequence[Tensor],
-    text: str | Sequence[str],
-    *,
-    prior: Prior | None = None,
-    lora: LoRA = LoRA(),
-    steps: int | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    decay: float | None = None,
-    generator: torch.Generator | None = None,
-    run: Run = Run(),
-) -> tuple[StableDiffusionPipeline, History]:
+def personalize(pipe: StableDiffusionPipeline, images: Sequence[Tensor], text: str | Sequence[str], *,
+                prior: Prior | None = None, lora: LoRA = LoRA(), steps: int | None = None, lr: float | None = None,
+                batch: int | None = None, decay: float | None = None, generator: torch.Generator | None = None,
+                run: Run = Run()) -> tuple[StableDiffusionPipeline, History]:  # fmt: skip
     """min_φ E ‖ε - f_φ(z_t, t, e)‖² + λ E ‖ε' - f_φ(z'_t, t', e')‖², φ the weights of a LoRA.
 
     images: n pictures of one thing, (1, 3, size, size) in [-1, 1] each (`load_image`). text: what they show, with a

@@ -35,7 +35,7 @@ def sweep(table: str | Path | Sequence[Job], out: str | Path, engine: str = "loc
           keep: bool = False, work: str = EDIT_WORK, **options) -> Summary:  # fmt: skip
     """Do all edits of a table (`read_table`) in the folder `out`. After a stop or a kill, the same call continues.
 
-    engine: "local", "ray" or "slurm"; options go to it (`engines`): devices; address; workers, cluster, options.
+    engine: "local", "ray" or "slurm"; options go to it (`engines`): address; workers, cluster, options.
     cores: threads of a worker on a CPU; with the same number, and on the same kind of machine, all engines give the
     same bits. keep: keep the trained weights too. work: "module:function" that does a job. An edit that fails becomes a
     row of errors.csv, and the next start tries it again. Raises `Faults` for a table with faults, and ValueError for a
@@ -52,9 +52,9 @@ def sweep(table: str | Path | Sequence[Job], out: str | Path, engine: str = "loc
     bar = tqdm(total=len(jobs), initial=len(done), desc="sweep", unit="edit", smoothing=0)
     try:
         if to_do:
-            ENGINES[engine](to_do, setup, partial(look, bar, jobs, setup), **options)
+            ENGINES[engine](to_do, setup, partial(show_on, bar, jobs, setup), **options)
     finally:
-        look(bar, jobs, setup)
+        show_on(bar, jobs, setup)
         bar.close()
         done, failed = write_report(Path(setup.out), jobs, setup)
     return Summary(done, failed, len(jobs) - done - failed)
@@ -73,7 +73,7 @@ def take(out: Path, work: str) -> Path:
     return out
 
 
-def look(bar: tqdm, jobs: Sequence[Job], setup: Setup) -> int:
+def show_on(bar: tqdm, jobs: Sequence[Job], setup: Setup) -> int:
     """Show on the bar how many jobs are done, and return how many are open. A job that fails is taken off the bar,
     because its time says nothing about the time of the others."""
     done, failed = settled_jobs(jobs, setup)

@@ -70,7 +70,6 @@ class Setup:
     cores: int = 2  # threads of one worker; the last digits on a CPU depend on it
     keep: bool = False  # the trained weights too, so that `show` can draw from the edit
     work: str = EDIT_WORK  # "module:function" that does a job: function(job, folder, setup) -> facts
-    device: str | None = None  # as for `load_pipeline`
 
     def folder(self, job: Job) -> Path:
         return Path(self.out) / "edits" / job.name
@@ -239,11 +238,11 @@ def set_damaged_aside(jobs: Sequence[Job], setup: Setup) -> None:
 
 
 @lru_cache(maxsize=1)
-def model_and_plan(model: str, device: str | None) -> tuple[StableDiffusionPipeline, Plan | None]:
+def model_and_plan(model: str) -> tuple[StableDiffusionPipeline, Plan | None]:
     """A model, and on a GPU the ways of training that fit into it: kept as long as jobs ask for the same model. The one
     before is dropped first."""
     model_and_plan.cache_clear()
-    pipe = load_pipeline(model, None if model == "tiny" else device)
+    pipe = load_pipeline(model)
     return pipe, plan(pipe) if pipe.unet.device.type == "cuda" else None
 
 
@@ -251,7 +250,7 @@ def edit_and_draw(job: Job, folder: Path, setup: Setup) -> dict:
     """Train one edit, and draw its pictures as `edit` on the command line does: on a GPU by the first way of the method
     that fits. Returns a row for each picture: η, seed, file, RMSE to the input (0 to 1), and PSNR in dB to the input's
     reconstruction by the VAE. Raises MemoryError if no way fits."""
-    pipe, found = model_and_plan(job.model, setup.device)
+    pipe, found = model_and_plan(job.model)
     way = next(iter(found.fitting(job.method)), None) if found else None
     if found and not way:
         raise MemoryError(f"the method {job.method!r} does not fit into this GPU: {found.advice}")

@@ -27,16 +27,8 @@ SCENES, READER_SCENES, SOFTENED, HELD_BACK = 48_000, 24_000, 6_000, 512
 PLUGINS = {"measure": "imagic_lab.toyworld.edits:read_by"}  # for `models.plugin_of`
 
 
-def make(
-    runs: Path,
-    out: Path,
-    *,
-    start: Path | None = None,
-    only: Sequence[str] = NETWORKS,
-    scale: float = 1.0,
-    seed: int = 0,
-    device: str = "cpu",
-) -> None:
+def make(runs: Path, out: Path, *, start: Path | None = None, only: Sequence[str] = NETWORKS, scale: float = 1.0,
+         seed: int = 0, device: str = "cpu") -> None:  # fmt: skip
     """Train the VAE, the mini-CLIP, the UNet and the reader on drawings, and write them to `out`, laid out like data/.
 
     runs: a work folder, where every network continues from its checkpoint, or is skipped if it is finished. start: a

@@ -15,19 +15,9 @@ DECAY = 0.3  # of the steps, the last ones: over them the rate falls in a straig
 EVERY = 50  # steps that share one point of the curve
 
 
-def train_network(
-    name: str,
-    model: nn.Module,
-    loss_of: Callable[[int, torch.Generator], Tensor],
-    folder: Path,
-    *,
-    steps: int,
-    lr: float,
-    warmup: int = 200,
-    ema: float | None = None,
-    seed: int = 0,
-    about: dict | None = None,
-) -> dict:
+def train_network(name: str, model: nn.Module, loss_of: Callable[[int, torch.Generator], Tensor], folder: Path, *,
+                  steps: int, lr: float, warmup: int = 200, ema: float | None = None, seed: int = 0,
+                  about: dict | None = None) -> dict:  # fmt: skip
     """Train `model` in place with AdamW on `loss_of(step, generator)`; returns the curve (`curve_of`).
 
     The randomness of each step depends on (seed, step) alone, so that a run that was killed and started again gives the

@@ -62,18 +62,9 @@ def encode_all(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> tup
     return torch.cat(means), torch.cat(deviations)
 
 
-def train_unet(
-    latents: tuple[Tensor, Tensor],
-    scenes: list[Scene],
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    folder: Path,
-    *,
-    steps=STEPS,
-    start_from: UNet2DConditionModel | None = None,
-    seed=0,
-    device="cpu",
-):
+def train_unet(latents: tuple[Tensor, Tensor], scenes: list[Scene], tokenizer: CLIPTokenizer,
+               text_encoder: CLIPTextModel, folder: Path, *, steps=STEPS,
+               start_from: UNet2DConditionModel | None = None, seed=0, device="cpu"):  # fmt: skip
     """Learn to predict the noise in a noised latent from its caption. Returns (unet, history).
 
     latents: what `encode_all` gives for the drawings of `scenes`. start_from: a UNet that is trained on, in place; None

@@ -91,7 +91,7 @@ def test_the_time_left_counts_only_what_is_done_in_this_start(tmp_path, monkeypa
         setup.folder(job).mkdir()
     for number, job in enumerate(jobs[70:]):
         write_json(setup.error_file(job), {"run": "second" if number < 20 else "first", "error": "bad"})
-    assert run.look(bar, jobs, setup) == 10
+    assert run.show_on(bar, jobs, setup) == 10
     shown = bar.format_dict
     assert (shown["n"], shown["initial"], shown["total"]) == (70, 60, 80)
     # ten in 50 s; of 40 at the start ten more are to be done, for twenty failed: 50 s

@@ -346,7 +346,7 @@ def no_models_yet():
 def test_on_a_gpu_the_first_way_of_the_method_that_fits_is_taken(tmp_path, edit_jobs, monkeypatch, no_models_yet):
     fitting = {"full": [SimpleNamespace(strategy="the first", name="first"), "the second"], "lora": []}
     gpu, runs = SimpleNamespace(unet=SimpleNamespace(device=torch.device("cuda"))), []
-    monkeypatch.setattr(work, "load_pipeline", lambda model, device: gpu)
+    monkeypatch.setattr(work, "load_pipeline", lambda model: gpu)
     monkeypatch.setattr(work, "load_image", lambda path, pipe: None)
     monkeypatch.setattr(work, "plan", lambda pipe: SimpleNamespace(fitting=fitting.get, advice="take a larger GPU"))
     monkeypatch.setattr(work, "run_edit", lambda *arguments, run, **settings: runs.append(run) or 1 / 0)
@@ -364,7 +364,7 @@ def test_of_two_models_never_more_than_one_is_in_memory(monkeypatch, no_models_y
 
     alive, loads = weakref.WeakSet(), []
 
-    def load(model, device):
+    def load(model):
         gc.collect()
         assert not alive, "the model before it is still there"
         loads.append(model)
@@ -373,7 +373,7 @@ def test_of_two_models_never_more_than_one_is_in_memory(monkeypatch, no_models_y
 
     monkeypatch.setattr(work, "load_pipeline", load)
     for model in ("a/b", "a/b", "c/d", "a/b"):
-        work.model_and_plan(model, None)
+        work.model_and_plan(model)
     assert loads == ["a/b", "c/d", "a/b"]
 
 
