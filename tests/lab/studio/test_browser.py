@@ -270,12 +270,8 @@ def wipe_and_choose(page, studio) -> None:
     """The result is the full edit; the handle uncovers the input, by mouse and by keyboard. A tile is chosen."""
     handle = studio.get_by_role("slider")
     handle.scroll_into_view_if_needed()
-    box = studio.locator(".wipe").bounding_box()
     assert handle.input_value() == "0"
-    page.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
-    page.mouse.up()
+    drag(page, studio.locator(".wipe"), (0.02, 0.5), (0.5, 0.5))
     assert 45 < int(handle.input_value()) < 55
     assert 0.4 < studio.locator(".handle").evaluate(CENTRE) < 0.6  # and the line between the pictures is there, too
     handle.press("Home")
@@ -307,6 +303,19 @@ def download_and_delete(page, studio) -> None:
     until(page, lambda: studio.get_by_role("article").count() == 0, "the bin is empty")
 
 
+def drag(page, node, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """From one place to another, as shares of the node's width and height."""
+    node.scroll_into_view_if_needed()
+    box = node.bounding_box()
+    (x, y), (u, v) = (
+        (box["x"] + across * box["width"], box["y"] + down * box["height"]) for across, down in (start, end)
+    )
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(u, v, steps=4)
+    page.mouse.up()
+
+
 def test_a_photo_of_thirty_megabytes_is_dropped_and_cropped_and_a_new_kernel_is_noticed(lab, browser):
     page = new_page(browser, 1280)
     studio = open_studio(page, lab, "dropped.ipynb")
@@ -321,6 +330,10 @@ def test_a_photo_of_thirty_megabytes_is_dropped_and_cropped_and_a_new_kernel_is_
     before = square.bounding_box()
     square.press("ArrowUp")
     until(page, lambda: square.bounding_box()["y"] < before["y"], "the square moves")
+    drag(page, square, (0.5, 0.5), (0.5, 0.6))
+    until(page, lambda: square.bounding_box()["y"] > before["y"], "the mouse moves it the other way")
+    drag(page, square, (0.99, 0.99), (0.7, 0.7))
+    until(page, lambda: square.bounding_box()["width"] < 0.8 * before["width"], "its corner makes it smaller")
     studio.get_by_text("can't hold this picture").wait_for()
     [kernel] = [one["kernel"]["id"] for one in answer_of(lab, "api/sessions") if one["name"] == "dropped.ipynb"]
     answer_of(lab, f"api/kernels/{kernel}/restart", "POST")
