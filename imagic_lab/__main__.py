@@ -5,12 +5,8 @@ from __future__ import annotations
 import runpy
 import sys
 
-ROOMS = {
-    "demo": "imagic_lab.toyworld",
-    "train": "imagic_lab.toyworld",
-    "sweep": "imagic_lab.sweep",
-    "benchmark": "imagic_lab.benchmark",
-}
+ROOMS = dict.fromkeys(("demo", "train"), "imagic_lab.toyworld")
+ROOMS |= {"sweep": "imagic_lab.sweep", "benchmark": "imagic_lab.benchmark"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] not in ROOMS:
         print(__doc__.splitlines()[0], file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    return runpy.run_module(ROOMS[arguments[0]])["main"](arguments)
+    room = ROOMS[arguments[0]]  # the toy world has two commands, the others are one
+    return runpy.run_module(room)["main"](arguments[not room.endswith("toyworld") :])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -180,27 +181,31 @@ def test_the_studio_edits_with_the_large_architecture_stops_and_goes_on_on_anoth
     monkeypatch.setattr(imagic.ImagicEdit, "pictures", lambda self, *a, **k: drawn.append(k) or pictures(self, *a, **k))
     monkeypatch.setattr(suggestion, "suggest", lambda *edit: pytest.fail("it would download CLIP"))
     monkeypatch.setattr(studio_state, "GALLERY_ETAS", (0.0, 1.0))
-    desk = studio.studio(large, photo, "a photo of a house in the snow", place=tmp_path / "edits")
-    assert desk.now["sampling"] == "fast" and not desk.now["picture"]["square"] and desk.now["chips"] == {}
+    desk = studio.studio(large, place=tmp_path / "edits")
+    desk.hear(desk, {"do": "file", "name": "photo.jpg", "part": 0, "parts": 1}, [photo.read_bytes()])
+    desk.hear(desk, {"do": "text", "text": "a photo of a house in the snow"}, [])
+    assert not desk.now["picture"]["square"] and desk.now["chips"] == {}
     ways = [Strategy(optimizer="Adam in backward", checkpointing=True), Strategy()]
-    monkeypatch.setattr(studio_state, "strategy_of", lambda state: ways[0])
+    monkeypatch.setattr(studio_state, "best_way", lambda pipe, method=None: memory.Way("full", ways[0]))
     studio_state.prepare(desk.state)
 
-    def stop() -> None:
-        if len(desk.state.histories.get("unet", imagic.History()).loss) == 1:
-            studio_state.stop(desk.state)
+    class Button(threading.Event):
+        def is_set(self) -> bool:
+            return len(desk.state.histories.get("unet", imagic.History()).loss) == 1
 
+    desk.state.stopping = Button()
     with pytest.raises(studio_state.Stopped):
-        studio_state.train(desk.state, stop)
+        studio_state.run_all(desk.state)
     ways.reverse()
     later = studio.studio(large, place=tmp_path / "edits")
     studio.ANSWERS["open"][0](later, desk.state.folder.name)
-    later.click("go_on")
-    assert len(later.wait(600).unet_history.loss) == 2 and len(later.state.pictures) == 4
+    later.hear(later, {"do": "go_on"}, [])
+    if (thread := later.state.thread) is not None:
+        thread.join(600)
+    assert len(later.state.edit.unet_history.loss) == 2 and len(later.state.pictures) == 4
     assert drawn and all(how["scheduler"] == "dpm++" and how["half"] for how in drawn)
-    later.hear(later, {"do": "sampling", "sampling": "own"}, [])
     later.hear(later, {"do": "example", "name": "raccoon-photo.jpg"}, [])
-    assert later.state.sampling == {"half": True} and later.now["text"] == "a photo of a raccoon in the snow"
+    assert later.now["text"] == "a photo of a raccoon in the snow"
 
 
 @pytest.mark.filterwarnings("ignore:the embedded model")

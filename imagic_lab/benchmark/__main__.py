@@ -93,10 +93,7 @@ def chosen_methods(names: Sequence[str] | None, community: str | None) -> dict[s
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["benchmark"]:  # from `python -m imagic_lab benchmark`
-        arguments = arguments[1:]
-    args = parser().parse_args(arguments)
+    args = parser().parse_args(argv)
     return exit_code_of(lambda: run_benchmark(args), "; the same command continues where it was")
 
 

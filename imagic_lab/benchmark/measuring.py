@@ -72,15 +72,8 @@ def measure_edit(
     return about | {"training": training, "pictures": len(seeds)} | found | cost, drawn
 
 
-def draw_all(
-    method: Method,
-    pipe: StableDiffusionPipeline,
-    image: Tensor,
-    scene: Scene,
-    truth: Scene,
-    seeds: list[int],
-    training: int,
-) -> tuple[list[list[Image.Image]], dict]:
+def draw_all(method: Method, pipe: StableDiffusionPipeline, image: Tensor, scene: Scene, truth: Scene, seeds: list[int],
+             training: int) -> tuple[list[list[Image.Image]], dict]:  # fmt: skip
     """(pictures for each value of the knob, their cost). seconds and evaluations: of what the method does once, before
     its first picture; `…_a_picture`: of one more picture, at each value. Seconds are those of one processor core."""
     drawn = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from importlib import metadata
 
 import diffusers
 import torch
@@ -31,12 +30,9 @@ def versions_of(pipe: StableDiffusionPipeline, reader: Reader) -> dict[str, str]
 
 
 def library_version() -> str:
-    """The version of the installed package; in a folder that is not installed, the one in pyproject.toml."""
-    try:
-        return metadata.version("imagic-taught")
-    except metadata.PackageNotFoundError:
-        text = (DATA.parent / "pyproject.toml").read_text(encoding="utf-8")
-        return re.search(r'^version = "(.+)"', text, re.MULTILINE)[1]
+    """The one in pyproject.toml, which lies beside data/."""
+    text = (DATA.parent / "pyproject.toml").read_text(encoding="utf-8")
+    return re.search(r'^version = "(.+)"', text, re.MULTILINE)[1]
 
 
 def hash_of_reader(reader: Reader) -> str:

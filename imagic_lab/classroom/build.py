@@ -24,29 +24,7 @@ BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "IMAGIC_PROGRESS": ""}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PLACEHOLDER = "/OWNER/"  # in an address: the repository has none yet, and a stranger could take the name
-COLAB_CELL = """# Find the library. On Colab only this repository is missing; the cell fetches it, or asks for it.
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
-home, address, tag = Path("/content/imagic"), "{address}", "{tag}"
-places = [Path.cwd(), *Path.cwd().parents, *(lib.parent for lib in home.rglob("imagic_lib"))]
-found = [place for place in places if (place / "imagic_lib").is_dir()]
-while not found and "google.colab" in sys.modules:
-    asked = address or input("The repository's address (or press Enter and upload its zip): ").strip()
-    if asked:
-        version = ["--branch", tag] if address else []
-        subprocess.run(["git", "clone", "-q", "--depth", "1", *version, asked, str(home)])
-    else:
-        from google.colab import files
-
-        for name in files.upload():
-            shutil.unpack_archive(name, home)
-    found, address = [lib.parent for lib in home.rglob("imagic_lib")], ""  # not there: ask
-if not found:
-    raise FileNotFoundError("imagic_lib is not here: open this notebook in its repository")
-{last}"""
+COLAB_CELL = Path(__file__).with_name("colab.txt")  # its code, with the address and the version left open
 LAST = "sys.path.insert(0, str(found[0]))"  # the line of that cell after which a notebook may go on in it
 
 
@@ -71,7 +49,7 @@ def colab_cell() -> str:
     """The code that finds the library. On Colab it clones the repository, or asks for its address or its zip, until it
     is there."""
     repository, tag = address()
-    return COLAB_CELL.format(address=repository or "", tag=tag, last=LAST)
+    return COLAB_CELL.read_text(encoding="utf-8").strip().format(address=repository or "", tag=tag, last=LAST)
 
 
 def put_address(notebook: nbformat.NotebookNode, name: str) -> None:

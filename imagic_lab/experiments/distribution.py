@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from imagic_lab.experiments.losses import bin_centres, expectation, gaussian_logits
-from imagic_lib.files import load_tensors, save_tensors
+from imagic_lib.files import load_tensors
 from imagic_lib.models import DATA
 from imagic_lib.unets import with_unet
 
@@ -71,12 +71,6 @@ def with_distribution(pipe: StableDiffusionPipeline, learned: bool = True) -> St
 def hash_of(weights: Tensor) -> str:
     """Sixteen hexadecimal digits that identify these numbers."""
     return hashlib.sha256(weights.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
-
-
-def save_head(head: DistributionHead, path: Path, facts: dict) -> None:
-    """Save what the head learned, in half precision, and a hash of the model that it was trained for."""
-    half = {name: weight.half() for name, weight in head.learned.state_dict().items()}
-    save_tensors(path, half, facts | {"model": hash_of(head.guess.weight.float())})
 
 
 def load_head(head: DistributionHead, path: Path = HEAD_FILE) -> dict:

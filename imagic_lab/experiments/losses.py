@@ -9,16 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imagic_lib.diffusion import mse
-
-__all__ = [
-    "discretised_gaussian",
-    "hl_gauss",
-    "mse",
-    "naive_cross_entropy",
-    "spatial_kl",
-    "spatial_kl_with_mean",
-]
+from imagic_lib.diffusion import mse as mse
 
 BIN_WIDTH = 0.25
 REACH = 6.0  # the bins go from -REACH to REACH

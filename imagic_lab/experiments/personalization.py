@@ -38,20 +38,10 @@ class Prior(NamedTuple):
     weight: float = PRIOR_WEIGHT
 
 
-def personalize(
-    pipe: StableDiffusionPipeline,
-    images: Sequence[Tensor],
-    text: str | Sequence[str],
-    *,
-    prior: Prior | None = None,
-    lora: LoRA = LoRA(),
-    steps: int | None = None,
-    lr: float | None = None,
-    batch: int | None = None,
-    decay: float | None = None,
-    generator: torch.Generator | None = None,
-    run: Run = Run(),
-) -> tuple[StableDiffusionPipeline, History]:
+def personalize(pipe: StableDiffusionPipeline, images: Sequence[Tensor], text: str | Sequence[str], *,
+                prior: Prior | None = None, lora: LoRA = LoRA(), steps: int | None = None, lr: float | None = None,
+                batch: int | None = None, decay: float | None = None, generator: torch.Generator | None = None,
+                run: Run = Run()) -> tuple[StableDiffusionPipeline, History]:  # fmt: skip
     """min_φ E ‖ε - f_φ(z_t, t, e)‖² + λ E ‖ε' - f_φ(z'_t, t', e')‖², φ the weights of a LoRA.
 
     images: n pictures of one thing, (1, 3, size, size) in [-1, 1] each (`load_image`). text: what they show, with a
@@ -61,7 +51,8 @@ def personalize(
     `personalization.DEFAULTS`. The probe is of the pictures, without the prior. Returns a new pipeline, whose UNet
     alone is new, and the history. `storage.save_lora` writes the adapters. Taught in notebooks/10_lora.ipynb.
     """
-    prior = checked_prior(prior)
+    if prior and not 0 < prior.weight < float("inf"):
+        raise ValueError(f"the prior's weight is {prior.weight}: it must be above 0")
     s = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch, decay=decay, bias=run.bias)
     generator, process, bias = cpu_generator(generator), forward_process(pipe), run.bias or 0.0
     own, kept = encoded(pipe, images, text), encoded(pipe, *prior[:2]) if prior else None
@@ -89,17 +80,6 @@ def personalize(
                     loss = loss + prior.weight * prior_loss
                 step(loss)
     return with_unet(pipe, unet), training.history
-
-
-def checked_prior(prior: Prior | None) -> Prior | None:
-    """The prior, or None if its weight is 0. Raises ValueError for an invalid one."""
-    if prior is None:
-        return None
-    if not isinstance(prior, Prior):
-        raise ValueError("the prior is not a Prior: give class_pictures(pipe, text, count), or Prior(images, text)")
-    if not 0 <= prior.weight < float("inf"):
-        raise ValueError(f"the prior's weight is {prior.weight}: it must be 0 or more")
-    return prior if prior.weight else None
 
 
 def encoded(
@@ -138,12 +118,7 @@ def drawn(pair: tuple[Tensor, Tensor], batch: int, generator: torch.Generator) -
 
 
 def class_pictures(
-    pipe: StableDiffusionPipeline,
-    text: str | Sequence[str],
-    count: int,
-    *,
-    seed: int = 0,
-    **settings,
+    pipe: StableDiffusionPipeline, text: str | Sequence[str], count: int, *, seed: int = 0, **settings
 ) -> Prior:
     """What the model itself draws for a class ('a photo of a car'), ready to be the `prior` of `personalize`.
 

@@ -29,138 +29,61 @@ from imagic_lab.methods.tuning import (
 from imagic_lib import stage1_embedding, stage2_finetuning
 from imagic_lib.unets import LoRA
 
-IMAGIC = "Kavar et al. 2022, arXiv 2210.09276"
-FIRST, FULL, LOW_RANK = (
-    stage1_embedding.DEFAULTS,
-    stage2_finetuning.DEFAULTS["full"],
-    stage2_finetuning.DEFAULTS["lora"],
-)
+IMAGIC, OWN = "Kavar et al. 2022, arXiv 2210.09276", "Huberman-Spiegelglas et al. 2023, arXiv 2304.06140"
+HERTZ, MIYAKE = "Hertz et al. 2022, arXiv 2208.01626", "Miyake et al. 2023, arXiv 2305.16807"
+MOKADY, JU = "Mokady et al. 2022, arXiv 2211.09794", "Ju et al. 2023, arXiv 2310.01506"
+HU = "Hu et al. 2021, arXiv 2106.09685"
+FIRST, (FULL, LOW_RANK) = stage1_embedding.DEFAULTS, (stage2_finetuning.DEFAULTS[name] for name in ("full", "lora"))
 REBUILDING = LoRA(4, ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"))  # see data/experiments/lora.json
 
 # Knobs. Each has five values to try, so that every method gets the same budget.
 WAY_VALUES = (0.0, 0.8, 1.0, 1.25, 1.5)
 ON_THE_WAY = {  # see `tuning.pair_at`
-    "knob": "way from the input to the text alone",
-    "values": WAY_VALUES,
-    "largest": 2.0,
-    "say": pair_in_words,
-}
+    "knob": "way from the input to the text alone", "values": WAY_VALUES, "largest": 2.0, "say": pair_in_words
+}  # fmt: skip
 ETA = {"knob": "η", "values": (0.0, 0.6, 0.8, 1.0, 1.2), "largest": 10.0}
 STRENGTH = {"knob": "share λ of the fine-tuning", "values": (1.0, 0.75, 0.5, 0.35, 0.2), "largest": 2.0}
 GUIDANCE = {"knob": "guidance scale", "values": (0.0, 1.0, 2.0, 4.0, 7.0), "largest": 30.0}
-TOWARDS_TEXT = {
-    "knob": "guidance scale",
-    "values": (1.0, 1.5, 2.0, 3.0, 5.0),
-    "largest": 30.0,
-    "caption": True,
-    "rebuilds": False,
-}
+TOWARDS_TEXT = GUIDANCE | {"values": (1.0, 1.5, 2.0, 3.0, 5.0), "rebuilds": False}
+FROM_CAPTION = TOWARDS_TEXT | {"caption": True}
 OLD_MAPS = {"knob": "share of steps with the old maps", "values": (1.0, 0.8, 0.6, 0.4, 0.2), "largest": 1.0}
+OLD_MAPS |= {"caption": True, "seeded": False, "rebuilds": False}
+NOISING = {"knob": "strength", "values": (0.4, 0.5, 0.6, 0.7, 0.8), "largest": 1.0, "rebuilds": False}
+EDITING = {"knob": "edit guidance scale", "values": (0.0, 1.0, 2.0, 4.0, 8.0), "largest": 30.0}
+
+BOTH, STAGE_1, STAGE_2 = ({"trains": True, "settings": ways} for ways in ((FIRST, FULL), (FIRST,), (FULL,)))
+LORA_TOO, THE_PAPERS = ({"trains": True, "settings": ways} for ways in ((FIRST, LOW_RANK), (PAPER,)))
+NULL = ({"lr": NULL_LR, "steps": NULL_STEPS},)
+WITH_LORA, BY_DDIM = partial(imagic, second={"method": REBUILDING}), partial(drawn_by, imagic, sampled="ddim")
+OPTIMISED, NO_TEXT = (partial(prompt_to_prompt, empty=empty) for empty in ("optimised", "none"))
+UNTUNED = partial(own_noise_imagic, tune=False)
 
 METHODS = {
-    "imagic": Method("Imagic", IMAGIC, imagic, **ON_THE_WAY, trains=True, settings=(FIRST, FULL)),
-    "imagic-paper": Method(
-        "Imagic, the paper's schedule", IMAGIC, paper_imagic, **ON_THE_WAY, trains=True, settings=(PAPER,)
-    ),
-    "imagic-lora": Method(
-        "Imagic with a LoRA",
-        f"{IMAGIC}; Hu et al. 2021, arXiv 2106.09685",
-        partial(imagic, second={"method": REBUILDING}),
-        **ON_THE_WAY,
-        trains=True,
-        settings=(FIRST, LOW_RANK),
-    ),
+    "imagic": Method("Imagic", IMAGIC, imagic, **ON_THE_WAY, **BOTH),
+    "imagic-paper": Method("Imagic, the paper's schedule", IMAGIC, paper_imagic, **ON_THE_WAY, **THE_PAPERS),
+    "imagic-lora": Method("Imagic with a LoRA", f"{IMAGIC}; {HU}", WITH_LORA, **ON_THE_WAY, **LORA_TOO),
     "imagic-own": Method(
-        "Imagic from its own noise",
-        f"{IMAGIC}; Huberman-Spiegelglas et al. 2023, arXiv 2304.06140",
-        own_noise_imagic,
-        **STRENGTH,
-        trains=True,
-        rebuilds=False,
-        settings=(FIRST, FULL),
+        "Imagic from its own noise", f"{IMAGIC}; {OWN}", own_noise_imagic, **STRENGTH, **BOTH, rebuilds=False
     ),
-    "own-no-stage-2": Method(
-        "Its own noise, without stage 2",
-        f"{IMAGIC}; Huberman-Spiegelglas et al. 2023, arXiv 2304.06140",
-        partial(own_noise_imagic, tune=False),
-        **TOWARDS_TEXT | {"caption": False},
-        trains=True,
-        settings=(FIRST,),
-    ),
-    "imagic-ddim": Method(
-        "Imagic by DDIM",
-        IMAGIC,
-        partial(drawn_by, imagic, sampled="ddim"),
-        **ON_THE_WAY,
-        trains=True,
-        settings=(FIRST, FULL),
-    ),
-    "no-stage-1": Method("Imagic without stage 1", IMAGIC, without_stage_1, **STRENGTH, trains=True, settings=(FULL,)),
-    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, **ETA, trains=True, settings=(FIRST,)),
-    "sdedit": Method(
-        "SDEdit",
-        "Meng et al. 2021, arXiv 2108.01073",
-        sdedit,
-        knob="strength",
-        values=(0.4, 0.5, 0.6, 0.7, 0.8),
-        largest=1.0,
-        rebuilds=False,
-    ),
+    "own-no-stage-2": Method("Its own noise, without stage 2", f"{IMAGIC}; {OWN}", UNTUNED, **TOWARDS_TEXT, **STAGE_1),
+    "imagic-ddim": Method("Imagic by DDIM", IMAGIC, BY_DDIM, **ON_THE_WAY, **BOTH),
+    "no-stage-1": Method("Imagic without stage 1", IMAGIC, without_stage_1, **STRENGTH, **STAGE_2),
+    "no-stage-2": Method("Imagic without stage 2", IMAGIC, without_stage_2, **ETA, **STAGE_1),
+    "sdedit": Method("SDEdit", "Meng et al. 2021, arXiv 2108.01073", sdedit, **NOISING),
     "ddim-inversion": Method(
         "DDIM inversion", "Song et al. 2020, arXiv 2010.02502", ddim_inversion, **GUIDANCE, seeded=False
     ),
     "npi": Method(
-        "Negative-prompt inversion",
-        "Miyake et al. 2023, arXiv 2305.16807",
-        negative_prompt_inversion,
-        **GUIDANCE,
-        caption=True,
-        seeded=False,
+        "Negative-prompt inversion", MIYAKE, negative_prompt_inversion, **GUIDANCE, caption=True, seeded=False
     ),
-    "p2p": Method(
-        "Prompt-to-prompt",
-        "Hertz et al. 2022, arXiv 2208.01626; Miyake et al. 2023, arXiv 2305.16807",
-        prompt_to_prompt,
-        **OLD_MAPS,
-        caption=True,
-        seeded=False,
-        rebuilds=False,
-    ),
-    "null-text": Method(
-        "Prompt-to-prompt, null-text",
-        "Hertz et al. 2022, arXiv 2208.01626; Mokady et al. 2022, arXiv 2211.09794",
-        partial(prompt_to_prompt, empty="optimised"),
-        **OLD_MAPS,
-        caption=True,
-        seeded=False,
-        rebuilds=False,
-        settings=({"lr": NULL_LR, "steps": NULL_STEPS},),
-    ),
-    "pnp-inversion": Method(
-        "Prompt-to-prompt, PnP inversion",
-        "Hertz et al. 2022, arXiv 2208.01626; Ju et al. 2023, arXiv 2310.01506",
-        partial(prompt_to_prompt, empty="none"),
-        **OLD_MAPS,
-        caption=True,
-        seeded=False,
-        rebuilds=False,
-    ),
-    "edit-friendly": Method(
-        "Edit-friendly DDPM inversion",
-        "Huberman-Spiegelglas et al. 2023, arXiv 2304.06140",
-        edit_friendly,
-        **TOWARDS_TEXT,
-    ),
-    "h-edit": Method("h-Edit-R", "Nguyen et al. 2025, arXiv 2503.02187", h_edit, **TOWARDS_TEXT),
-    "ddcm": Method("InfEdit's DDCM", "Xu et al. 2023, arXiv 2312.04965", ddcm, **TOWARDS_TEXT),
+    "p2p": Method("Prompt-to-prompt", f"{HERTZ}; {MIYAKE}", prompt_to_prompt, **OLD_MAPS),
+    "null-text": Method("Prompt-to-prompt, null-text", f"{HERTZ}; {MOKADY}", OPTIMISED, **OLD_MAPS, settings=NULL),
+    "pnp-inversion": Method("Prompt-to-prompt, PnP inversion", f"{HERTZ}; {JU}", NO_TEXT, **OLD_MAPS),
+    "edit-friendly": Method("Edit-friendly DDPM inversion", OWN, edit_friendly, **FROM_CAPTION),
+    "h-edit": Method("h-Edit-R", "Nguyen et al. 2025, arXiv 2503.02187", h_edit, **FROM_CAPTION),
+    "ddcm": Method("InfEdit's DDCM", "Xu et al. 2023, arXiv 2312.04965", ddcm, **FROM_CAPTION),
     "ledits": Method(
-        "LEDITS++",
-        "Brack et al. 2023, arXiv 2311.16711",
-        ledits,
-        knob="edit guidance scale",
-        values=(0.0, 1.0, 2.0, 4.0, 8.0),
-        largest=30.0,
-        settings=(LEDITS_THRESHOLD,),
+        "LEDITS++", "Brack et al. 2023, arXiv 2311.16711", ledits, **EDITING, settings=(LEDITS_THRESHOLD,)
     ),
     "text": Method(
         "The text alone",

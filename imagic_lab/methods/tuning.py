@@ -32,14 +32,8 @@ PAPER = {
 UNWATCHED = Run(probe_every=10**6)  # a method does not pay for curves that only we look at
 
 
-def run_both_stages(
-    pipe: StableDiffusionPipeline,
-    image: Tensor,
-    text: str,
-    training: int = 0,
-    first: dict | None = None,
-    second: dict | None = None,
-):
+def run_both_stages(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0,
+                    first: dict | None = None, second: dict | None = None):  # fmt: skip
     """Stages 1 and 2: (e_tgt, e_opt, the pipeline with the tuned UNet). training: their seed. first, second: their
     settings, where these differ from the library's defaults."""
     generator, second = torch.Generator().manual_seed(training), dict(second or {})

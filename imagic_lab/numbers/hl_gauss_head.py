@@ -6,6 +6,8 @@ data/hl-gauss/head.safetensors
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -62,6 +64,12 @@ def held_back_losses(pipes: dict, process, latents, scenes, batches: int = 12) -
     return scores
 
 
+def save_head(head: distribution.DistributionHead, path: Path, facts: dict) -> None:
+    """Save what the head learned, in half precision, and a hash of the model that it was trained for."""
+    half = {name: weight.half() for name, weight in head.learned.state_dict().items()}
+    save_tensors(path, half, facts | {"model": distribution.hash_of(head.guess.weight.float())})
+
+
 def main() -> None:
     command_line(__doc__).parse_args()
     pipe = imagic.load_pipeline("tiny")
@@ -82,7 +90,7 @@ def main() -> None:
             "head", head.learned, loss_of, HEAD_FOLDER, steps=HEAD_STEPS, lr=HEAD_LR, warmup=50, ema=0.99
         )
     scores = held_back_losses({"start": start, "learned": learned}, process, held_back, others)
-    distribution.save_head(head, distribution.HEAD_FILE, {"history": history, "held_back": scores})
+    save_head(head, distribution.HEAD_FILE, {"history": history, "held_back": scores})
     names = {"start": "the Gaussian around the guess (start)", "learned": "the learned head"}
     rows = [[names[k], f"{v['hl_gauss']:.4f}", f"{v['mse']:.4f}"] for k, v in scores.items()]
     header = [f"{HELD_BACK_SCENES} held-back drawings, {HEAD_STEPS} steps of training", "HL-Gauss", "MSE of the mean"]

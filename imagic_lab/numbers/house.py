@@ -14,6 +14,7 @@ from imagic_lab.numbers.report import ROOT, command_line
 Sources = dict[str, ast.Module]  # by module, such as "imagic_lib.edit"; a package has the name of its folder
 BOUNDED = {"imagic_lib.stage2_finetuning.fine_tune": 10, "imagic_lib.edit.run_edit": 9}  # parameters
 WAY = "imagic_lib.edit.run_edit", "imagic_lib.diffusion.denoising_loss"  # from a whole edit to the equation
+SCRIPT = "imagic_lab/studio/studio.js"
 SHARED_NAMES = {"main", "parser", "DEFAULTS", "__all__"}  # any module can have these
 
 
@@ -93,6 +94,8 @@ def house_counts() -> list[tuple[str, int | list, int | None]]:
     return [
         ("lines of imagic_lib", sum(len(text.splitlines()) for text in lib.values()), 2_800),
         ("lines of imagic_lab without numbers", sum(len(text.splitlines()) for text in rooms), 6_500),
+        ("lines of the studio", sum(len(t.splitlines()) for name, t in lab.items() if ".studio" in name), 800),
+        ("lines of its JavaScript", len((ROOT / SCRIPT).read_text("utf-8").splitlines()), 250),
         ("lines of tests/README.md", len(guide.splitlines()), 60),
         ("longest function of imagic_lib", max(f.end_lineno - f.lineno + 1 for f in functions.values()), None),
         *((f"parameters of {name}", len(given[name]), bound) for name, bound in BOUNDED.items()),

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import CLIPModel
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
 
 import imagic_lib as imagic
 from imagic_lab.benchmark import markdown_table
 from imagic_lab.numbers.report import TINY_CARD, command_line, put
-from imagic_lab.numbers.results import in_percent
+from imagic_lab.numbers.results import in_percent, save_rows
 from imagic_lab.toyworld import ATTRIBUTES, clip, dataset, load_reader, vae
 from imagic_lab.toyworld.details import share_kept
 from imagic_lib.models import DATA
@@ -78,6 +79,14 @@ def samplers_table(pipe, reader) -> str:
     return markdown_table(["sampler", "guidance", "all four right", "drawn well"], lines)
 
 
+@torch.no_grad()
+def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Tensor, captions: list[str]) -> float:
+    """The share of pictures (n, 3, 128, 128) whose own caption scores highest among all captions, in [0, 1]."""
+    scores = model(input_ids=clip.tokenize(tokenizer, captions), pixel_values=pictures).logits_per_image
+    best = scores.argmax(dim=1)
+    return sum(captions[i] == captions[k] for k, i in enumerate(best.tolist())) / len(captions)
+
+
 def main() -> None:
     options = command_line(__doc__)
     options.add_argument("data", nargs="?", type=Path, default=DATA, help="a folder like data/ (default: data/ itself)")
@@ -87,11 +96,11 @@ def main() -> None:
     pictures = pixels_of(unseen)
     rebuilt = torch.cat([vae.reconstruct(pipe.vae, part) for part in pictures.split(32)])
     psnr = vae.psnr_per_picture(rebuilt, pictures)
-    vae.save_rows(data / "tiny-sd" / "vae.jpg", [pictures[:8], rebuilt[:8]])
+    save_rows(data / "tiny-sd" / "vae.jpg", [pictures[:8], rebuilt[:8]])
     mini_clip = CLIPModel.from_pretrained(data / "tiny-clip", dtype=torch.float32)
-    found = clip.retrieval(mini_clip, pipe.tokenizer, pictures[:256], [s.caption() for s in unseen[:256]])
+    found = retrieval(mini_clip, pipe.tokenizer, pictures[:256], [s.caption() for s in unseen[:256]])
     scenes, drawn = samples_of(pipe, SAMPLES)
-    vae.save_rows(data / "tiny-sd" / "samples.jpg", list(torch.cat([to_tensor(p) for p in drawn[:64]]).split(8)))
+    save_rows(data / "tiny-sd" / "samples.jpg", list(torch.cat([to_tensor(p) for p in drawn[:64]]).split(8)))
 
     parts = {"held-back drawings": (unseen[:JUDGED], pictures[:JUDGED])}
     parts["the same through the VAE"] = unseen[:JUDGED], rebuilt[:JUDGED]

@@ -12,7 +12,7 @@ from PIL import Image
 import imagic_lib as imagic
 from imagic_lab.benchmark import markdown_table
 from imagic_lab.numbers.report import command_line, put
-from imagic_lab.numbers.results import in_percent
+from imagic_lab.numbers.results import in_percent, save_rows
 from imagic_lab.toyworld import ATTRIBUTES, Scene, dataset, vae
 from imagic_lab.toyworld.details import AMOUNTS, DETAILS, SWITCHES, share_kept, to_numbers, visible
 from imagic_lab.toyworld.monsters import MONSTER_KINDS, monsters
@@ -54,12 +54,17 @@ def votes(found: list[Scene], scenes: list[Scene]) -> dict[str, str]:
     return result
 
 
+def drawn_well(reader, picture) -> bool:
+    """Can a drawing explain the picture? The scene that was read is drawn again and compared with it."""
+    return reader.left(picture, reader.scene(picture)) <= reader.bound
+
+
 def caught_monsters(reader, vae_of_model) -> tuple[dict[str, list[bool]], torch.Tensor]:
     """(for each kind of monster, which of them are not drawn well; their pictures after the VAE)."""
     caught, shown = {kind: [] for kind in MONSTER_KINDS}, monsters(EACH_MONSTER, seed=1)  # not those of the bound
     blurred = vae.reconstruct(vae_of_model, torch.cat([to_tensor(picture) for _, _, picture in shown]))
     for (kind, _, _), picture in zip(shown, blurred, strict=True):
-        caught[kind].append(not reader.drawn_well(picture))
+        caught[kind].append(not drawn_well(reader, picture))
     return caught, blurred
 
 
@@ -89,9 +94,9 @@ def main() -> None:
     pairs = zip(softened, read["through the VAE"], strict=True)
     passed = np.mean([reader.left(picture, scene) <= reader.bound for picture, scene in pairs])
     caught, blurred = caught_monsters(reader, pipe.vae)
-    vae.save_rows(DATA / "reader" / "monsters.jpg", [blurred[k::EACH_MONSTER] for k in range(3)])
+    save_rows(DATA / "reader" / "monsters.jpg", [blurred[k::EACH_MONSTER] for k in range(3)])
     everything = [one for kind in caught.values() for one in kind]
-    bad = [not reader.drawn_well(tile) for tile in tiles_of(Image.open(BAD_SAMPLES).convert("RGB"))]
+    bad = [not drawn_well(reader, tile) for tile in tiles_of(Image.open(BAD_SAMPLES).convert("RGB"))]
     lines = [[kind, f"{sum(some)} of {len(some)}"] for kind, some in (caught | {"bad samples": bad}).items()]
     text = (
         f"The bound is {reader.bound:.3f}: {in_percent(passed)} of {SCENES_READ} held-back drawings pass after the VAE."

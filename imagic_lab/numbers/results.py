@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from imagic_lab.numbers.report import ROOT
 from imagic_lib.files import write_atomically
 from imagic_lib.models import DATA
-from imagic_lib.pictures import to_tensor
+from imagic_lib.pictures import to_picture, to_tensor
 
 FOLDER, SCRATCH = DATA / "experiments", ROOT / "runs" / "experiments"
 LARGEST_SHEET, TILE = 100_000, 128  # bytes of a sheet; pixels of a tile
@@ -129,3 +131,9 @@ def paired_difference(a: list[float], b: list[float], form: str = ".1f", unit: s
 def count_with_parts(counts: list[int], total: int) -> str:
     """'14 of 24 (2 + 12)': the sum, and its parts, because pictures of one car or one edit are not independent."""
     return f"{sum(counts)} of {total} ({' + '.join(f'{count:.0f}' for count in counts)})"
+
+
+def save_rows(path: Path, rows: list[Tensor]) -> None:
+    """Save rows of pictures, (n, 3, h, w) in [-1, 1] each, as one sheet: PNG or JPEG, by the name of the file."""
+    sheet = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+    to_picture(sheet).save(path, quality=90)  # quality is for JPEG

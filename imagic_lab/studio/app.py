@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
+import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from imagic_lab.studio import shelf
 from imagic_lab.studio import state as do
 from imagic_lab.studio.state import Studio
 from imagic_lab.toyworld.captions import attributes_in, reworded, values_beside
-from imagic_lib.folder import LORA_FILE, locked, picture_name
+from imagic_lib.folder import locked, picture_name
 from imagic_lib.models import DATA
 from imagic_lib.pictures import open_image, picture_size
 
@@ -33,28 +34,18 @@ EXAMPLES = {  # drawings, and what their text changes
 }  # fmt: skip
 PHOTOS = {"raccoon-photo.jpg": "a photo of a raccoon in the snow"}  # for a model that knows photos
 SMALL, LARGE, MOST_KEPT = 192, 640, 300  # pixels of a picture on the page, at most; pictures whose URLs are kept
-PART = 2**20  # bytes of a message
 BEAT = 0.5  # seconds between two reports of the work
 PAGES: list[Page] = []  # of this kernel
 
 
-def studio(pipe: StableDiffusionPipeline, picture: str | Path | None = None, text: str = "", *,
-           place: str | Path | None = None, embedding_steps: int | None = None,
-           unet_steps: int | None = None) -> Page:  # fmt: skip
+def studio(pipe: StableDiffusionPipeline, place: str | Path | None = None) -> Page:
     """The studio as a widget, for the embedded model and for Stable Diffusion alike.
 
-    picture, text: what it shows at first. place: each edit gets a new folder in it (default: `state.new_studio`).
-    Without step counts, the model's defaults are used. If this kernel is working on an edit in this place already, the
-    studio shows that one. The result has the attribute `state` (a `state.Studio`), `click(name)`, which does what a
-    button does, and `wait(timeout)`, which returns the finished edit or raises the error that stopped it."""
-    state = do.new_studio(pipe, place, embedding_steps=embedding_steps, unet_steps=unet_steps)
-    for running in (page.state for page in PAGES if page.state.thread):
-        if running.place.resolve() == state.place.resolve():
-            return Page(running)
-    if picture is not None:
-        do.take_picture(state, open_image(picture), Path(picture).name)
-    state.text = text
-    return Page(state)
+    place: each edit gets a new folder in it (default: `state.usual_place`). If this kernel is working on an edit in
+    this place already, the studio shows that one. The attribute `state` of the result is a `state.Studio`."""
+    place = Path(place or do.usual_place())
+    running = (page.state for page in PAGES if page.state.thread and page.state.place.resolve() == place.resolve())
+    return Page(next(running, None) or Studio(pipe, place))
 
 
 class Page(anywidget.AnyWidget):
@@ -77,65 +68,48 @@ class Page(anywidget.AnyWidget):
         PAGES.append(self)
         self.show(history=True)
 
-    def click(self, name: str) -> None:
-        """Do what a button does: "run", "go_on", "stop", or another of `ANSWERS` that needs no more."""
-        self.hear(self, {"do": name}, [])
-
-    def wait(self, timeout: float | None = None):
-        """The edit, when nothing runs any more. Raises the error of the last action, or TimeoutError after `timeout`
-        seconds."""
-        if (thread := self.state.thread) is not None:
-            thread.join(timeout)
-            if thread.is_alive():
-                raise TimeoutError(f"the studio is still working after {timeout:g} seconds")
-        if self.state.failed is not None:
-            raise self.state.failed
-        return self.state.edit
-
     def hear(self, _page: object, message: dict, buffers: list) -> None:
         """Answer a message of studio.js, once. An error becomes a sentence at the part of the page that caused it."""
         fields, state = dict(message), self.state
-        name, sent = fields.pop("do"), fields.pop("id", None)
+        name, sent = fields.pop("do"), fields.pop("id", 0)
         if sent in self.answered:
             return self.show()
-        self.answered |= {sent} - {None}
-        self.heard = max(self.heard, sent or 0)
+        self.answered, self.heard = self.answered | ({sent} - {0}), max(self.heard, sent)
         act, place, always = ANSWERS[name]
         try:
             if state.thread and not always:
                 raise RuntimeError("something is running: wait for it, or stop it")
-            state.failed, state.error = (state.failed, state.error) if state.thread else (None, {})
+            state.error = state.error if state.thread else {}
             act(self, **fields, **({"content": bytes(buffers[0])} if buffers else {}))
         except Exception as error:
             fail(state, error, place)
         show_all(self.state, history=place == "history")
 
-    def work(self, place: str, *acts: Callable[[Studio, do.Tell], object]) -> None:
+    def work(self, place: str, *acts: Callable[[Studio], object]) -> None:
         """Do it in a thread, one thing after the other, and show meanwhile that it is alive."""
-        state, over = self.state, threading.Event()
+        state = self.state
 
         def beat() -> None:
-            while not over.wait(BEAT):
+            while state.thread is thread:
+                time.sleep(BEAT)
                 show_all(state)
 
         def run() -> None:
             try:
                 for act in acts:
-                    act(state, lambda: None)
+                    act(state)
                 state.said = "✓ done"
             except do.Stopped:
                 state.said = "■ stopped; nothing is lost, and it can go on"
             except Exception as error:
                 state.said = ""
                 fail(state, error, place)
-            over.set()
-            clock.join()
             state.thread = None
             show_all(state, history=True)
 
-        clock, state.thread = (threading.Thread(target=act, daemon=True) for act in (beat, run))
-        clock.start()
-        state.thread.start()
+        state.thread = thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        threading.Thread(target=beat, daemon=True).start()
 
     def receive(self, name: str, part: int, parts: int, content: bytes = b"") -> None:
         """A part of an uploaded file; with the last one it becomes the picture."""
@@ -143,19 +117,10 @@ class Page(anywidget.AnyWidget):
         if part + 1 == parts:
             do.take_file(self.state, name, b"".join(self.parts))
 
-    def save(self, what: str) -> None:
-        """Let the browser download the chosen picture ("png"), the LoRA ("lora") or all files ("zip") of the edit."""
-        state = self.state
-        with tempfile.TemporaryDirectory() as folder:
-            path = (
-                do.zipped(state, folder)
-                if what == "zip"
-                else state.folder / (chosen_file(state) if what == "png" else LORA_FILE)
-            )
-            content, name = path.read_bytes(), path.name if what == "zip" else f"{state.folder.name}-{path.name}"
-        starts = range(0, len(content), PART)
-        for part, start in enumerate(starts):
-            self.send({"file": name, "part": part, "parts": len(starts)}, [content[start : start + PART]])
+    def save(self) -> None:
+        """Let the browser download the chosen picture."""
+        file = self.state.folder / chosen_file(self.state)
+        self.send({"file": f"{file.parent.name}-{file.name}"}, [file.read_bytes()])
 
     def open_edit(self, name: str) -> None:
         """An earlier edit; if this kernel is working on it, this page shows that."""
@@ -190,10 +155,8 @@ class Page(anywidget.AnyWidget):
             state, self.beats = self.state, self.beats + 1
             drawn, sketches = dict(state.pictures), list(state.sketches)
             self.tiles = {picture_name(e, seed, scale): self.url(p, SMALL) for (e, scale, seed), p in drawn.items()}
-            self.sketches = [
-                {"label": label(s), "pictures": [self.url(p, SMALL) for p in s.pictures]} for s in sketches
-            ]
-            result = drawn.get(state.chosen, sketches[-1].pictures[1] if sketches else None)
+            self.sketches = [{"label": when, "pictures": [self.url(p, SMALL) for p in pair]} for when, pair in sketches]
+            result = drawn.get(state.chosen, sketches[-1][1][1] if sketches else None)
             large = {"source": state.picture, "input": state.input, "result": result}
             self.stage = {name: self.url(picture, LARGE) for name, picture in large.items() if picture}
             self.now = words_of(state) | {"heard": self.heard, "beat": self.beats}
@@ -206,12 +169,11 @@ class Page(anywidget.AnyWidget):
         """The edits of this place, and its bin."""
         at_work = [page.state.folder for page in PAGES if page.state.thread]
         edits, place = [], self.state.place / shelf.BIN
-        for kept in do.shelf(self.state):
+        for kept in shelf.edits_in(self.state.place):
             state = "running" if kept.folder in at_work else "unfinished" if kept.state == "begun" else "finished"
             facts = {"name": kept.folder.name, "text": kept.facts["text"], "state": state}
-            edits.append(
-                facts | {"size": shelf.size_of(kept.folder), "cover": kept.cover and self.url(kept.cover, SMALL)}
-            )
+            cover = (picture := kept.cover) and self.url(picture, SMALL)
+            edits.append(facts | {"size": shelf.size_of(kept.folder), "cover": cover})
         return {"edits": edits, "binned": len(list(place.glob("*"))), "size": shelf.size_of(place)}
 
 
@@ -221,15 +183,10 @@ def show_all(state: Studio, history: bool = False) -> None:
 
 
 def fail(state: Studio, error: Exception, place: str) -> None:
-    state.failed, sentence = error, (str(error).strip() or type(error).__name__).splitlines()[0]
-    state.error = {"at": place, "text": sentence}
+    state.error = {"at": place, "text": (str(error).strip() or type(error).__name__).splitlines()[0]}
 
 
 # -- what the page shows
-
-
-def label(sketch: do.Sketch) -> str:
-    return f"stage {1 if sketch.stage == 'embedding' else 2}, step {sketch.step}"
 
 
 def chosen_file(state: Studio) -> str:
@@ -241,29 +198,27 @@ def words_of(state: Studio) -> dict:
     """All words, numbers and choices of a page."""
     busy, made, found = state.thread is not None, state.edit is not None, state.suggested
     unfinished = state.folder is not None and (not made or bool(do.missing(state)))
-    changed = (state.text, state.method) != (state.edit_text, state.settings.get("method"))
+    changed = state.text != state.edit_text
     said = do.progress_words(state) if busy else state.said
     if unfinished and changed and not busy:
         said = f"“Go on” continues “{state.edit_text}”; “Run” begins a new edit."
-    histories = {stage: history for stage, history in dict(state.histories).items() if history.probe_loss}
     rows = [(scale, seed) for scale in state.scales for seed in state.seeds] if made else []
-    shown = {s: {"step": h.probe_step[:], "loss": h.probe_loss[:], "steps": h.steps} for s, h in histories.items()}
+    trained = {stage: history for stage, history in dict(state.histories).items() if history.probe_loss}
+    shown = {s: {"step": h.probe_step[:], "loss": h.probe_loss[:], "steps": h.steps} for s, h in trained.items()}
     info, tiny = state.picture and {"name": state.name, "size": state.picture.size, "crop": state.crop}, state.tiny
     if info:
         info |= {"square": info["size"] == (picture_size(state.pipe),) * 2, "open": state.folder is None}
-    row = [(f"{eta:g}", eta) for eta in sorted(state.etas)]
     return {
-        "busy": busy, "made": made, "text": state.text, "notes": do.notes(state), "method": state.method,
+        "busy": busy, "made": made, "text": state.text, "notes": do.notes(state),
         "chips": values_beside(state.text) if tiny else {}, "named": attributes_in(state.text) if tiny else {},
-        "sampling": "" if tiny else "fast" if "scheduler" in state.sampling else "own",
         "can_run": state.picture is not None and bool(state.text.strip()), "can_go_on": unfinished,
         "first": "go_on" if unfinished and not changed else "run", "words": said, "error": state.error,
         "share": do.share_done(state) if state.settings and state.job and (busy or unfinished) else float(made),
         "picture": info, "edit": state.edit_text, "curves": shown,
-        "sketch": "" if state.chosen or not state.sketches else label(state.sketches[-1]),
-        "rows": [{"scale": f"{scale:g}", "seed": seed, "tiles": [[name, picture_name(eta, seed, scale)]
-                 for name, eta in row]} for scale, seed in rows],
-        "chosen": chosen_file(state), "lora": state.settings.get("method") == "lora",
+        "sketch": "" if state.chosen or not state.sketches else state.sketches[-1][0],
+        "rows": [{"scale": f"{scale:g}", "seed": seed, "tiles": [[f"{eta:g}", picture_name(eta, seed, scale)]
+                 for eta in sorted(state.etas)]} for scale, seed in rows],
+        "chosen": chosen_file(state),
         "suggested": found and [f"{found.eta:g}", f"{found.scale:g}", found.scores[found.eta, found.scale] > 0],
     }  # fmt: skip
 
@@ -287,30 +242,19 @@ def go_on(page: Page) -> None:
 
 def draw(page: Page, *phases: str, **more) -> None:
     do.widen(page.state, **more)
-    page.work("gallery", lambda state, tell: do.run_all(state, tell, *phases, "gallery"))
+    page.work("gallery", lambda state: do.run_all(state, *phases, "gallery"))
 
 
-def set_fields(page: Page, **fields) -> None:
-    """Set fields of the state."""
-    vars(page.state).update(fields)
+def chip(page: Page, **change: str) -> None:
+    page.state.text = reworded(page.state.text, page.state.caption, **change)
 
 
 ANSWERS = {  # what to do, where an error of it is shown, and whether it can be done while something runs
     "run": (lambda page: page.work("run", do.prepare, do.run_all), "run", False),
     "go_on": (go_on, "run", False),
-    "stop": (lambda page: do.stop(page.state), "run", True),
-    "text": (set_fields, "run", True),
-    "method": (set_fields, "run", False),
-    "sampling": (
-        lambda page, sampling: set_fields(page, sampling=do.QUICK if sampling == "fast" else {"half": True}),
-        "run",
-        False,
-    ),
-    "chip": (
-        lambda page, **chip: set_fields(page, text=reworded(page.state.text, page.state.caption, **chip)),
-        "run",
-        False,
-    ),
+    "stop": (lambda page: page.state.stopping.set(), "run", True),
+    "text": (lambda page, text: setattr(page.state, "text", text), "run", True),
+    "chip": (chip, "run", False),
     "file": (Page.receive, "picture", False),
     "example": (example, "picture", False),
     "surprise": (lambda page: do.choose_drawing(page.state), "picture", False),
@@ -318,12 +262,11 @@ ANSWERS = {  # what to do, where an error of it is shown, and whether it can be 
     "recrop": (lambda page: do.forget(page.state), "picture", False),
     "choose": (lambda page, name: do.choose(page.state, do.key_of(name)), "gallery", True),
     "draw": (draw, "gallery", False),
-    "suggest": (lambda page: draw(page, "suggestion"), "gallery", False),
     "save": (Page.save, "gallery", True),
     "open": (Page.open_edit, "history", False),
     "rename": (lambda page, name, to: page.change(lambda f: shelf.renamed(f, to), name), "history", False),
     "duplicate": (lambda page, name: shelf.duplicated(page.state.place / name), "history", True),
     "delete": (lambda page, names: page.change(shelf.binned, *names), "history", False),
     "undo": (lambda page: shelf.restored(page.state.place), "history", True),
-    "empty": (lambda page: shelf.empty(page.state.place), "history", True),
+    "empty": (lambda page: shutil.rmtree(page.state.place / shelf.BIN, ignore_errors=True), "history", True),
 }

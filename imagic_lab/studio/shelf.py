@@ -9,17 +9,16 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from imagic_lib.folder import INPUT_FILE, LEDGER, LONGEST_NAME, picture_name, read_facts, read_identity
+from imagic_lib.folder import INPUT_FILE, LEDGER, LONGEST_NAME, picture_name, state_and_facts
 from imagic_lib.pictures import open_image
 
 BIN = ".bin"  # a folder in the place; its edits can come back until it is emptied
-NUMBER = r"-?[\d.]+(?:e-?\d+)?"
-PICTURE_FILE = re.compile(rf"eta-({NUMBER})(?:-scale-({NUMBER}))?-seed-(\d+)\.png")
+PICTURE_FILE = re.compile(r"eta-(-?[\de.-]+?)(?:-scale-([\de.-]+))?-seed-(\d+)\.png")
 Key = tuple[float, float, int]  # η, scale and seed of a picture in the gallery
 
 
 class Kept(NamedTuple):
-    """An edit on the shelf. state: "begun" or "finished", as in `folder.state_of`."""
+    """An edit on the shelf. state: "begun" or "finished"."""
 
     folder: Path
     state: str
@@ -39,11 +38,11 @@ def edits_in(place: str | Path) -> list[Kept]:
     """The edits in the folders of a place, the newest first; damaged ones and other things are skipped."""
     found = []
     for folder in Path(place).iterdir() if Path(place).is_dir() else ():
-        for name, state, read in (("edit.json", "finished", read_facts), (LEDGER, "begun", read_identity)):
-            if (folder / name).is_file():
-                with suppress(ValueError, OSError):
-                    found.append(Kept(folder, state, read(folder), (folder / name).stat().st_mtime))
-                break
+        with suppress(ValueError, OSError):
+            state, facts = state_and_facts(folder)
+            if state != "new":
+                time = (folder / ("edit.json" if state == "finished" else LEDGER)).stat().st_mtime
+                found.append(Kept(folder, state, facts, time))
     return sorted(found, key=lambda kept: kept.time, reverse=True)
 
 
@@ -99,8 +98,3 @@ def restored(place: Path) -> Path:
     if not (found := sorted((place / BIN).glob("*"), key=lambda folder: folder.stat().st_ctime)):
         raise ValueError("the bin is empty")
     return Path(shutil.move(found[-1], unused(place / found[-1].name)))
-
-
-def empty(place: Path) -> None:
-    """Delete what is in the bin, for good."""
-    shutil.rmtree(place / BIN, ignore_errors=True)

@@ -1,7 +1,6 @@
 """The studio without its page: a picture, its crop, a text, an edit, and a gallery of pictures.
 
-`Studio` holds the choices and the results. The functions below it are the steps from a picture to a saved edit; each
-can be called from Python alone. `app` shows them on a page.
+`Studio` holds choices and results; the functions below it lead from a picture to a saved edit. `app` shows them.
 """
 
 from __future__ import annotations
@@ -13,61 +12,50 @@ import tempfile
 import threading
 import time
 import warnings
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from imagic_lab.studio.shelf import Kept, Key, chosen_name, edits_in, key_of
+from imagic_lab.studio.shelf import Key, chosen_name, key_of
+from imagic_lab.toyworld import edits, load_scene
 from imagic_lib import folder as folders
 from imagic_lib import pictures, suggestion
 from imagic_lib.arguments import check_text, etas_of
-from imagic_lib.edit import ImagicEdit, run_edit, settings_of
-from imagic_lib.files import write_atomically
+from imagic_lib.edit import ImagicEdit, begun, run_edit, settings_of
 from imagic_lib.folder import INPUT_FILE, locked, picture_name, read_facts
-from imagic_lib.models import DATA, encode_text, family, fingerprint, plugin_of, settings_for, token_ids, unknown_words
-from imagic_lib.planning.memory import Plan, plan
+from imagic_lib.models import DATA, family, plugin_of, token_ids, unknown_words
+from imagic_lib.planning.memory import Way, plan
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import DEFAULTS, FAST, generate
 from imagic_lib.storage import identity_of_edit
 from imagic_lib.training.loop import History, Run
-from imagic_lib.training.strategies import Strategy
 from imagic_lib.unets import check_scale, with_unet
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts a Google Drive
-GALLERY_ETAS, GALLERY_SEEDS, MOST_SEEDS = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0), (0, 1), 16
+GALLERY_ETAS, GALLERY_SEEDS = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0), (0, 1)
 CENTRE = 0.5, 0.5, 1.0  # a crop: across, down (0 is left, top), and the side as a share of the picture's shorter one
 PREVIEW_ETA = 0.8  # until an η is suggested for the edit
-TRIES = suggestion.TRIES["own"]
-QUICK = FAST | {"half": True, "noise": "random"}  # how a large model draws, unless its own noise is wanted
+TRIES = suggestion.TRIES["own"]  # drawings alone get a suggestion unasked; photos would need CLIP, a large download
+TRIED = len(TRIES.etas["tiny"]) * len(TRIES.scales) * len(suggestion.SEEDS)  # pictures
+QUICK = FAST | {"half": True, "noise": "random"}  # how a large model draws
 PREVIEW_STEPS, PREVIEW_SHARE, MOST_SKETCHES = 8, 0.15, 6  # of the sampler; of the training's time; on the page
 # The work of one step, measured with the embedded model, in steps of stage 1: of stage 2, and of drawing a picture.
 UNET_STEP, PICTURE_STEP = {"full": 1.7, "lora": 1.0}, 1 / 6
 READING = 5  # the work of the reader for one picture, in steps of drawing the six of a row
 PHASES = {"embedding": "stage 1, the embedding", "unet": "stage 2, the UNet",
           "suggestion": "looking for the best η and λ", "gallery": "drawing the gallery"}  # fmt: skip
-Tell = Callable[[], object]  # called after every change that can be shown
 WRITING = threading.RLock()  # edit.json is read, changed and written by the work and by clicks
 
 
 class Stopped(Exception):
     """The work was stopped by its user; it can go on."""
-
-
-class Sketch(NamedTuple):
-    """Pictures that the model drew during its training."""
-
-    stage: str
-    step: int
-    pictures: list[Image.Image]  # at η = 0 and at `PREVIEW_ETA`
 
 
 @dataclass
@@ -76,8 +64,6 @@ class Studio:
 
     pipe: StableDiffusionPipeline
     place: Path
-    embedding_steps: int | None = None
-    unet_steps: int | None = None
     # the choices
     picture: Image.Image | None = None  # whole and upright
     name: str = ""
@@ -85,9 +71,6 @@ class Studio:
     foreign: bool = False  # the model can't hold the picture
     crop: tuple[float, float, float] = CENTRE
     text: str = ""
-    method: str = "full"
-    sampling: dict = field(default_factory=dict)  # settings of `generate` for the gallery
-    plan: Plan | None = None
     # the work: its phases, the share that is done of each, and, for the time left, when it began and how far it was
     job: tuple[str, ...] = ()
     done: dict[str, float] = field(default_factory=dict)
@@ -97,8 +80,7 @@ class Studio:
     next_sketch: float = 0.0  # on the monotonic clock
     thread: threading.Thread | None = None  # in which the page lets it run
     said: str = ""  # about the last job
-    failed: Exception | None = None  # in the last action
-    error: dict = field(default_factory=dict)  # its sentence, and the part of the page that shows it
+    error: dict = field(default_factory=dict)  # of the last action: its sentence, and its part of the page
     # the results, which the next edit resets
     folder: Path | None = None
     input: Image.Image | None = None  # the square that is edited
@@ -106,7 +88,7 @@ class Studio:
     edit_text: str = ""
     phase: str = "choosing"  # "stopped", "finished", or one of PHASES
     histories: dict[str, History] = field(default_factory=dict)
-    sketches: list[Sketch] = field(default_factory=list)
+    sketches: list[tuple[str, list[Image.Image]]] = field(default_factory=list)  # when; at η = 0 and `PREVIEW_ETA`
     edit: ImagicEdit | None = None
     suggested: suggestion.Suggestion | None = None
     etas: list[float] = field(default_factory=lambda: list(GALLERY_ETAS))
@@ -119,12 +101,15 @@ class Studio:
     def tiny(self) -> bool:
         return family(self.pipe) == "tiny"
 
+    @property
+    def sampling(self) -> dict:
+        """Settings of `ImagicEdit.pictures` for the gallery."""
+        return {"steps": DEFAULTS["tiny"]["steps"]} if self.tiny else QUICK
 
-def new_studio(pipe: StableDiffusionPipeline, place: str | Path | None = None, **steps) -> Studio:
-    """An empty studio. place: default out/studio, on Colab in a mounted Google Drive. steps: embedding_steps, …"""
-    usual = DRIVE / "imagic" if "google.colab" in sys.modules and DRIVE.is_dir() else Path("out/studio")
-    sampling = {} if family(pipe) == "tiny" else dict(QUICK)
-    return Studio(pipe, Path(place or usual), **steps, sampling=sampling)
+
+def usual_place() -> Path:
+    """out/studio, or on Colab a folder of a mounted Google Drive."""
+    return DRIVE / "imagic" if "google.colab" in sys.modules and DRIVE.is_dir() else Path("out/studio")
 
 
 def forget(studio: Studio) -> None:
@@ -139,8 +124,6 @@ def forget(studio: Studio) -> None:
 
 def choose_drawing(studio: Studio, name: str = "", **change: str) -> None:
     """Take a drawing, and as the text its caption with some attributes changed; without a name both are a surprise."""
-    from imagic_lab.toyworld import edits, load_scene
-
     if name:
         scene = load_scene(DATA / "images" / name)
     else:
@@ -157,13 +140,14 @@ def take_picture(studio: Studio, picture: Image.Image, name: str, caption: str =
 
 
 def take_file(studio: Studio, name: str, content: bytes) -> None:
-    """Begin with an uploaded file. Raises ValueError, in one sentence, if it is not a usable picture."""
+    """Begin with an uploaded file; the text of a drawing goes. Raises ValueError if it is not a usable picture."""
     with tempfile.TemporaryDirectory() as folder:
         (path := Path(folder) / "uploaded").write_bytes(content)
         try:
             picture = pictures.open_image(path)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from None
+    studio.text = "" if studio.caption else studio.text
     take_picture(studio, picture, name)
 
 
@@ -175,8 +159,7 @@ def move_crop(studio: Studio, crop: tuple[float, float, float]) -> None:
 
 
 def cropped(studio: Studio) -> Image.Image:
-    """The square that will be edited, at least as large as the smallest valid picture. Raises ValueError without a
-    picture."""
+    """The square that will be edited, at least of the smallest valid size. Raises ValueError without a picture."""
     if studio.picture is None:
         raise ValueError("choose a picture first")
     (width, height), (across, down, size) = studio.picture.size, studio.crop
@@ -195,7 +178,7 @@ def notes(studio: Studio) -> list[str]:
     """What to know about picture and text before the run."""
     found, text, side, tokenizer = [], studio.text, pictures.picture_size(studio.pipe), studio.pipe.tokenizer
     if studio.foreign:
-        found.append("The embedded model can't hold this picture: it knows drawings. Photos want Stable Diffusion.")
+        found.append("The embedded model can't hold this picture: it knows drawings. Photos need Stable Diffusion.")
     if studio.picture is not None and (few := cropped(studio).width) < side:
         found.append(f"The square is {few} pixels wide and becomes {side}, so it will look soft.")
     try:
@@ -214,18 +197,16 @@ def notes(studio: Studio) -> list[str]:
 # -- the work and its progress
 
 
-def run_all(studio: Studio, tell: Tell, *phases: str) -> None:
-    """Some phases of the edit in the studio's folder, by default `phases_of`. Raises Stopped after a `stop`; after this
+def run_all(studio: Studio, *phases: str) -> None:
+    """Some phases of the edit in the studio's folder, by default all. Raises Stopped when `stopping` is set; after this
     or any other error it can go on."""
-    studio.job = phases or phases_of(studio)
-    studio.done, studio.ahead = {}, len(missing(studio))
+    studio.job, studio.done, studio.ahead = phases or phases_of(studio), {}, len(missing(studio))
     studio.began = time.monotonic(), share_done(studio)
+    acts = {"unet": train_stages, "suggestion": add_suggestion, "gallery": draw_missing}
     try:
         with locked(studio.folder):
             for phase in studio.job:
-                {"unet": train_stages, "suggestion": add_suggestion, "gallery": draw_missing}.get(phase, enter)(
-                    studio, phase, tell
-                )
+                acts.get(phase, enter)(studio, phase)
     except KeyboardInterrupt:
         raise Stopped from None
     finally:
@@ -234,21 +215,10 @@ def run_all(studio: Studio, tell: Tell, *phases: str) -> None:
 
 
 def phases_of(studio: Studio) -> tuple[str, ...]:
-    """All phases; but only drawings have a reader for the suggestion, and photos would download CLIP unasked."""
     return tuple(phase for phase in PHASES if studio.tiny or phase != "suggestion")
 
 
-def train(studio: Studio, tell: Tell) -> None:
-    """Stages 1 and 2 alone, from where they stopped. Raises as `run_all`."""
-    run_all(studio, tell, "embedding", "unet")
-
-
-def stop(studio: Studio) -> None:
-    """Ask the work to end after the current step, in any phase."""
-    studio.stopping.set()
-
-
-def enter(studio: Studio, phase: str, tell: Tell, steps: float = 1) -> Callable[..., None]:
+def enter(studio: Studio, phase: str, steps: float = 1) -> Callable[..., None]:
     """Go to another phase. Returns the function to call at each of its steps. Both raise Stopped after a stop."""
 
     def step_done(_step: object = None, weight: int = 1) -> None:
@@ -256,25 +226,18 @@ def enter(studio: Studio, phase: str, tell: Tell, steps: float = 1) -> Callable[
             raise Stopped
         studio.done[phase] = min(1.0, studio.done.get(phase, 0.0) + weight / steps)
 
-    step_done(weight=0)
     studio.phase = phase
-    tell()
+    step_done(weight=0)
     return step_done
-
-
-def pictures_tried(studio: Studio) -> int:
-    """How many pictures a suggestion draws."""
-    return len(TRIES.etas[family(studio.pipe)]) * len(TRIES.scales) * len(suggestion.SEEDS)
 
 
 def share_done(studio: Studio) -> float:
     """The share of the whole job that is done, by the work of each phase."""
-    settings, job, done = studio.settings, studio.job, dict(studio.done)
+    settings, job, picture = studio.settings, studio.job, studio.sampling["steps"] * PICTURE_STEP
     work = {"embedding": settings["embedding_steps"], "unet": settings["unet_steps"] * UNET_STEP[settings["method"]]}
-    work["suggestion"] = pictures_tried(studio) * (drawing_steps(studio) * PICTURE_STEP + READING / 2)
-    work["gallery"] = studio.ahead * drawing_steps(studio) * PICTURE_STEP
-    done |= dict.fromkeys(job[: job.index(studio.phase)] if studio.phase in job else (), 1.0)
-    done |= {stage: len(history.loss) / max(1, history.steps) for stage, history in studio.histories.items()}
+    work |= {"suggestion": TRIED * (picture + READING / 2), "gallery": studio.ahead * picture}
+    done = studio.done | dict.fromkeys(job[: job.index(studio.phase)] if studio.phase in job else (), 1.0)
+    done |= {stage: len(history.loss) / max(1, history.steps) for stage, history in dict(studio.histories).items()}
     return sum(work[name] * done.get(name, 0.0) for name in job) / max(1e-9, sum(work[name] for name in job))
 
 
@@ -302,40 +265,33 @@ def spoken(seconds: float) -> str:
 # -- the run
 
 
-def strategy_of(studio: Studio) -> Strategy | None:
-    """How to train on this GPU by the memory plan; None on a CPU. Raises ValueError if the method does not fit."""
-    if studio.pipe.device.type != "cuda":
-        return None
-    studio.plan = studio.plan or plan(studio.pipe)
-    if not studio.plan.fitting():
-        raise ValueError(studio.plan.advice)
-    if not (ways := studio.plan.fitting(studio.settings["method"])):
-        raise ValueError("this GPU has too little memory for training all weights: choose LoRA")
-    return ways[0].strategy
+def best_way(pipe: StableDiffusionPipeline, method: str | None = None) -> Way:
+    """How to train: on a GPU the first way of the memory plan that fits, of one method or of all, and all weights on a
+    CPU. Raises ValueError if none fits."""
+    if pipe.device.type != "cuda":
+        return Way(method or "full", None)
+    found = plan(pipe)
+    if not (ways := found.fitting(method)):
+        raise ValueError(found.advice)
+    return ways[0]
 
 
-def prepare(studio: Studio, tell: Tell = lambda: None) -> None:
+def prepare(studio: Studio) -> None:
     """Make a new folder for the chosen edit, with everything that a later process needs to go on. Raises ValueError for
     an invalid picture or text, and then makes no folder."""
-    image = as_input(studio, cropped(studio))
-    settings = settings_of(studio.pipe, studio.method, studio.embedding_steps, studio.unet_steps, 0)
+    image, text = as_input(studio, cropped(studio)), studio.text
+    check_text(text)
+    settings = settings_of(studio.pipe, best_way(studio.pipe).method, None, None, 0)
+    folder = folders.new_folder(studio.place, text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the page has shown `notes`
-        e_tgt = encode_text(studio.pipe, studio.text)
-    identity = identity_of_edit(studio.pipe, image, studio.text, settings)
-    folder = folders.new_folder(studio.place, studio.text)
-    folders.begin(folder, identity, e_tgt)
+        begun(studio.pipe, image, identity_of_edit(studio.pipe, image, text, settings), folder)
     forget(studio)
-    studio.folder, studio.settings, studio.edit_text, studio.phase = folder, settings, studio.text, "stopped"
+    studio.folder, studio.settings, studio.edit_text, studio.phase = folder, settings, text, "stopped"
     studio.input = pictures.to_picture(image)
-    keep_png(folder, INPUT_FILE, studio.input)
 
 
-def keep_png(folder: Path, name: str, picture: Image.Image) -> None:
-    write_atomically(folder / name, lambda tmp: picture.save(tmp, format="PNG"))
-
-
-def train_stages(studio: Studio, _phase: str, tell: Tell) -> None:
+def train_stages(studio: Studio, _phase: str) -> None:
     if studio.edit:
         return
     studio.phase, studio.next_sketch = "embedding", 0.0
@@ -344,42 +300,38 @@ def train_stages(studio: Studio, _phase: str, tell: Tell) -> None:
     def watch(stage: str, history: History) -> bool:
         studio.phase = "embedding" if "embedding" in stage else "unet"
         studio.histories[studio.phase] = history
-        tell()
         return studio.stopping.is_set()
 
-    def preview(unet: nn.Module, embedding: Tensor) -> None:
-        if sketch(studio, unet, embedding, e_tgt):
-            tell()
-
-    run = Run(strategy=strategy_of(studio), watch=watch, preview=preview)
+    strategy = best_way(studio.pipe, studio.settings["method"]).strategy
+    run = Run(strategy=strategy, watch=watch, preview=lambda unet, e: sketch(studio, unet, e, e_tgt))
     settings = {name: studio.settings[name] for name in ("embedding_steps", "unet_steps", "method", "seed")}
     studio.edit = run_edit(studio.pipe, image, studio.edit_text, folder=studio.folder, run=run, **settings)
     studio.histories = {"embedding": studio.edit.embedding_history, "unet": studio.edit.unet_history}
 
 
-def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor) -> bool:
-    """Draw with the UNet in training, unless the last sketch is too recent. True if a sketch was drawn. If the other
-    networks are offloaded to the CPU, the VAE moves to the GPU for this and back."""
+def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor) -> None:
+    """Draw with the UNet in training, unless the last sketch is too recent. If the other networks are offloaded to the
+    CPU, the VAE moves to the GPU for this and back."""
     if (began := time.monotonic()) < studio.next_sketch:
-        return False
+        return
     pipe, home, history = studio.pipe, studio.pipe.vae.device, studio.histories.get(studio.phase, History())
     e = interpolate(e_tgt.to(embedding), embedding, [0.0, PREVIEW_ETA])
     try:
-        check = enter(studio, studio.phase, lambda: None, float("inf"))
+        check = enter(studio, studio.phase, float("inf"))
         nn.Module.to(pipe.vae, unet.device)
         drawn = generate(with_unet(pipe, unet), e, steps=PREVIEW_STEPS, scheduler="dpm++", callback=check)
     except Stopped:
-        return False  # the training ends after its next step, and keeps it
+        return  # the training ends after its next step, and keeps it
     except torch.OutOfMemoryError:
         studio.next_sketch = float("inf")  # the training needs all the memory: no more sketches
-        return False
+        return
     finally:
         nn.Module.to(pipe.vae, home)
-    studio.sketches.append(Sketch(studio.phase, len(history.loss), drawn))
+    stage = 1 if studio.phase == "embedding" else 2
+    studio.sketches.append((f"stage {stage}, step {len(history.loss)}", drawn))
     if len(studio.sketches) > MOST_SKETCHES:
         del studio.sketches[1:-1:2]
     studio.next_sketch = time.monotonic() + (time.monotonic() - began) / PREVIEW_SHARE
-    return True
 
 
 # -- the gallery
@@ -391,30 +343,24 @@ def missing(studio: Studio) -> list[Key]:
     return [key for key in keys if key not in studio.pictures]
 
 
-def drawing_steps(studio: Studio) -> int:
-    return settings_for(studio.pipe, DEFAULTS, steps=studio.sampling.get("steps"), guidance_scale=None)["steps"]
-
-
-def draw_missing(studio: Studio, phase: str, tell: Tell) -> None:
+def draw_missing(studio: Studio, phase: str) -> None:
     """The missing pictures, row by row, each saved at once. The best of the first row becomes the choice."""
     rows, studio.ahead = list(dict.fromkeys(key[1:] for key in missing(studio))), len(missing(studio))
-    done = enter(studio, phase, tell, max(1, len(rows)) * drawing_steps(studio))  # as if a batch held a row
+    done = enter(studio, phase, max(1, len(rows)) * studio.sampling["steps"])  # as if a batch held a row
     for scale, seed in rows:
         etas = [key[0] for key in missing(studio) if key[1:] == (scale, seed)]
         [row] = studio.edit.pictures(etas, [seed], scale=scale, callback=done, **studio.sampling)
         for eta, picture in zip(etas, row, strict=True):
-            keep_png(studio.folder, picture_name(eta, seed, scale), picture)
+            pictures.save_picture(studio.folder / picture_name(eta, seed, scale), picture)
             studio.pictures[eta, scale, seed] = picture
         if studio.chosen is None:
             choose(studio, best_key(studio))
-        tell()
 
 
-def add_suggestion(studio: Studio, phase: str, tell: Tell) -> None:
+def add_suggestion(studio: Studio, phase: str) -> None:
     """Let the edit suggest η and scale, and add both to the gallery."""
-    steps = len(TRIES.scales) * drawing_steps(studio) + pictures_tried(studio) * READING
-    done, watched = enter(studio, phase, tell, steps), copy.copy(studio.edit)
-    watched.pictures = partial(studio.edit.pictures, callback=done)
+    done = enter(studio, phase, len(TRIES.scales) * studio.sampling["steps"] + TRIED * READING)
+    (watched := copy.copy(studio.edit)).pictures = partial(studio.edit.pictures, callback=done)
     measure = plugin_of(studio.pipe, "measure", suggestion.MEASURE)(watched)
 
     def one_by_one(drawn: list[Image.Image]) -> list[float]:
@@ -426,9 +372,8 @@ def add_suggestion(studio: Studio, phase: str, tell: Tell) -> None:
 
     studio.suggested = found = suggestion.suggest(watched, one_by_one)
     if found.scores[found.eta, found.scale] > 0:
-        others = studio.scales if studio.pictures else []
         studio.etas = sorted({*studio.etas, found.eta})
-        studio.scales = list(dict.fromkeys([found.scale, *others]))
+        studio.scales = list(dict.fromkeys([found.scale, *(studio.scales if studio.pictures else [])]))
 
 
 def best_key(studio: Studio) -> Key | None:
@@ -439,14 +384,11 @@ def best_key(studio: Studio) -> Key | None:
 
 def widen(studio: Studio, eta: float | None = None, scale: float | None = None, seeds: int = 0) -> None:
     """Add an η, a tuning strength λ, or the next seeds to the gallery. Raises ValueError for invalid ones."""
-    if len(studio.seeds) + seeds > MOST_SEEDS:
-        raise ValueError(f"the gallery has {len(studio.seeds)} seeds: choose among these")
     if scale is not None:
         check_scale(scale)
         studio.scales = list(dict.fromkeys([*studio.scales, scale]))
     studio.etas = sorted({*studio.etas, *(etas_of([eta]) if eta is not None else [])})
-    first = max(studio.seeds, default=-1) + 1
-    studio.seeds = [*studio.seeds, *range(first, first + seeds)]
+    studio.seeds = [*studio.seeds, *range(studio.seeds[-1] + 1, studio.seeds[-1] + 1 + seeds)]
 
 
 def choose(studio: Studio, key: Key) -> None:
@@ -459,39 +401,19 @@ def choose(studio: Studio, key: Key) -> None:
         folders.write_facts(studio.folder, read_facts(studio.folder) | {"chosen": chosen})
 
 
-# -- earlier edits, and files to keep
-
-
-def shelf(studio: Studio) -> list[Kept]:
-    """All edits in the studio's place, the newest first."""
-    return edits_in(studio.place)
-
-
-def reopen(studio: Studio, folder: str | Path) -> None:
+def reopen(studio: Studio, folder: Path) -> None:
     """Bring back an edit from its folder: a finished one with its gallery, an unfinished one ready to go on. Raises
     ValueError or FileNotFoundError in one sentence, and then leaves the studio unchanged."""
-    folder = Path(folder)
     finished = (folder / "edit.json").is_file()
-    facts = read_facts(folder) if finished else folders.read_ledger(folder)[1]
+    facts = read_facts(folder) if finished else folders.read_identity(folder)
     edit = ImagicEdit.load(folder, studio.pipe) if finished else None
-    if not finished and fingerprint(studio.pipe) != facts["base_model"]["fingerprint"]:
-        name = facts["base_model"]["name"][:60]
-        raise ValueError(f"the edit in {folder} was begun with another model ({name}): load that model")
-    if not (folder / INPUT_FILE).exists():
-        how = "python -m imagic_lib edit PICTURE TEXT --resume"
-        raise ValueError(f"{folder.name} was begun on the command line, which keeps no picture yet: go on with `{how}`")
     take_picture(studio, pictures.open_image(folder / INPUT_FILE), "the input")
     studio.text = studio.edit_text = facts["text"]
-    studio.method, studio.settings, studio.input = facts["settings"]["method"], facts["settings"], studio.picture
+    studio.settings, studio.input = facts["settings"], studio.picture
     studio.folder, studio.edit, studio.phase = folder, edit, "finished" if finished else "stopped"
-    if finished:
-        studio.histories = {"embedding": edit.embedding_history, "unet": edit.unet_history}
-        read_gallery(studio, facts)
+    if not finished:
         return
-
-
-def read_gallery(studio: Studio, facts: dict) -> None:
-    """Read the pictures in the folder, and the choice."""
+    studio.histories = {"embedding": edit.embedding_history, "unet": edit.unet_history}
     for name in sorted(folders.files_of(studio.folder)):
         with suppress(ValueError, OSError):
             if key := key_of(name):
@@ -501,15 +423,3 @@ def read_gallery(studio: Studio, facts: dict) -> None:
         studio.etas, studio.scales, studio.seeds = etas, scales[::-1], seeds
     chosen = key_of(chosen_name(facts))
     studio.chosen = chosen if chosen in studio.pictures else best_key(studio)
-
-
-def zipped(studio: Studio, into: str | Path) -> Path:
-    """Write all files of the edit as one zip file into a folder. Raises ValueError if no edit is finished."""
-    if studio.edit is None:
-        raise ValueError("run an edit first, or open a finished one")
-    path = Path(into) / f"{studio.folder.name}.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:  # weights and PNG don't compress
-        for name in ["edit.json", *sorted(folders.files_of(studio.folder))]:
-            if (studio.folder / name).is_file():
-                file.write(studio.folder / name, f"{studio.folder.name}/{name}")
-    return path

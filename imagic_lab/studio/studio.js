@@ -2,8 +2,8 @@
 
 const PART = 4 * 2 ** 20; // bytes of a message: every Jupyter server, and Colab, let these through
 const LARGEST = 50e6; // bytes of a photo
-const LOST = "No answer from Python. Was the kernel restarted? Then run the cell again: every edit is kept, and one " +
-  "that was running can go on. Is another cell running? Then wait for it.";
+const LOST = "No answer from Python. Was the kernel restarted? Run the cell again: every edit is kept, and a running one " +
+  "can go on. Is another cell running? Wait for it.";
 
 function h(tag, props = {}, ...kids) { // an element, its properties or attributes, and what is in it
   const node = document.createElement(tag);
@@ -22,41 +22,21 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 const picture = (alt = "") => h("img", { alt, draggable: false });
 const seed = (row) => `seed ${row.seed}` + (row.scale === "1" ? "" : `, λ = ${row.scale}`);
 
-function dragged(node, move, end = () => {}) { // move(x, y, start): the pointer from 0 to 1 in the node, and its first event
-  node.addEventListener("pointerdown", (start) => {
-    const at = (e, box = node.getBoundingClientRect()) =>
-      move(clamp((e.clientX - box.left) / box.width), clamp((e.clientY - box.top) / box.height), start);
-    node.setPointerCapture(start.pointerId);
-    node.addEventListener("pointermove", at);
-    node.addEventListener("pointerup", () => { node.removeEventListener("pointermove", at); end(); }, { once: true });
-    at(start);
-  });
-}
-
 function wipe() { // two pictures on each other; left of the handle is the input
-  const [input, result] = [picture(), picture()];
-  const handle = h("div", { className: "handle", tabIndex: 0, role: "slider", "aria-valuemin": 0, "aria-valuemax": 100,
-    "aria-label": "wipe: how much of the input covers the edit" });
-  const frame = h("div", { className: "frame wipe" }, input, result, handle);
-  let share = 0;
-  const set = (value) => {
-    share = clamp(value);
-    frame.style.setProperty("--at", share);
-    handle.setAttribute("aria-valuenow", Math.round(100 * share));
-  };
-  dragged(frame, (x) => { if (!frame.classList.contains("empty")) set(x); });
-  handle.addEventListener("keydown", (e) => {
-    const by = { ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, Home: -1, End: 1 }[e.key];
-    if (by) { e.preventDefault(); set(share + by); }
-  });
-  set(0);
+  const [input, result, handle] = [picture("the input"), picture("the edit"), h("div", { className: "handle" })];
+  const knob = h("input", { type: "range", value: 0, "aria-label": "wipe: how much of the input covers the edit" });
+  const frame = h("div", { className: "frame wipe empty" }, input, result, knob, handle);
+  knob.oninput = () => frame.style.setProperty("--at", knob.value / 100);
   const update = (before, after) => {
     if (frame.key === (frame.key = `${before} ${after}`)) return;
     frame.classList.toggle("empty", !after);
-    [input.src, input.alt, result.src, result.alt] = after ? [before, "the input", after, "the edit"] : ["data:,", "", "data:,", ""];
+    [input.src, result.src] = after ? [before, after] : ["data:,", "data:,"];
   };
   return { frame, update };
 }
+
+const KEYS = { // what they do to a crop: across, down, size
+  ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0], "+": [0, 0, 1], "-": [0, 0, -1] };
 
 function cropper(send) { // the whole picture, and the square that will be edited
   const box = h("div", { className: "crop", tabIndex: 0, role: "group", "aria-label":
@@ -69,27 +49,30 @@ function cropper(send) { // the whole picture, and the square that will be edite
     const place = [(1 - wide) / 2 + corner()[0], (1 - high) / 2 + corner()[1], side(), side()];
     ["left", "top", "width", "height"].forEach((name, at) => { box.style[name] = `${100 * place[at]}%`; });
   };
-  const done = () => { if (!box.hidden) send({ do: "crop", crop: [across, down, size] }); };
+  const done = () => send({ do: "crop", crop: [across, down, size] });
   const put = (left, top) => {
     const share = (at, room) => (room > 1e-6 ? clamp(at / room) : 0.5);
     [across, down] = [share(left, wide - side()), share(top, high - side())];
     show();
   };
-  dragged(frame, (x, y, start) => {
-    if (box.hidden) return;
-    const [px, py] = [x - (1 - wide) / 2, y - (1 - high) / 2], [left, top] = corner();
-    if (grip?.start !== start) grip = { start, left, top, dx: px - left, dy: py - top };
-    if (!box.contains(start.target)) [grip.dx, grip.dy] = [side() / 2, side() / 2];
-    if (start.target.className !== "corner") return put(px - grip.dx, py - grip.dy);
+  const move = (e) => {
+    const place = frame.getBoundingClientRect(), at = (x, length, part) => clamp(x / length) - (1 - part) / 2;
+    const [x, y] = [at(e.clientX - place.left, place.width, wide), at(e.clientY - place.top, place.height, high)];
+    if (e.type === "pointerdown") { // a grip beside the square takes its middle
+      const [left, top] = corner(), [dx, dy] = box.contains(e.target) ? [x - left, y - top] : [side() / 2, side() / 2];
+      grip = { left, top, dx, dy, resize: e.target.className === "corner" };
+    }
+    if (!grip.resize) return put(x - grip.dx, y - grip.dy);
     const room = Math.min(wide - grip.left, high - grip.top), least = Math.min(wide, high);
-    size = clamp(Math.max(px - grip.left, py - grip.top), 0.1 * least, room) / least;
+    size = clamp(Math.max(x - grip.left, y - grip.top), 0.1 * least, room) / least;
     put(grip.left, grip.top);
-  }, done);
+  };
+  frame.onpointerdown = (e) => { if (!box.hidden) { frame.setPointerCapture(e.pointerId); move(e); frame.onpointermove = move; } };
+  frame.onpointerup = () => { if (frame.onpointermove) done(); frame.onpointermove = null; };
   box.addEventListener("keydown", (e) => {
-    const [right, below, more] = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0],
-      "+": [0, 0, 1], "-": [0, 0, -1] }[e.key] || [0, 0, 0];
-    if (right || below || more) e.preventDefault(); else return;
-    [across, down, size] = [clamp(across + right / 20), clamp(down + below / 20), clamp(size + more / 20, 0.1)];
+    if (!KEYS[e.key]) return;
+    e.preventDefault();
+    [across, down, size] = [across, down, size].map((value, at) => clamp(value + KEYS[e.key][at] / 20, at === 2 ? 0.1 : 0));
     show();
     done();
   });
@@ -122,28 +105,17 @@ function curves(data) { // the probe loss of both stages on one logarithmic scal
 }
 
 function render({ model, el }) {
-  let last = 0, heard = Date.now(), sent = null, typing = null, incoming = [];
+  let last = 0, heard = Date.now(), sent = null, typing = null;
   const get = (name) => model.get(name);
-  const send = (message, buffers) => { // again while no answer comes: a page that has just reconnected may lose messages
-    const id = (last = Math.max(Date.now(), last + 1));
-    const post = (tries) => {
-      setTimeout(() => {
-        if (get("now").heard >= id) return;
-        if (tries) post(tries - 1); else lost.textContent = LOST;
-      }, 3000);
-      model.send({ ...message, id }, undefined, buffers); // which may fail after a restart
-    };
-    post(2);
+  const send = (message, buffers, id = (last = Math.max(Date.now(), last + 1)), tries = 2) => {
+    const again = () => { if (tries) send(message, buffers, id, tries - 1); else lost.textContent = LOST; };
+    setTimeout(() => { if (get("now").heard < id) again(); }, 3000); // a page that has just reconnected may lose messages
+    model.send({ ...message, id }, undefined, buffers); // which may fail after a restart
   };
-  const button = (words, message, props = {}) =>
-    h("button", { type: "button", onclick: () => send(message()), ...props }, words);
+  const button = (words, message, props) => h("button", { type: "button", onclick: () => send(message()), ...props }, words);
   const act = (words, what, props) => button(words, () => ({ do: what }), props);
-  const select = (words, name, choices) => h("label", {}, `${words} `, h("select", { name, onchange: (e) =>
-    send({ do: name, [name]: e.target.value }) }, Object.entries(choices).map(([value, say]) => h("option", { value }, say))));
-  const number = (words, value, what) => {
-    const input = h("input", { type: "number", step: "any", value, "aria-label": words });
-    return h("span", {}, `${words} `, input, button("Draw", () => ({ do: "draw", [what]: input.valueAsNumber })));
-  };
+  const number = (words, value, what, input = h("input", { type: "number", step: "any", value, "aria-label": words })) =>
+    h("span", {}, `${words} `, input, button("Draw", () => ({ do: "draw", [what]: input.valueAsNumber })));
   const alert = () => h("div", { className: "error", role: "alert" });
 
   // the parts
@@ -158,20 +130,15 @@ function render({ model, el }) {
   const chips = h("div", { className: "chips" }), notes = h("ul", { className: "notes", "aria-live": "polite" });
   const [run, goOn, stop] = [act("Run", "run", { title: "Ctrl+Enter" }), act("Go on", "go_on"), act("Stop", "stop")];
   const bar = h("progress", { max: 1, "aria-label": "the whole run" }), words = h("span", { className: "words", role: "status" });
-  const method = select("train", "method", { full: "all weights", lora: "LoRA" });
-  const sampling = select("draw with", "sampling", { fast: "25 steps of DPM-Solver++", own: "the model's own sampler" });
   const source = cropper(send), result = wipe(), [sourceWords, resultWords] = [h("figcaption"), h("figcaption")];
   const resultFigure = h("figure", {}, result.frame, resultWords), link = { className: "link" };
   const dialog = h("dialog", { onclose: () => resultFigure.prepend(result.frame) });
   const close = h("button", { type: "button", onclick: () => dialog.close() }, "Close");
   const enlarge = () => { dialog.replaceChildren(result.frame, close); dialog.showModal(); };
   const gallery = h("div"), galleryWords = h("p");
-  const suggest = act("Suggest η and λ", "suggest"), lora = button("LoRA file", () => ({ do: "save", what: "lora" }));
   const tools = h("div", { className: "row" }, number("new η", 0.9, "eta"), number("new λ", 0.5, "scale"),
-    button("Two more seeds", () => ({ do: "draw", seeds: 2 })), suggest);
-  const keep = h("div", { className: "row" }, button("Download the picture", () => ({ do: "save", what: "png" })),
-    button("Download everything", () => ({ do: "save", what: "zip" })), lora);
-  const galleryBox = h("section", {}, h("h3", {}, "Gallery"), galleryWords, gallery, errors.gallery, tools, keep);
+    button("Two more seeds", () => ({ do: "draw", seeds: 2 })), act("Download the picture", "save"));
+  const galleryBox = h("section", {}, h("h3", {}, "Gallery"), galleryWords, gallery, errors.gallery, tools);
   const training = h("div", { className: "training" });
   const trainingBox = h("details", { open: true }, h("summary", {}, "The training, with sketches at η = 0 and η = 0.8"), training);
   const history = h("div", { className: "history" }), bin = h("div", { className: "row" });
@@ -180,7 +147,7 @@ function render({ model, el }) {
     h("section", {}, h("h3", {}, "1 · Choose a picture"), h("div", { className: "row" }, examples, surprise, own,
       h("span", { className: "hint" }, "or drop or paste one here"), uploading), errors.picture),
     h("div", { className: "desk" }, h("section", {}, h("h3", {}, "2 · Say what it should show"), text, chips, notes,
-      h("div", { className: "row" }, run, goOn, stop, method, sampling), bar, words, errors.run),
+      h("div", { className: "row" }, run, goOn, stop), bar, words, errors.run),
     h("section", { className: "stage" }, h("figure", {}, source.frame, sourceWords), resultFigure)),
     galleryBox, trainingBox, historyBox, file, dialog);
   el.replaceChildren(root);
@@ -201,29 +168,21 @@ function render({ model, el }) {
   text.addEventListener("blur", type);
   root.addEventListener("dragover", (e) => { e.preventDefault(); root.classList.add("over"); });
   root.addEventListener("dragleave", () => root.classList.remove("over"));
-  root.addEventListener("drop", (e) => {
-    e.preventDefault();
-    root.classList.remove("over");
-    upload(e.dataTransfer.files[0]);
-  });
+  root.addEventListener("drop", (e) => { e.preventDefault(); root.classList.remove("over"); upload(e.dataTransfer.files[0]); });
   root.addEventListener("paste", (e) => upload(e.clipboardData.files[0]));
   root.addEventListener("keydown", (e) => {
     if (e.key === "Enter" && (e.ctrlKey || e.metaKey)) { type(); if (!run.disabled) run.click(); }
-    const tiles = [...gallery.querySelectorAll(".tile:enabled")], at = tiles.indexOf(e.target);
-    if (at >= 0) tiles[at + ({ ArrowLeft: -1, ArrowRight: 1 }[e.key] || 0)]?.focus();
   });
 
   // what Python says
   function show() {
     const now = get("now"), { busy, picture: info } = now, stage = get("stage");
-    heard = Date.now();
-    lost.textContent = "";
+    [heard, lost.textContent] = [Date.now(), ""];
     if (now.heard >= last) uploading.textContent = "";
     if (now.text !== sent) text.value = sent = now.text;
-    for (const node of [text, surprise, own, method.lastChild, sampling.lastChild, ...examples]) node.disabled = busy;
+    for (const node of [text, surprise, own, ...examples]) node.disabled = busy;
     [run.disabled, goOn.disabled, stop.disabled] = [busy || !now.can_run, busy || !now.can_go_on, !busy];
     [run.className, goOn.className] = now.first === "run" ? ["first", ""] : ["", "first"];
-    [method.lastChild.value, sampling.lastChild.value, sampling.hidden] = [now.method, now.sampling, !now.sampling];
     keyed(notes, now.notes, () => now.notes.map((note) => h("li", {}, note)));
     keyed(chips, [now.chips, now.named, busy], () => Object.entries(now.chips).map(([kind, values]) =>
       h("div", { role: "group", "aria-label": kind }, values.map((value) => button(value, () => ({ do: "chip", [kind]: value }),
@@ -252,8 +211,7 @@ function render({ model, el }) {
     galleryBox.hidden = !now.rows.length;
     galleryWords.textContent = `“${now.edit}”: click the picture that you like best.` + (!now.suggested ? "" : good
       ? ` Suggested: η = ${eta}, λ = ${scale}.` : " None of the first ones shows what the text says: try other words.");
-    for (const node of [...tools.querySelectorAll("button, input"), ...keep.children]) node.disabled = !open;
-    [suggest.hidden, lora.hidden] = [!!now.suggested, !now.lora];
+    for (const node of tools.querySelectorAll("button, input")) node.disabled = !open;
     keyed(gallery, [now.rows, Object.keys(tiles)], () => now.rows.map((row) => h("div", {}, h("h4", {}, seed(row)),
       h("div", { className: "tiles", style: `--n: ${row.tiles.length}` }, row.tiles.map(([eta, name]) => button(
         [h("span", { className: "frame" }, tiles[name] && h("img", { src: tiles[name], alt: "" })), `η = ${eta}`],
@@ -268,24 +226,22 @@ function render({ model, el }) {
       const field = h("input", { value: name, "aria-label": `name of “${text}”` });
       field.onchange = () => send({ do: "rename", name, to: field.value });
       const tool = (what, more) => button(what, () => ({ do: what, ...more }), { ...link, "aria-label": `${what} ${name}` });
-      const about = h("div", {}, h("b", {}, text), field, h("span", { className: "hint" }, `${state} · ${megabytes(size)}`));
-      return h("article", { className: "card" }, cover && h("img", { src: cover, alt: "" }), about, h("div", { className: "row" },
-        tool("open", { name }), tool("duplicate", { name }), tool("delete", { names: [name] })));
+      return h("article", { className: "card" }, cover && h("img", { src: cover, alt: "" }),
+        h("div", {}, h("b", {}, text), field, h("span", { className: "hint" }, `${state} · ${megabytes(size)}`)),
+        h("div", { className: "row" }, tool("open", { name }), tool("duplicate", { name }), tool("delete", { names: [name] })));
     }));
-    const clear = () => ({ do: "delete", names: begun.map((one) => one.name) });
-    bin.replaceChildren(...[begun.length && button(`Put ${begun.length} unfinished into the bin`, clear),
+    bin.replaceChildren(...[begun.length && button(`Put ${begun.length} unfinished into the bin`,
+      () => ({ do: "delete", names: begun.map((one) => one.name) })),
       binned && act("Undo the last deletion", "undo"),
       binned && act(`Empty the bin (${binned}, ${megabytes(size)})`, "empty")].filter(Boolean));
   }
-  model.on("msg:custom", ({ file: name, part, parts }, buffers) => { // a file to download
-    incoming = part ? [...incoming, buffers[0]] : [buffers[0]];
-    if (part + 1 === parts) h("a", { href: URL.createObjectURL(new Blob(incoming)), download: name }).click();
-  });
+  model.on("msg:custom", ({ file }, buffers) => h("a", { href: URL.createObjectURL(new Blob(buffers)), download: file }).click());
   for (const name of ["now", "stage", "tiles", "sketches"]) model.on(`change:${name}`, show);
   model.on("change:history", showHistory);
   const pulse = setInterval(() => { if (get("now").busy && Date.now() - heard > 12000) lost.textContent = LOST; }, 3000);
   show();
   showHistory();
+  if (get("now").beat === 1) setTimeout(() => root.scrollIntoView(), 300); // new, and below a long cell
   return () => clearInterval(pulse);
 }
 

@@ -8,8 +8,8 @@ from imagic_lab.sweep import Faults, sweep
 from imagic_lib.__main__ import Parser, exit_code_of, printable
 
 ABOUT = """Do every edit of a table: on this machine, on Slurm or on a Ray cluster. Start it again after any stop and it
-continues; finished edits are not done twice. The results are in report.html, results.csv, contact-sheet.png and
-errors.csv in the folder. docs/cluster.md explains the table and the engines."""
+continues; finished edits are not done twice. The results are in report.html, results.csv and errors.csv in
+the folder. docs/cluster.md explains the table and the engines."""
 
 
 def parser() -> Parser:
@@ -49,10 +49,7 @@ def run_sweep(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["sweep"]:  # from `python -m imagic_lab sweep`
-        arguments = arguments[1:]
-    args = parser().parse_args(arguments)
+    args = parser().parse_args(argv)
     return exit_code_of(lambda: run_sweep(args), "; the same command goes on where it was")
 
 

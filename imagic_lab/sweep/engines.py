@@ -5,17 +5,12 @@ how many are open; all state is there, so a worker can be lost at any moment.
 """
 
 import logging
-import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from types import ModuleType
 
 import torch
@@ -28,7 +23,7 @@ Look = Callable[[], int]
 
 
 def supervise(start: Callable[[object], object], places: Iterable[object], look: Look) -> None:
-    """Keep a worker running in each place (a device, say) until no job is open.
+    """Keep a worker running in each place (a task of an array, say) until no job is open.
 
     start(place) gives a future (done, exception) of a worker, which ends when no job is open. Lost workers are started
     again. Raises ValueError if many are lost while no job is settled.
@@ -59,37 +54,13 @@ def portable_worker(jobs: Sequence[Job], setup: Setup) -> Callable[[object], Non
     return worker
 
 
-def run_local(jobs: Sequence[Job], setup: Setup, look: Look, devices: Sequence[str] = ()) -> None:
-    """In this process, or in one process for each of several GPUs. devices: left out, all GPUs, or the CPU."""
-    devices = devices or [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-    if len(devices) < 2:
-        threads = torch.get_num_threads()
-        try:
-            return work_through(jobs, replace(setup, device=next(iter(devices), None)), look)
-        finally:
-            torch.set_num_threads(threads)
-    pools, others = [], multiprocessing.active_children()
-
-    def start(device: str):
-        pools.append(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin_process))  # CUDA needs spawn
-        return pools[-1].submit(work_through, jobs, replace(setup, device=device))
-
+def run_local(jobs: Sequence[Job], setup: Setup, look: Look) -> None:
+    """In this process, on its GPU or its CPU."""
+    threads = torch.get_num_threads()
     try:
-        supervise(start, devices, look)
-    except BaseException:
-        for process in set(multiprocessing.active_children()).difference(others):
-            process.terminate()
-        raise
+        work_through(jobs, setup, look)
     finally:
-        for pool in pools:
-            pool.shutdown()
-
-
-def begin_process() -> None:
-    """In a new process: SIGTERM ends its work in good order, and the end of the sweep's process ends it at once."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    parent = multiprocessing.parent_process()
-    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        torch.set_num_threads(threads)
 
 
 def run_slurm(jobs: Sequence[Job], setup: Setup, look: Look, workers: int = 8, cluster: str = "slurm",

@@ -2,9 +2,9 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -23,8 +23,7 @@ class StoredSweep(Stored):
     work: str
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """How many jobs of the table are done, failed in this start, or are open because workers were lost."""
 
     done: int
@@ -36,14 +35,12 @@ def sweep(table: str | Path | Sequence[Job], out: str | Path, engine: str = "loc
           keep: bool = False, work: str = EDIT_WORK, **options) -> Summary:  # fmt: skip
     """Do all edits of a table (`read_table`) in the folder `out`. After a stop or a kill, the same call continues.
 
-    engine: "local", "ray" or "slurm"; options go to it (`engines`): devices; address; workers, cluster, options.
+    engine: "local", "ray" or "slurm"; options go to it (`engines`): address; workers, cluster, options.
     cores: threads of a worker on a CPU; with the same number, and on the same kind of machine, all engines give the
     same bits. keep: keep the trained weights too. work: "module:function" that does a job. An edit that fails becomes a
     row of errors.csv, and the next start tries it again. Raises `Faults` for a table with faults, and ValueError for a
     folder with other files or an engine that isn't installed.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine {engine!r} is unknown: choose {', '.join(ENGINES)}")
     if cores < 1:
         raise ValueError(f"cores is {cores}: it must be 1 or more")
     jobs = read_table(table) if isinstance(table, (str, Path)) else list(table)
@@ -52,12 +49,12 @@ def sweep(table: str | Path | Sequence[Job], out: str | Path, engine: str = "loc
     set_damaged_aside(settled_jobs(jobs, setup)[0], setup)
     done = set(settled_jobs(jobs, setup)[0])
     to_do = sorted((job for job in jobs if job not in done), key=lambda job: models.index(job.model))
-    bar = SweepBar(total=len(jobs), initial=len(done), desc="sweep", unit="edit", smoothing=0)
+    bar = tqdm(total=len(jobs), initial=len(done), desc="sweep", unit="edit", smoothing=0)
     try:
         if to_do:
-            ENGINES[engine](to_do, setup, partial(bar.look, jobs, setup), **options)
+            ENGINES[engine](to_do, setup, partial(show_on, bar, jobs, setup), **options)
     finally:
-        bar.look(jobs, setup)
+        show_on(bar, jobs, setup)
         bar.close()
         done, failed = write_report(Path(setup.out), jobs, setup)
     return Summary(done, failed, len(jobs) - done - failed)
@@ -76,15 +73,12 @@ def take(out: Path, work: str) -> Path:
     return out
 
 
-class SweepBar(tqdm):
-    """A bar that shows what is in the sweep's folder. A job that fails is taken off it, because its time says nothing
-    about the time of the others."""
-
-    def look(self, jobs: Sequence[Job], setup: Setup) -> int:
-        """Show how many jobs are done, and return how many are open."""
-        done, failed = settled_jobs(jobs, setup)
-        self.total = len(jobs) - len(failed)
-        self.update(len(done) - self.n)
-        if failed:
-            self.set_postfix(failed=len(failed))
-        return self.total - self.n
+def show_on(bar: tqdm, jobs: Sequence[Job], setup: Setup) -> int:
+    """Show on the bar how many jobs are done, and return how many are open. A job that fails is taken off the bar,
+    because its time says nothing about the time of the others."""
+    done, failed = settled_jobs(jobs, setup)
+    bar.total = len(jobs) - len(failed)
+    bar.update(len(done) - bar.n)
+    if failed:
+        bar.set_postfix(failed=len(failed))
+    return bar.total - bar.n

@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from imagic_lab.sweep.table import Job
 from imagic_lib.edit import run_edit
-from imagic_lib.files import Finite, Stored, Whole, load_facts, read_json, write_json
+from imagic_lib.files import Finite, Stored, Whole, read_json, write_json
 from imagic_lib.folder import DIFFERENCE_FILE, LOCK, LORA_FILE, picture_name
 from imagic_lib.models import load_pipeline
-from imagic_lib.pictures import load_image, open_image, psnr, rmse, save_picture
+from imagic_lib.pictures import load_image, psnr, rmse, save_picture
 from imagic_lib.planning.memory import Plan, plan
 from imagic_lib.storage import versions
 from imagic_lib.training.loop import Run
@@ -70,7 +70,6 @@ class Setup:
     cores: int = 2  # threads of one worker; the last digits on a CPU depend on it
     keep: bool = False  # the trained weights too, so that `show` can draw from the edit
     work: str = EDIT_WORK  # "module:function" that does a job: function(job, folder, setup) -> facts
-    device: str | None = None  # as for `load_pipeline`
 
     def folder(self, job: Job) -> Path:
         return Path(self.out) / "edits" / job.name
@@ -204,35 +203,14 @@ def wait_for_disk(path: Path) -> None:
 
 
 def facts_of(job: Job, part: Path, setup: Setup) -> dict:
-    """What the work function returns, its seconds and its notes. Damaged files of an earlier start are set aside."""
+    """What the work function returns, its seconds and its notes."""
     work, began = resolve_name(setup.work), time.monotonic()
     no_bars = patch.object(tqdm, "__init__", begin_without_bar)  # thousands would push away the sweep's own
     with warnings.catch_warnings(record=True) as notes, no_bars:
         warnings.simplefilter("always", UserWarning)
-        try:
-            facts = work(job, part, setup)
-        except ValueError:
-            if not is_damaged(part):
-                raise
-            aside = part.rename(setup.hidden(job, f"damaged-{time.time_ns()}"))
-            warnings.warn(
-                f"started anew, because files of an earlier start are unreadable ({aside.name})", stacklevel=1
-            )
-            part.mkdir()
-            facts = work(job, part, setup)
+        facts = work(job, part, setup)
     said = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, UserWarning))
     return {**facts, "notes": list(said), "seconds": round(time.monotonic() - began, 2), "versions": versions()}
-
-
-def is_damaged(folder: Path) -> bool:
-    """Does the folder have an unreadable file, as after a power cut?"""
-    readers = {".safetensors": load_facts, ".json": read_results, ".png": open_image}
-    try:
-        for path in folder.iterdir():
-            readers.get(path.suffix, Path.exists)(path)
-    except ValueError:
-        return True
-    return False
 
 
 def begin_without_bar(bar: tqdm, *arguments, _begin=tqdm.__init__, **options) -> None:
@@ -260,11 +238,11 @@ def set_damaged_aside(jobs: Sequence[Job], setup: Setup) -> None:
 
 
 @lru_cache(maxsize=1)
-def model_and_plan(model: str, device: str | None) -> tuple[StableDiffusionPipeline, Plan | None]:
+def model_and_plan(model: str) -> tuple[StableDiffusionPipeline, Plan | None]:
     """A model, and on a GPU the ways of training that fit into it: kept as long as jobs ask for the same model. The one
     before is dropped first."""
     model_and_plan.cache_clear()
-    pipe = load_pipeline(model, None if model == "tiny" else device)
+    pipe = load_pipeline(model)
     return pipe, plan(pipe) if pipe.unet.device.type == "cuda" else None
 
 
@@ -272,7 +250,7 @@ def edit_and_draw(job: Job, folder: Path, setup: Setup) -> dict:
     """Train one edit, and draw its pictures as `edit` on the command line does: on a GPU by the first way of the method
     that fits. Returns a row for each picture: η, seed, file, RMSE to the input (0 to 1), and PSNR in dB to the input's
     reconstruction by the VAE. Raises MemoryError if no way fits."""
-    pipe, found = model_and_plan(job.model, setup.device)
+    pipe, found = model_and_plan(job.model)
     way = next(iter(found.fitting(job.method)), None) if found else None
     if found and not way:
         raise MemoryError(f"the method {job.method!r} does not fit into this GPU: {found.advice}")

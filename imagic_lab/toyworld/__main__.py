@@ -10,8 +10,8 @@ from imagic_lib.__main__ import Parser, exit_code_of, report, writable
 from imagic_lib.pictures import rmse
 
 TRAIN = """Train an embedded model from random weights, or train an existing one further: drawings, VAE, CLIP, UNet and
-reader. If it was stopped, the same command continues from the last checkpoint and repeats two minutes at most. It
-takes hours on two cores: data/tiny-sd/README.md."""
+reader. If it was stopped, the same command draws the drawings again, which takes minutes, and continues from the last
+checkpoint. It takes hours on two cores: data/tiny-sd/README.md."""
 DEMO = "The edit of the README: a sitting dog jumps, shown next to its ground truth."
 
 
@@ -21,7 +21,7 @@ def parser() -> Parser:
 
     train = commands.add_parser("train", help="make the embedded model", description=TRAIN)
     train.set_defaults(run=run_train)
-    train.add_argument("--runs", type=Path, default=Path("runs"), help="work folder: drawings, checkpoints, previews")
+    train.add_argument("--runs", type=Path, default=Path("runs"), help="work folder of the checkpoints")
     train.add_argument("--out", type=Path, default=Path("runs/data"), help="where the finished models go")
     train.add_argument("--start", type=Path, help="folder like data/ whose model is trained further (default: none)")
     only = {"choices": recipe.NETWORKS, "default": recipe.NETWORKS, "nargs": "+"}
@@ -29,7 +29,6 @@ def parser() -> Parser:
     train.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     train.add_argument("--scale", type=float, default=1.0, help="share of the full steps and scenes (0.01: a trial)")
     train.add_argument("--seed", type=int, default=0, help="of the weights and the batches (default: 0)")
-    train.add_argument("--bf16", action="store_true", help="faster on processors with AVX512-BF16, slower on others")
 
     demo = commands.add_parser("demo", help="one edit with its ground truth", description=DEMO)
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: out/demo)")
@@ -39,7 +38,7 @@ def parser() -> Parser:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    how = {name: getattr(args, name) for name in ("start", "only", "scale", "seed", "bf16", "device")}
+    how = {name: getattr(args, name) for name in ("start", "only", "scale", "seed", "device")}
     recipe.make(writable(args.runs), writable(args.out), **how)
 
 

@@ -71,14 +71,7 @@ def build_clip(vocabulary: int) -> CLIPModel:
 
 
 def train_clip(
-    pictures: np.ndarray,
-    scenes: list[Scene],
-    tokenizer: CLIPTokenizer,
-    folder: Path,
-    *,
-    steps=STEPS,
-    seed=0,
-    bf16=False,
+    pictures: np.ndarray, scenes: list[Scene], tokenizer: CLIPTokenizer, folder: Path, *, steps=STEPS, seed=0
 ):
     """Learn which caption belongs to which picture (n, 128, 128, 3) of a batch. Returns (clip, history)."""
     torch.manual_seed(seed)
@@ -93,13 +86,5 @@ def train_clip(
         reach = CONTEXT if step % 8 == 0 else 1 + int((ids == len(tokenizer) - 1).int().argmax(1).max())
         return clip(input_ids=ids[:, :reach], pixel_values=to_batch(pictures[which]), return_loss=True).loss
 
-    history = train_network("clip", clip, loss_of, folder, steps=steps, lr=LR, seed=seed, bf16=bf16)
+    history = train_network("clip", clip, loss_of, folder, steps=steps, lr=LR, seed=seed)
     return clip.eval(), history
-
-
-@torch.no_grad()
-def retrieval(clip: CLIPModel, tokenizer: CLIPTokenizer, pictures: Tensor, captions: list[str]) -> float:
-    """The share of pictures (n, 3, 128, 128) whose own caption scores highest among all captions, in [0, 1]."""
-    scores = clip(input_ids=tokenize(tokenizer, captions), pixel_values=pictures).logits_per_image
-    best = scores.argmax(dim=1)
-    return sum(captions[i] == captions[k] for k, i in enumerate(best.tolist())) / len(captions)

@@ -1,17 +1,13 @@
-"""The drawings to learn from: which scenes they show, and their pixels, drawn once and kept."""
+"""The drawings to learn from: which scenes they show, and their pixels."""
 
-import hashlib
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from imagic_lab.toyworld import drawing
 from imagic_lab.toyworld.scene import TEST_SEEDS, Scene
-from imagic_lib.files import write_atomically
 
 
 def training_scenes(count: int) -> list[Scene]:
@@ -26,11 +22,6 @@ def test_scenes(count: int, held_out: bool | None = None) -> list[Scene]:
     return list(islice((s for s in every if held_out is None or s.held_out == held_out), count))
 
 
-def any_scenes(count: int) -> list[Scene]:
-    """`count` training scenes of all combinations, the held-out ones too: for the reader."""
-    return [Scene.sample(seed) for seed in range(TEST_SEEDS // 2, TEST_SEEDS // 2 + count)]
-
-
 def pixels(scene: Scene) -> np.ndarray:
     """(128, 128, 3) uint8."""
     return np.asarray(scene.render())
@@ -41,17 +32,6 @@ def to_batch(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def render(scenes: list[Scene], folder: Path) -> np.ndarray:
-    """All scenes as (n, 128, 128, 3) uint8, drawn once (500 a second) and kept in `folder`, in a file that is named by
-    the scenes and by the code that draws them (`name_for`)."""
-    file = folder / f"{name_for(scenes)}.npy"
-    if not file.exists():
-        drawn = np.stack([pixels(scene) for scene in tqdm(scenes, desc="drawing scenes", mininterval=5)])
-        write_atomically(file, lambda temporary: np.save(temporary, drawn))
-    return np.load(file)
-
-
-def name_for(scenes: list[Scene]) -> str:
-    """16 hexadecimal digits that change with every attribute and number of the scenes, and with the drawing code."""
-    code = Path(drawing.__file__).read_bytes()
-    return hashlib.sha256(code + repr(scenes).encode()).hexdigest()[:16]
+def render(scenes: list[Scene]) -> np.ndarray:
+    """All scenes as (n, 128, 128, 3) uint8: 500 a second."""
+    return np.stack([pixels(scene) for scene in tqdm(scenes, desc="drawing scenes", mininterval=5)])

@@ -145,7 +145,10 @@ class Report(NamedTuple):
 
 
 class Reader:
-    """The trained network, and the bound of what counts as drawn well.
+    """The trained network, and the bound of what counts as drawn well: what a drawing may leave unexplained.
+
+    Two heads, missing legs and a smear leave more. The bound lies between held-back drawings and monsters, both seen
+    through the VAE (`with_bound`, data/reader/README.md).
 
     >>> reader = load_reader()
     >>> reader.scene(picture).attributes        # {'subject': 'dog', 'colour': 'brown', ...}
@@ -183,14 +186,6 @@ class Reader:
     def left(self, picture: Image.Image | Tensor, scene: Scene) -> float:
         """How much of the picture a drawing of this scene leaves unexplained in the worst window, in [0, 1]."""
         return unexplained(as_stack(picture)[0], as_stack(scene.render())[0]).max().item()
-
-    def drawn_well(self, picture: Image.Image | Tensor) -> bool:
-        """Can a drawing explain the picture? The scene that was read is drawn again and compared with it.
-
-        Two heads, missing legs, a smear and half a cat fail, because no drawing explains them. The bound lies between
-        held-back drawings and monsters, both seen through the VAE (`with_bound`, data/reader/README.md).
-        """
-        return self.left(picture, self.scene(picture)) <= self.bound
 
     def success(self, picture: Image.Image | Tensor, truth: Scene) -> bool:
         """Right in all four attributes and drawn well, as in `report`. A picture that is wrong takes only a glance."""
@@ -249,7 +244,7 @@ def best_numbers(found: dict[str, Tensor], k: int) -> dict[str, float]:
 
 
 def train_reader(
-    drawings: np.ndarray, softened: np.ndarray, scenes: list[Scene], folder: Path, *, steps=STEPS, seed=0, bf16=False
+    drawings: np.ndarray, softened: np.ndarray, scenes: list[Scene], folder: Path, *, steps=STEPS, seed=0
 ) -> tuple[ReaderNet, dict]:
     """Learn to read drawings, (n, 128, 128, 3) uint8, of *all* combinations. Returns (net, history).
 
@@ -268,7 +263,7 @@ def train_reader(
         found = {name: values.float() for name, values in net(pictures).items()}
         return reading_loss(found, {name: values[which] for name, values in wanted.items()})
 
-    history = train_network("reader", net, loss_of, folder, steps=steps, lr=LR, ema=0.995, seed=seed, bf16=bf16)
+    history = train_network("reader", net, loss_of, folder, steps=steps, lr=LR, ema=0.995, seed=seed)
     return net.eval().to(memory_format=torch.contiguous_format), history
 
 

@@ -17,33 +17,18 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPToken
 from imagic_lab.toyworld import clip, dataset, reader, unet, vae
 from imagic_lab.toyworld.captions import caption_words
 from imagic_lab.toyworld.monsters import monsters
+from imagic_lab.toyworld.scene import TEST_SEEDS, Scene
 from imagic_lib.arguments import check_setting
 from imagic_lib.files import load_facts, load_tensors, save_tensors
-from imagic_lib.models import encode_text, load_pipeline
-from imagic_lib.pictures import to_tensor
-from imagic_lib.stage4_inference import generate
+from imagic_lib.models import load_pipeline
 
 NETWORKS = ("vae", "clip", "unet", "reader")  # in the order of their training
 SCENES, READER_SCENES, SOFTENED, HELD_BACK = 48_000, 24_000, 6_000, 512
 PLUGINS = {"measure": "imagic_lab.toyworld.edits:read_by"}  # for `models.plugin_of`
-PREVIEW_TEXTS = (
-    "a brown dog jumping on the grass", "a photo of an orange cat sitting on the beach",
-    "a white rabbit in the snow", "a yellow bird flying at night", "a red car parked on the beach",
-    "a black cat lying down on the grass", "a blue dog standing at night", "a grey car driving in the snow",
-)  # fmt: skip
 
 
-def make(
-    runs: Path,
-    out: Path,
-    *,
-    start: Path | None = None,
-    only: Sequence[str] = NETWORKS,
-    scale: float = 1.0,
-    seed: int = 0,
-    bf16: bool = False,
-    device: str = "cpu",
-) -> None:
+def make(runs: Path, out: Path, *, start: Path | None = None, only: Sequence[str] = NETWORKS, scale: float = 1.0,
+         seed: int = 0, device: str = "cpu") -> None:  # fmt: skip
     """Train the VAE, the mini-CLIP, the UNet and the reader on drawings, and write them to `out`, laid out like data/.
 
     runs: a work folder, where every network continues from its checkpoint, or is skipped if it is finished. start: a
@@ -55,36 +40,30 @@ def make(
         raise ValueError("without a model to start from, all networks are trained: leave out --only, or give --start")
     check_setting("scale", scale, zero=True)
     check_setting("seed", seed, zero=True)
-    how = {"seed": seed, "bf16": bf16}
     steps = {name: share_of(part.STEPS, scale) for name, part in zip(NETWORKS, (vae, clip, unet, reader), strict=True)}
     scenes = dataset.training_scenes(share_of(SCENES, scale, 32))
-    drawings = dataset.render(scenes, runs / "scenes")
-    held_back = dataset.render(dataset.test_scenes(share_of(HELD_BACK, scale, 8)), runs / "scenes")
+    drawings, held_back = map(dataset.render, (scenes, dataset.test_scenes(share_of(HELD_BACK, scale, 8))))
     before = load_pipeline(start / "tiny-sd", device="cpu") if start else None
     the_vae, the_unet = (before.vae, before.unet) if before else (None, None)
     history = {}
     if "vae" in only:
         the_vae, history["vae"] = vae.train_vae(
-            drawings, held_back, runs, start_from=the_vae, steps=steps["vae"], device=device, **how
+            drawings, runs, start_from=the_vae, steps=steps["vae"], device=device, seed=seed
         )
     if "clip" in only:
         tokenizer = clip.train_tokenizer(scenes, runs / "tokenizer")
-        the_clip, history["clip"] = clip.train_clip(drawings, scenes, tokenizer, runs, steps=steps["clip"], **how)
+        the_clip, history["clip"] = clip.train_clip(drawings, scenes, tokenizer, runs, steps=steps["clip"], seed=seed)
         text_encoder = text_tower(the_clip)
     else:
         tokenizer, text_encoder = before.tokenizer, before.text_encoder
         the_clip = CLIPModel.from_pretrained(start / "tiny-clip", dtype=torch.float32)
     if "unet" in only:
-
-        def preview(model: UNet2DConditionModel, path: Path) -> None:
-            draw_previews(assemble(the_vae, text_encoder, tokenizer, model.eval()).to(device), path)
-
         latents = cached_latents(the_vae, drawings, runs / "latents.safetensors")
-        more = {"start_from": the_unet, "steps": steps["unet"], "device": device, "preview": preview}
-        the_unet, history["unet"] = unet.train_unet(latents, scenes, tokenizer, text_encoder, runs, **more, **how)
-    pipe = assemble(the_vae, text_encoder, tokenizer, the_unet).to("cpu")  # the previews moved its parts to the device
+        more = {"start_from": the_unet, "steps": steps["unet"], "device": device}
+        the_unet, history["unet"] = unet.train_unet(latents, scenes, tokenizer, text_encoder, runs, **more, seed=seed)
+    pipe = assemble(the_vae, text_encoder, tokenizer, the_unet)
     if "reader" in only:
-        the_reader, history["reader"] = make_reader(the_vae, held_back, runs, scale, steps=steps["reader"], **how)
+        the_reader, history["reader"] = make_reader(the_vae, held_back, runs, scale, steps=steps["reader"], seed=seed)
     else:
         the_reader = reader.load_reader(start / "reader" / "reader.safetensors")
     export(out, pipe, the_clip, the_reader, history)
@@ -110,19 +89,13 @@ def cached_latents(the_vae: AutoencoderKL, drawings: np.ndarray, path: Path) -> 
     return tensors["means"], tensors["deviations"]
 
 
-def draw_previews(pipe: StableDiffusionPipeline, path: Path) -> None:
-    """Draw the same texts from the same two noises every time, to show how training goes."""
-    e = torch.cat([encode_text(pipe, text) for text in PREVIEW_TEXTS])
-    drawn = torch.cat([to_tensor(picture) for picture in generate(pipe, e, [0, 1], steps=20)])
-    vae.save_rows(path, [drawn[0::2], drawn[1::2]])
-
-
 def make_reader(
     the_vae: AutoencoderKL, held_back: np.ndarray, runs: Path, scale: float, **how
 ) -> tuple[reader.Reader, dict]:
     """Train a reader for drawings and for what this VAE makes of them. Returns (reader, history)."""
-    scenes = dataset.any_scenes(share_of(READER_SCENES, scale, 32))
-    drawings = dataset.render(scenes, runs / "scenes")
+    first = TEST_SEEDS // 2  # combinations that are held out from the other networks, too
+    scenes = [Scene.sample(seed) for seed in range(first, first + share_of(READER_SCENES, scale, 32))]
+    drawings = dataset.render(scenes)
     softened = vae.reconstruct_pixels(the_vae, drawings[: share_of(SOFTENED, scale, 16)])
     net, history = reader.train_reader(drawings, softened, scenes, runs, **how)
     good = held_back[: share_of(reader.BOUND_FROM, scale, 8)]
@@ -170,12 +143,11 @@ def export(
     sizes = {"size": {"shortest_edge": 128}, "crop_size": {"height": 128, "width": 128}}
     for part in (the_clip.half(), pipe.tokenizer, CLIPImageProcessor(**sizes, image_mean=half, image_std=half)):
         part.save_pretrained(fresh / "tiny-clip")
-    for config in (fresh / "tiny-sd" / "text_encoder" / "config.json", fresh / "tiny-clip" / "config.json"):
-        # transformers obeys this entry: stored in half precision, opened in float32 as the UNet and the VAE are
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
-    for config in (fresh / "tiny-sd" / "unet" / "config.json", fresh / "tiny-sd" / "vae" / "config.json"):
-        facts = json.loads(config.read_text())
+    for part in ("tiny-sd/text_encoder", "tiny-clip", "tiny-sd/unet", "tiny-sd/vae"):
+        facts = json.loads((config := fresh / part / "config.json").read_text())
         facts.pop("_name_or_path", None)  # a path on the computer that trained it
+        if "dtype" in facts:  # transformers obeys it; stored in half precision, all parts open in float32
+            facts["dtype"] = "float32"
         config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (fresh / "tiny-sd" / "vocabulary.json").write_text(json.dumps(sorted(caption_words()), indent=0))
     (fresh / "tiny-sd" / "training.json").write_text(json.dumps(history))

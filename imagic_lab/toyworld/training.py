@@ -1,4 +1,4 @@
-"""How the networks of the toy world are trained: `Training`, seeded by step, with a moving average and previews."""
+"""How the networks of the toy world are trained: `Training`, seeded by step, with a moving average."""
 
 from __future__ import annotations
 
@@ -15,53 +15,29 @@ DECAY = 0.3  # of the steps, the last ones: over them the rate falls in a straig
 EVERY = 50  # steps that share one point of the curve
 
 
-def train_network(
-    name: str,
-    model: nn.Module,
-    loss_of: Callable[[int, torch.Generator], Tensor],
-    folder: Path,
-    *,
-    steps: int,
-    lr: float,
-    warmup: int = 200,
-    ema: float | None = None,
-    seed: int = 0,
-    bf16: bool = False,
-    preview: Callable[[nn.Module, Path], None] | None = None,
-    preview_every: int = 1000,
-    about: dict | None = None,
-) -> dict:
+def train_network(name: str, model: nn.Module, loss_of: Callable[[int, torch.Generator], Tensor], folder: Path, *,
+                  steps: int, lr: float, warmup: int = 200, ema: float | None = None, seed: int = 0,
+                  about: dict | None = None) -> dict:  # fmt: skip
     """Train `model` in place with AdamW on `loss_of(step, generator)`; returns the curve (`curve_of`).
 
     The randomness of each step depends on (seed, step) alone, so that a run that was killed and started again gives the
     same bits as one that was not. The checkpoint is `folder/name.safetensors`. With `ema` the model ends up with the
     moving average of its weights. about: what else the training is of, as JSON: a checkpoint of other data is refused.
-    `bf16` computes in half precision with float32 weights: about 1.4 times faster on
-    processors with AVX512-BF16, slower on all others.
     """
     adam = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     adam.register_step_pre_hook(clip_gradients)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()} if ema else {}
     weights = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"ema.{k}": v for k, v in average.items()}
-    job, run = (
-        TrainingJob({"lr": lr, "bf16": bf16, "seed": seed} | (about or {}), {}),
-        Run(checkpoint=folder / f"{name}.safetensors", bar=True),
-    )
-    device, generator = next(model.parameters()).device, torch.Generator()
+    job, generator = TrainingJob({"lr": lr, "seed": seed} | (about or {}), {}), torch.Generator()
+    run = Run(checkpoint=folder / f"{name}.safetensors", bar=True)
     model.train()
     with Training(name, weights, adam, generator, job, run) as training:
         for step in training.steps(steps, DECAY, warmup):
             number = training.done
             generator.manual_seed(1_000_003 * seed + number)
             torch.manual_seed(1_000_003 * seed + number)  # for dropout, which takes no generator
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = loss_of(number, generator)
-            step(loss)
+            step(loss_of(number, generator))
             follow(average, model, min(ema or 0.0, (1 + number) / (10 + number)))
-            if preview and ((number + 1) % preview_every == 0 or number + 1 == steps):
-                with torch.no_grad():
-                    preview(model, folder / f"{name}-{number + 1:06d}.png")
-                model.train()
     if training.history.stopped:
         raise KeyboardInterrupt(f"{name} stopped; the same command goes on with {run.checkpoint}")
     if ema:

@@ -62,20 +62,9 @@ def encode_all(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> tup
     return torch.cat(means), torch.cat(deviations)
 
 
-def train_unet(
-    latents: tuple[Tensor, Tensor],
-    scenes: list[Scene],
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-    folder: Path,
-    *,
-    steps=STEPS,
-    start_from: UNet2DConditionModel | None = None,
-    seed=0,
-    bf16=False,
-    device="cpu",
-    preview=None,
-):
+def train_unet(latents: tuple[Tensor, Tensor], scenes: list[Scene], tokenizer: CLIPTokenizer,
+               text_encoder: CLIPTextModel, folder: Path, *, steps=STEPS,
+               start_from: UNet2DConditionModel | None = None, seed=0, device="cpu"):  # fmt: skip
     """Learn to predict the noise in a noised latent from its caption. Returns (unet, history).
 
     latents: what `encode_all` gives for the drawings of `scenes`. start_from: a UNet that is trained on, in place; None
@@ -105,7 +94,7 @@ def train_unet(
         return (error * (MIN_SNR / compute_snr(process, t)).clamp(max=1.0)).mean()
 
     about = {"latents": hashlib.sha256(b"".join(part.numpy().tobytes() for part in latents)).hexdigest()[:16]}
-    how = {"steps": steps, "lr": LR, "ema": 0.999, "seed": seed, "bf16": bf16, "preview": preview}
+    how = {"steps": steps, "lr": LR, "ema": 0.999, "seed": seed}
     history = train_network("unet", unet, loss_of, folder, about=about, **how)
     unet.set_attn_processor(AttnProcessor2_0())
     return unet.eval().to("cpu", memory_format=torch.contiguous_format), history

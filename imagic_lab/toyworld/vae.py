@@ -10,7 +10,6 @@ from torch import Tensor
 
 from imagic_lab.toyworld.dataset import to_batch
 from imagic_lab.toyworld.training import train_network
-from imagic_lib.pictures import to_picture
 
 SCALING_FACTOR = 0.18215  # Stable Diffusion 1.4's. `stretch_latents` makes it right for these latents
 STEPS, LR, BATCH = 12_000, 8e-4, 4
@@ -46,19 +45,11 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def train_vae(
-    pictures: np.ndarray,
-    held_back: np.ndarray,
-    folder: Path,
-    *,
-    start_from: AutoencoderKL | None = None,
-    steps=STEPS,
-    seed=0,
-    bf16=False,
-    device="cpu",
+    pictures: np.ndarray, folder: Path, *, start_from: AutoencoderKL | None = None, steps=STEPS, seed=0, device="cpu"
 ):
     """Learn to compress pictures, (n, 128, 128, 3) uint8. Returns (vae, history).
 
-    A little noise in the latents makes the decoder forgiving. held_back: drawings for the previews. start_from: a VAE
+    A little noise in the latents makes the decoder forgiving. start_from: a VAE
     that is trained on, in place; None begins with random weights.
     """
     torch.manual_seed(seed)
@@ -73,13 +64,7 @@ def train_vae(
         y = vae.decode(z + (amount * torch.randn(z.shape, generator=generator)).to(device)).sample.float()
         return reconstruction_loss(y, x) + KL_WEIGHT * divergence(posterior)
 
-    def preview(model, path):
-        shown = to_batch(held_back[:8])
-        save_rows(path, [shown, reconstruct(model, shown.to(device)).cpu()])
-
-    history = train_network(
-        "vae", vae, loss_of, folder, steps=steps, lr=LR, ema=0.998, seed=seed, bf16=bf16, preview=preview
-    )
+    history = train_network("vae", vae, loss_of, folder, steps=steps, lr=LR, ema=0.998, seed=seed)
     vae.eval().to("cpu", memory_format=torch.contiguous_format)
     stretch_latents(vae, to_batch(pictures[:256]))
     return vae, history
@@ -121,9 +106,3 @@ def reconstruct_pixels(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 32
 def psnr_per_picture(a: Tensor, b: Tensor) -> Tensor:
     """The peak signal-to-noise ratio of each picture in dB, (n,). a, b: (n, 3, h, w) in [-1, 1]."""
     return -10 * torch.log10((a / 2 - b / 2).square().mean(dim=(1, 2, 3)).clamp(min=1e-10))
-
-
-def save_rows(path: Path, rows: list[Tensor]) -> None:
-    """Save rows of pictures, (n, 3, h, w) in [-1, 1] each, as one sheet: PNG or JPEG, by the name of the file."""
-    sheet = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
-    to_picture(sheet).save(path, quality=90)  # quality is for JPEG

@@ -3,7 +3,6 @@
 import re
 
 import ipywidgets
-import pytest
 from PIL import Image
 
 from imagic_lab.classroom.plots import url_of, webp_of
@@ -111,22 +110,3 @@ def test_the_names_can_be_revealed_early_but_not_before_an_answer():
 def test_names_and_texts_are_not_read_as_html():
     box = BlindVote([question("<b>bold</b>")], MEASURED)
     assert "<b>bold" not in texts(box) and "&lt;b&gt;bold" in texts(box)
-
-
-@pytest.mark.parametrize(
-    ("questions", "measured", "message"),
-    [
-        ([], MEASURED, "list of questions is empty"),
-        ([question(methods=("Imagic",))], MEASURED, "1 methods"),
-        ([question(), question(methods=("Imagic", "text"))], MEASURED, "other methods"),
-        ([question()], {"Imagic": 0.8}, "SDEdit, text"),
-    ],
-)
-def test_an_invalid_vote_is_refused_in_one_sentence(questions, measured, message):
-    with pytest.raises(ValueError, match=message):
-        BlindVote(questions, measured)
-
-
-def test_no_outcome_without_an_answer():
-    with pytest.raises(ValueError, match="no question has been answered"):
-        outcome([], MEASURED)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import imagic_lib as imagic
 from imagic_lab.experiments import distribution, losses
+from imagic_lab.numbers.hl_gauss_head import save_head
 from imagic_lab.toyworld import dataset
 from imagic_lib.diffusion import Probe, forward_process
 
@@ -210,7 +211,7 @@ def test_a_head_is_saved_and_put_back_with_its_facts(pipe, tmp_path):
     with torch.no_grad():
         for weight in one.learned.parameters():
             weight.normal_(generator=torch.Generator().manual_seed(0))
-    distribution.save_head(one, tmp_path / "head.safetensors", {"steps": 7})
+    save_head(one, tmp_path / "head.safetensors", {"steps": 7})
     assert distribution.load_head(other, tmp_path / "head.safetensors")["steps"] == 7
     pairs = zip(one.learned.parameters(), other.learned.parameters(), strict=True)
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in pairs)

@@ -78,15 +78,13 @@ def test_it_is_plain_adam_on_the_sum_of_both_losses(pipe, images, prior):
         torch.testing.assert_close(value, learning[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_prior_of_weight_0_is_none_and_a_larger_weight_counts_more(pipe, images, prior):
-    plain = personalize(pipe, images, TEXT, generator=seeded(), **QUICK)[1].loss
-    off = personalize(pipe, images, TEXT, prior=prior._replace(weight=0), generator=seeded(), **QUICK)[1].loss
+def test_a_larger_weight_of_the_prior_counts_more(pipe, images, prior):
+    plain = personalize(pipe, images, TEXT, generator=seeded(), **QUICK)[1].loss[0]
     one, two = (
         personalize(pipe, images, TEXT, prior=prior._replace(weight=w), generator=seeded(), **QUICK)[1].loss[0]
         for w in (1, 2)
     )
-    assert plain == off
-    assert two - plain[0] == pytest.approx(2 * (one - plain[0]), rel=1e-4) and one > plain[0]
+    assert two - plain == pytest.approx(2 * (one - plain), rel=1e-4) and one > plain
 
 
 def test_the_probe_is_the_mean_over_the_pictures_without_the_prior(pipe, images, prior):
@@ -226,7 +224,6 @@ def test_several_texts_of_the_class_take_turns(pipe):
         ({"text": " "}, "the text is empty"),
         ({"images": [torch.zeros(3, 128, 128)]}, r"shape \(3, 128, 128\)"),
         ({"prior": Prior([], "a photo", -1.0)}, "prior's weight is -1"),
-        ({"prior": ([], "a photo")}, "is not a Prior: give class_pictures"),
         ({"prior": Prior([], "a photo of a car")}, "there is no picture"),
         ({"steps": -1}, "steps is -1"),
         ({"lora": LoRA(targets=["to_z"])}, "no layer named 'to_z'"),

@@ -1,6 +1,5 @@
 """Three engines, one result: the same edits, each exactly once, the same bits; and workers that are lost."""
 
-import json
 import os
 import signal
 import sys
@@ -82,18 +81,6 @@ def test_jobs_of_one_model_come_one_after_the_other(tmp_path, monkeypatch, model
     monkeypatch.setattr(engines, "work_through", lambda jobs, *rest: order.extend(jobs))
     assert sweep(tmp_path / "jobs.csv", tmp_path / "out", work=DRAW).left == 4
     assert [job.row for job in order] == [2, 4, 3, 5]
-
-
-def test_two_devices_are_two_processes_and_a_lost_one_is_replaced(tmp_path):
-    table, out = write_table(tmp_path, ["waits 1", "waits 2", "mortal", "bad", *TEXTS]), tmp_path / "out"
-    running = InBackground(table, out, work=DRAW, devices=["cpu", "cpu:0"])
-    running.wait_until(
-        lambda: len(list((out / "edits").glob(".*.part"))) == 2
-    )  # each has a job while the other has one
-    (out / "go").touch()
-    assert running.result() == (7, 1, 0) and errors_of(out) == ["a bad job: bad"]
-    workers = {json.loads((folder / "job.json").read_text())["worker"] for folder in finished(out)}
-    assert len(workers) >= 2 and os.getpid() not in workers
 
 
 def test_workers_that_are_only_lost_end_the_sweep_in_a_sentence(monkeypatch):

@@ -8,8 +8,8 @@ import torch
 
 import imagic_lib as imagic
 from imagic_lab.benchmark import counted
-from imagic_lab.experiments.schedules import Schedule, has_settled, scheduled, train_on_schedule
 from imagic_lab.methods import Method
+from imagic_lab.numbers.schedules import Schedule, has_settled, scheduled, train_on_schedule
 from imagic_lib.stage3_interpolation import interpolate
 from imagic_lib.stage4_inference import generate
 from tests.common import same, seeded, weights
