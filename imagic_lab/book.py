@@ -45,6 +45,7 @@ def slug(title: str) -> str:
 
 def markdown(text: str) -> str:
     code = HEADING.sub(lambda m: f'<h{m[1]} id="{slug(m[2])}">{m[2]}</h{m[1]}>', markdown2html(text))
+    code = re.sub(r"<th[^>]*></th>", "<td></td>", code)  # a corner of a table is no heading
     return code.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
 
@@ -71,13 +72,13 @@ def output_html(output: nbformat.NotebookNode) -> str:
 def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     """The outputs, with what was printed in one go as one output, and without the stubs' "not attempted yet"."""
     kept = []
-    for output in outputs:
-        if output.output_type == "stream" and output.text.startswith("not attempted yet"):
-            continue
-        if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
-            kept[-1].text += output.text
-        else:
-            kept.append(nbformat.from_dict(output))
+    for output in map(nbformat.from_dict, outputs):
+        if output.output_type == "stream":
+            output.text = re.sub(r"^not attempted yet: .*$", "", output.text, flags=re.MULTILINE)
+            if kept and kept[-1].output_type == "stream":
+                kept[-1].text += output.text
+                continue
+        kept.append(output)
     return kept
 
 
@@ -117,7 +118,8 @@ class Site:
         self.out, self.index, self.titles, self.waiting = out, [], {}, []
         self.notebooks = {p: nbformat.read(p, as_version=4) for p in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))}
         self.found = stored_figures(self.notebooks)
-        self.vendor, self.live = MODULES.is_dir(), (out / "live" / "index.html").is_file()
+        self.live, self.single = ((out / "live" / name).is_file() for name in ("index.html", "imagic.html"))
+        self.vendor = MODULES.is_dir()
         self.jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(BOOK), trim_blocks=True, lstrip_blocks=True)
 
     def linked(self, code: str, source: Path) -> str:
@@ -228,10 +230,14 @@ def build(out: Path, live: Path) -> Site:
     return site
 
 
-if __name__ == "__main__":
+def main() -> None:
     site = build(BUILD / "site", BUILD / "live")
-    print(f"{len(list(site.out.glob('*.html')))} pages in {site.out.relative_to(ROOT)}")
+    print(f"{len(list(site.out.glob('*.html')))} pages in {site.out}")
     if not site.vendor:
-        print("formulas stay in TeX and slides scroll, until `npm ci --prefix docs/book` has run", file=sys.stderr)
+        print("formulas stay in TeX and slides scroll until you run: npm ci --prefix docs/book", file=sys.stderr)
     if not site.live:
-        print("the live page is missing: `make build/live`", file=sys.stderr)
+        print("the live page is missing: make build/live", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
