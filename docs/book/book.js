@@ -17,7 +17,7 @@ for (const question of predictions) {
   for (const item of list.children) {
     const label = document.createElement('label'), knob = document.createElement('input');
     Object.assign(knob, { type: 'radio', name: key, value: item.textContent });
-    knob.onchange = () => { kept[key] ??= knob.value; kept[key] = knob.value; };
+    knob.onchange = () => { kept[key] = knob.value; };
     label.append(knob, ' ' + item.textContent);
     item.setAttribute('role', 'none');
     item.replaceChildren(label);
@@ -77,24 +77,25 @@ addEventListener('resize', reach);
 // -- on paper there is nothing to unfold
 addEventListener('beforeprint', () => document.querySelectorAll('.result').forEach(one => { one.open = true; }));
 
-// -- search: every word must occur; headings count more
+// -- search: every word must occur; headings and the whole phrase count more, then the earlier page comes first
 function search(asked) {
-  const words = asked.toLowerCase().split(/\s+/).filter(Boolean), found = [];
+  const phrase = asked.toLowerCase(), words = phrase.split(/\s+/), found = [];
   for (const one of INDEX) {
     const title = `${one.in} ${one.title}`.toLowerCase(), text = one.text.toLowerCase();
     if (!words.every(word => title.includes(word) || text.includes(word))) continue;
-    const points = words.reduce((sum, word) => sum + 5 * title.includes(word) + text.split(word).length - 1, 0);
-    found.push([points, one]);
+    const points = words.reduce((sum, word) => sum + 5 * title.includes(word) + Math.min(text.split(word).length - 1, 3), 0);
+    found.push([points + 4 * text.includes(phrase), one]);
   }
   return found.sort((a, b) => b[0] - a[0]).map(([, one]) => one).slice(0, 20);
 }
 
-function snippet(text, word) {
-  const at = text.toLowerCase().indexOf(word), from = Math.max(0, at - 70), line = document.createElement('p');
+function snippet(text, asked) { // around the phrase, or else its first word
+  const line = document.createElement('p'), hit = document.createElement('mark');
+  const wanted = text.toLowerCase().includes(asked) ? asked : asked.split(/\s+/)[0];
+  const at = text.toLowerCase().indexOf(wanted), from = text.lastIndexOf(' ', Math.max(0, at - 70)) + 1;
   if (at < 0) return line.append(text.slice(0, 160)), line;
-  const hit = document.createElement('mark');
-  hit.textContent = text.slice(at, at + word.length);
-  line.append((from ? '… ' : '') + text.slice(from, at), hit, text.slice(at + word.length, at + 110) + ' …');
+  hit.textContent = text.slice(at, at + wanted.length);
+  line.append((from ? '… ' : '') + text.slice(from, at), hit, text.slice(at + wanted.length, at + 110).replace(/\S*$/, '…'));
   return line;
 }
 
@@ -109,6 +110,6 @@ addEventListener('DOMContentLoaded', () => {
     const heading = document.createElement('h2'), link = document.createElement('a');
     Object.assign(link, { href: `${one.page}#${one.id}`, textContent: one.in === one.title ? one.in : `${one.in}: ${one.title}` });
     heading.append(link);
-    place.append(heading, snippet(one.text, asked.toLowerCase().split(/\s+/)[0]));
+    place.append(heading, snippet(one.text, asked.toLowerCase()));
   }
 });
