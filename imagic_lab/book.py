@@ -33,7 +33,9 @@ VENDOR = ["mathjax/es5/tex-svg.js", "mathjax/LICENSE", *(f"reveal.js/{name}" for
 LESSON = ("README", "handout", "projects", "misconceptions", "discussion", "glossary")  # the course, in this order
 HEADING = re.compile(r'<h([1-6]) id="[^"]*">(.*?)<a class="anchor-link".*?</a></h\1>', re.DOTALL)
 LINK = re.compile(r'(<(?:a|img)\b[^>]*?\b(?:href|src)=")(?![a-z]+:|#)([^"#]*)', re.DOTALL)
-IMPORTS = re.compile(r"\A(?:(?:import|from) .*\n|\n)+")  # at the top of a cell
+KEY = re.compile(r'(?:predict|reveal)\(\s*"([^"]+)"')
+IMPORTS = re.compile(r"(?:(?:import|from) .*\n|\n)*")  # at the top of a cell
+QUESTION = re.compile(r"(?:(?:options = |predict\(|[ \])]).*\n|\n)*")  # code that only asks
 SILENT = re.compile(r"<(pre|details|style)\b.*?</\1>", re.DOTALL)  # what a search would find too much in
 FIGURE = re.compile(r"^\[(figure|map|predict|result) ([^\]]+)\]$", re.MULTILINE)
 
@@ -69,7 +71,7 @@ def output_html(output: nbformat.NotebookNode) -> str:
     return f'<img class="plot" alt="{html.escape(alt)}" src="data:image/png;base64,{output.data["image/png"]}">'
 
 
-def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+def merged_outputs(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     """The outputs, with what was printed in one go as one output, and without the stubs' "not attempted yet"."""
     kept = []
     for output in map(nbformat.from_dict, outputs):
@@ -82,7 +84,7 @@ def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     return kept
 
 
-def cells_of(notebook: nbformat.NotebookNode) -> list[dict]:
+def shown_cells(notebook: nbformat.NotebookNode) -> list[dict]:
     """What the template shows: of each cell its tags, its Markdown or code as HTML, and its outputs."""
     colour, cells = Highlight2HTML(), []
     for cell in notebook.cells:
@@ -90,11 +92,15 @@ def cells_of(notebook: nbformat.NotebookNode) -> list[dict]:
         if cell.cell_type == "markdown":
             cells.append({"tags": tags, "text": markdown(BADGE.sub("", cell.source))})
         elif "colab" not in tags and not cell.source.startswith("score("):
-            shown = "".join(map(output_html, joined(cell.outputs)))
-            imports = IMPORTS.match(cell.source + "\n")[0] if IMPORTS.match(cell.source) else ""
-            code = cell.source[len(imports) :]
-            cells.append({"tags": tags, "code": colour(code), "shown": shown, "imports": imports and colour(imports)})
-            cells[-1]["key"] = "".join(re.findall(r'(?:predict|reveal)\(\s*"([^"]+)"', cell.source)[:1])
+            shown = "".join(map(output_html, merged_outputs(cell.outputs)))
+            imports = IMPORTS.match(cell.source + "\n")[0]
+            code, key = cell.source[len(imports) :], KEY.search(cell.source)
+            known = {
+                "key": key and key[1],
+                "asks": QUESTION.fullmatch(code + "\n"),
+                "imports": imports and colour(imports),
+            }
+            cells.append({"tags": tags, "code": colour(code), "shown": shown, **known})
     return cells
 
 
@@ -102,7 +108,7 @@ def stored_figures(notebooks: dict[Path, nbformat.NotebookNode]) -> dict[str, st
     """What documents may show of the stored outputs: figures by their alternative text, predictions and what was
     measured by "predict 02.reader" and "result 02.reader"."""
     found = {}
-    for cell in (cell for notebook in notebooks.values() for cell in cells_of(notebook) if "code" in cell):
+    for cell in (cell for notebook in notebooks.values() for cell in shown_cells(notebook) if "code" in cell):
         for kind in {"predict", "reveal"} & cell["tags"]:
             found[f"{kind} {cell['key']}".replace("reveal", "result")] = cell["shown"]
     for output in (o for n in notebooks.values() for c in n.cells for o in c.get("outputs", [])):
@@ -163,7 +169,7 @@ class Site:
         """One page, and what a search finds in its sections."""
         parts = re.split(r'(<h[1-3] id="[^"]*">.*?</h[1-3]>)', SILENT.sub(" ", body), flags=re.DOTALL)
         pairs = zip(parts[1::2], parts[2::2], strict=True)
-        sections = [(re.search(r'id="([^"]*)"', h)[1], plain(h), plain(t)) for h, t in pairs]
+        sections = [(re.search(r'id="([^"]*)"', h)[1], read_aloud(h), read_aloud(t)) for h, t in pairs]
         title = sections[0][1] if sections else more.get("title", "Imagic, taught")
         self.index += [{"page": name, "in": title, "id": id, "title": h, "text": text} for id, h, text in sections]
         known = {"title": title, "name": name, "body": body, "site": self, "sections": sections[1:], **more}
@@ -173,7 +179,7 @@ class Site:
         """A notebook's page, and its two editions to download."""
         notebook = self.notebooks[source]
         colab = BADGE.search(notebook.cells[0].source)[0].rpartition("(")[2].rstrip(")")
-        body = self.jinja.get_template("cells.html").render(cells=cells_of(notebook))
+        body = self.jinja.get_template("cells.html").render(cells=shown_cells(notebook))
         more = {"colab": colab, "notebook": source.name, "before": before, "after": after}
         self.write(page_of(source), body=self.linked(body, source), **more)
         for kind in LEFT_OUT:
@@ -188,7 +194,7 @@ class Site:
         self.write("slides.html", "slides.html", title="Slides", slides=slides)
 
 
-def plain(code: str) -> str:
+def read_aloud(code: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", code)).split())
 
 
@@ -200,7 +206,7 @@ def welcome() -> str:
     return f"{begin}\n\n## The notebooks\n{table}"
 
 
-def build(out: Path, live: Path) -> Site:
+def build_site(out: Path, live: Path) -> Site:
     """Write the site into the folder `out`, which is emptied. live: the folder of the live page, if it was built."""
     shutil.rmtree(out, ignore_errors=True)
     for kind in LEFT_OUT:
@@ -214,7 +220,7 @@ def build(out: Path, live: Path) -> Site:
     for name in ("book.css", "book.js"):
         shutil.copy(BOOK / name, out / name)
     sources = list(site.notebooks)
-    site.titles = {page_of(p): plain(markdown(site.notebooks[p].cells[0].source.split("\n")[0])) for p in sources}
+    site.titles = {page_of(p): read_aloud(markdown(site.notebooks[p].cells[0].source.split("\n")[0])) for p in sources}
     for source, before, after in zip(sources, ["", *site.titles], [*list(site.titles)[1:], ""], strict=False):
         site.chapter(source, before, after)
     site.slides()
@@ -231,7 +237,7 @@ def build(out: Path, live: Path) -> Site:
 
 
 def main() -> None:
-    site = build(BUILD / "site", BUILD / "live")
+    site = build_site(BUILD / "site", BUILD / "live")
     print(f"{len(list(site.out.glob('*.html')))} pages in {site.out}")
     if not site.vendor:
         print("formulas stay in TeX and slides scroll until you run: npm ci --prefix docs/book", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 // -- predictions: the options become a choice, and the result says how it compares
 const kept = {}, right = {};
-const predictions = [...document.querySelectorAll('.predict')].filter(one => one.querySelector('ul'));
+const predictions = [...document.querySelectorAll('main .predict')].filter(one => one.querySelector('ul'));
 
 function tally() {
   const seen = Object.keys(right).length, hits = Object.values(right).filter(Boolean).length;

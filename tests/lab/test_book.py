@@ -101,8 +101,14 @@ def test_a_slide_shows_the_stored_figure_and_the_notes_of_the_speaker(site):
 
 def test_without_npm_no_page_asks_for_what_npm_would_bring(tmp_path, monkeypatch):
     monkeypatch.setattr(book, "MODULES", tmp_path / "not-there")
-    made = book.build(tmp_path / "site", tmp_path / "no-live-page")
+    made = book.build_site(tmp_path / "site", tmp_path / "no-live-page")
     assert not [path for path in made.out.glob("*.html") if re.search("vendor/|live/", path.read_text("utf-8"))]
+
+
+def test_code_that_only_asks_and_imports_are_told_from_the_rest():
+    asks = 'options = ["a", "b"]\npredict(\n    "02.x", "Which?",\n    options,\n)\n'
+    assert book.QUESTION.fullmatch(asks) and not book.QUESTION.fullmatch("z = draw()\n" + asks)
+    assert book.IMPORTS.match("import a\n\nfrom b import c\n\nx = 1\n")[0] == "import a\n\nfrom b import c\n\n"
 
 
 @pytest.mark.parametrize(
@@ -194,12 +200,14 @@ def test_browser_the_handout_is_one_page_of_paper(reader):
     assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4", print_background=True))) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "theme"), [("00_first_edit", "light"), ("10_lora", "dark"), ("index", "dark"), ("slides", "light")]
-)
-def test_browser_axe_has_no_complaint(reader, name, theme):
+@pytest.mark.parametrize(("width", "name", "theme"), [
+    (1280, "00_first_edit", "light"), (390, "10_lora", "dark"), (390, "index", "dark"), (1280, "slides", "light"),
+    (390, "slides", "light"),
+])  # fmt: skip
+def test_browser_axe_has_no_complaint(reader, width, name, theme):
     page, address, _ = reader
     page.emulate_media(color_scheme=theme)
+    page.set_viewport_size({"width": width, "height": 900})
     page.goto(f"{address}{name}.html", wait_until="networkidle")
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     if AXE.is_file():
