@@ -2,6 +2,7 @@
 # make test   set up and run all checks          make notebooks   run the notebooks and store what they show
 # make clean  remove the environments            make test-colab  the checks with the versions that Colab has
 # make editions   write the student's and the teacher's edition of the notebooks to build/
+# make site     build/site/: the book, the live page, slides and downloads, as static files (needs npm)
 # make mutants [MODULES="pictures ..."]          put faults into the library and count those that the tests notice
 #
 # TORCH_INDEX: the address of PyTorch's CPU-only packages, as shown by pytorch.org -> Get Started ->
@@ -15,7 +16,7 @@ PYTEST      := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 TWO         := -n 2 --dist loadscope --no-loadscope-reorder
 INSTALL     := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint test-library test-notebooks test-colab mutants notebooks editions lab clean
+.PHONY: demo test lint test-library test-notebooks test-colab mutants notebooks editions site lab clean
 
 demo: .venv/ready
 	$(RUN) -m imagic_lib demo
@@ -45,6 +46,18 @@ notebooks: .venv/ready
 
 editions: .venv/ready
 	$(RUN) -m imagic_lab.classroom.editions
+
+site: .venv/ready docs/book/node_modules/ready # without the live page, if that can't be built: this then says so
+	-$(MAKE) build/live
+	$(RUN) -m imagic_lab.book
+
+build/live: .venv/ready-dev $(wildcard docs/live/*.* imagic_lab/web/*.py)
+	rm -rf $@
+	$(RUN) -m imagic_lab.web.page $@ || (rm -rf $@; false)
+
+docs/book/node_modules/ready: docs/book/package-lock.json
+	npm ci --prefix docs/book --ignore-scripts --no-audit --no-fund
+	touch $@
 
 lab: .venv/ready # the repository is its root, so that links from the notebooks to ../data work
 	$(RUN) -m jupyter trust notebooks/*.ipynb > /dev/null # or else a reload would not show the studio again
