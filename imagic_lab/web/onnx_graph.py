@@ -114,6 +114,7 @@ SPECIAL = {
     aten.cat.default: lambda w, parts, axis=0: w.add("Concat", *parts, axis=axis),
     aten.slice.Tensor: lambda w, x, axis, start, end, step=1: w.add("Slice", x, [start], [end], [axis], [step]),
     aten.split_with_sizes.default: lambda w, x, sizes, axis: w.add("Split", x, sizes, outputs=len(sizes), axis=axis),
+    aten.clamp.default: lambda w, x, least, most: w.add("Clip", x, torch.tensor(float(least)), torch.tensor(float(most))),
     aten.full_like.default: lambda w, x, value: torch.full(w.shape, float(value)),
     aten._to_copy.default: lambda w, x: w.add("Cast", x, to=TYPES[w.node.meta["tensor_meta"].dtype]),
 }
@@ -135,7 +136,8 @@ def onnx_of(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str
         writer.nodes.append(helper.make_node("Identity", [writer.named(answer)], [name]))
     given = [node for node in module.graph.nodes if node.op == "placeholder"]
     answers = next(node for node in module.graph.nodes if node.op == "output").all_input_nodes
-    declared = [declaration(*pair, k < free_inputs) for k, pair in enumerate(zip(inputs, given, strict=True))]
+    named = zip(inputs, given, strict=True)
+    declared = [declaration(*pair, k < free_inputs) for k, pair in enumerate(named) if pair[1].users]
     answered = [declaration(*pair, free_batch) for pair in zip(outputs, answers, strict=True)]
     constants = [onnx.numpy_helper.from_array(array, name) for name, array in writer.constants.values()]
     graph = helper.make_graph(writer.nodes, "graph", declared, answered, constants)
