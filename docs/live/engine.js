@@ -124,7 +124,7 @@ async function train({ pixels, text, seed, steps, probeEvery = 4, previewSteps =
   tuned ??= new Float32Array(loaded.length);
   tuned.set(loaded);
   const learning = { embedding: new maths.Adam(e), tuning: new maths.Adam(tuned) };
-  const history = { embedding: [], tuning: [] };
+  const history = { embedding: [], tuning: [] }, generator = new maths.Generator(seed); // one for both, as in Python
 
   async function look(stage, step, of) {
     const answer = await predicted(probe.z_t, probe.t, joined(probe.t.map(() => e)), tuned);
@@ -136,7 +136,7 @@ async function train({ pixels, text, seed, steps, probeEvery = 4, previewSteps =
   }
 
   for (const [k, stage] of ["embedding", "tuning"].entries()) {
-    const { steps: count, lr, batch, bias, decay } = stages[k], generator = new maths.Generator(seed);
+    const { steps: count, lr, batch, bias, decay } = stages[k];
     await session(stage);
     await look(stage, 0, count);
     for (let step = 1; step <= count; step++) {
