@@ -115,7 +115,7 @@ async function encodedPicture(pixels) {
 
 // -- the two trainings
 
-async function train({ pixels, text, seed, steps, probeEvery = 4, previewSteps = 6 }) {
+async function train({ pixels, text, seed, steps, probeEvery = 5, previewSteps = 5 }) {
   [edit, drawn, paused] = [null, [], false];
   paths.clear();
   const began = performance.now(), stages = [model.embedding, model.tuning].map((s, k) => ({ bias: 0, decay: 0, ...s, steps: steps?.[k] ?? s.steps }));

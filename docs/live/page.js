@@ -150,7 +150,7 @@ function train() {
   Object.assign(state, { training: true, paused: false, trained: null, curves: { embedding: [], tuning: [] } });
   $("progress").textContent = "The training begins.";
   const steps = new URLSearchParams(location.search).get("steps")?.split(",").map(Number);
-  worker.postMessage({ ask: "train", pixels: pictures.input, text, seed: 0, steps, probeEvery: 4 });
+  worker.postMessage({ ask: "train", pixels: pictures.input, text, seed: 0, steps, probeEvery: 5 });
   refresh();
 }
 
