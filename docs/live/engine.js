@@ -29,6 +29,7 @@ function widened(halves) { // float16 -> float32, by a table of all 65,536 numbe
 
 async function load(message) {
   assets = message.assets;
+  for (const asset of Object.values(assets)) if (asset.blob) asset.url = URL.createObjectURL(asset.blob); // of a file: page
   [ort, maths] = await Promise.all([import(assets["ort.mjs"].url), import(assets["maths.js"].url)]);
   const { Tokenizer } = await import(assets["tokenizers.mjs"].url);
   const [facts, words, halves, wasm] = await Promise.all(

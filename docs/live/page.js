@@ -16,7 +16,8 @@ for (const [name, asset] of Object.entries(assets)) {
   const inside = document.querySelector(`[data-asset="${name}"]`), text = atob(inside.textContent);
   const bytes = new Uint8Array(text.length);
   for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
-  asset.url = URL.createObjectURL(new Blob([bytes], { type: asset.type }));
+  asset.blob = new Blob([bytes], { type: asset.type });
+  asset.url = URL.createObjectURL(asset.blob);
   inside.remove();
   document.body.classList.add("single");
 }
@@ -60,7 +61,7 @@ function start() {
   const asked = Number(new URLSearchParams(location.search).get("threads"));
   const threads = !window.crossOriginIsolated || phone ? 1 : asked || Math.min(navigator.hardwareConcurrency || 1, 8);
   try {
-    worker = new Worker(assets["engine.js"].url, { type: "module" });
+    worker = new Worker(assets["engine.js"].url);
   } catch {
     return tell("This browser blocks workers here: open the page in another browser, or from a web server.");
   }

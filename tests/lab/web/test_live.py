@@ -32,7 +32,7 @@ BOUND = 1e-3  # of the length of a vector; 1 of 255 in a picture
 ASK = """async (asked) => {
     const assets = JSON.parse(document.getElementById("assets").textContent), found = [];
     for (const asset of Object.values(assets)) asset.url = new URL(asset.url, location.href).href;
-    const worker = new Worker(assets["engine.js"].url, { type: "module" });
+    const worker = new Worker(assets["engine.js"].url);
     const next = (message) => new Promise((done, fail) => {
         worker.onmessage = ({ data }) => data.is === "error" ? fail(data.reason)
             : ["ready", "trained", "picture", "look"].includes(data.is) && done(data);
