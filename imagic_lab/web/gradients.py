@@ -25,7 +25,7 @@ def convolution_backward(go, x, w, bias_sizes, stride, padding, dilation, transp
         more = [x.shape[2 + k] - ((go.shape[2 + k] - 1) * stride[k] - 2 * padding[k] + w.shape[2 + k]) for k in (0, 1)]
         in_x = aten.convolution(go, w, None, stride, padding, dilation, True, more, 1)
     if mask[1]:
-        wide = F.pad(x.transpose(0, 1), (padding[1], padding[1], padding[0], padding[0])) if any(padding) else x.transpose(0, 1)
+        wide = F.pad(x.transpose(0, 1), [padding[1], padding[1], padding[0], padding[0]])
         ends = [stride[k] * (go.shape[2 + k] - 1) + 1 for k in (0, 1)]
         seen = [
             wide[:, :, i : i + ends[0] : stride[0], j : j + ends[1] : stride[1]].flatten(1)
@@ -41,7 +41,7 @@ def convolution_backward(go, x, w, bias_sizes, stride, padding, dilation, transp
 
 def upsample(x, output_size, scales_h=None, scales_w=None):
     """Each number becomes a square of equal numbers."""
-    n, c, h, w = x.shape
+    _, c, h, w = x.shape
     tall, wide = output_size[0] // h, output_size[1] // w
     rows = torch.cat([x.reshape(-1, c, h, 1, w)] * tall, 3).reshape(-1, c, h * tall, w, 1)
     return torch.cat([rows] * wide, 4).reshape(-1, c, h * tall, w * wide)

@@ -10,7 +10,8 @@ import torch
 from onnx import helper
 from torch import Tensor, fx
 
-aten = torch.ops.aten
+from imagic_lab.web.gradients import aten
+
 OPSET, IR = 18, 9
 TYPES = {torch.float32: onnx.TensorProto.FLOAT, torch.int64: onnx.TensorProto.INT64, torch.bool: onnx.TensorProto.BOOL}
 SAME = {aten.alias.default, aten.clone.default}
@@ -58,8 +59,9 @@ class Writer(fx.Interpreter):
         if target in SHAPES:
             return self.add("Reshape", args[0], self.free(self.shape))
         if target in PLAIN:
-            kind = self.node.all_input_nodes[0].meta["tensor_meta"].dtype
-            return self.add(PLAIN[target], *(x if isinstance(x, str | Tensor) else torch.tensor(x, dtype=kind) for x in args))
+            numbers = {"dtype": self.node.all_input_nodes[0].meta["tensor_meta"].dtype}
+            given = [x if isinstance(x, str | Tensor) else torch.tensor(x, **numbers) for x in args]
+            return self.add(PLAIN[target], *given)
         if target not in SPECIAL:
             raise ValueError(f"no ONNX operation is known for {target}: add it to imagic_lab/web/onnx_graph.py")
         return SPECIAL[target](self, *args)
@@ -114,7 +116,7 @@ SPECIAL = {
     aten.cat.default: lambda w, parts, axis=0: w.add("Concat", *parts, axis=axis),
     aten.slice.Tensor: lambda w, x, axis, start, end, step=1: w.add("Slice", x, [start], [end], [axis], [step]),
     aten.split_with_sizes.default: lambda w, x, sizes, axis: w.add("Split", x, sizes, outputs=len(sizes), axis=axis),
-    aten.clamp.default: lambda w, x, least, most: w.add("Clip", x, torch.tensor(float(least)), torch.tensor(float(most))),
+    aten.clamp.default: lambda w, x, *ends: w.add("Clip", x, *(torch.tensor(float(end)) for end in ends)),
     aten.full_like.default: lambda w, x, value: torch.full(w.shape, float(value)),
     aten._to_copy.default: lambda w, x: w.add("Cast", x, to=TYPES[w.node.meta["tensor_meta"].dtype]),
 }
@@ -125,20 +127,19 @@ def declaration(name: str, node: fx.Node, free: bool) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TYPES[meta.dtype], ["batch"] * free + list(meta.shape)[free:])
 
 
-def onnx_of(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str], free_batch: bool = False,
-            free_inputs: int = 0) -> onnx.ModelProto:  # fmt: skip
-    """The traced module as an ONNX model. Its inputs and outputs get these names."""
+def onnx_of(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str], free: int = 0) -> onnx.ModelProto:
+    """The traced module as an ONNX model with these names. free: so many of its inputs have a free first size.
+    Inputs that nothing depends on are left out. Raises ValueError for an operation that it does not know."""
     module.graph.eliminate_dead_code()
-    writer = Writer(module, free_batch)
+    writer = Writer(module, free > 0)
     found = writer.run(*inputs, enable_io_processing=False)
-    found = found if isinstance(found, tuple | list) else [found]
-    for name, answer in zip(outputs, found, strict=True):
+    for name, answer in zip(outputs, found if isinstance(found, tuple | list) else [found], strict=True):
         writer.nodes.append(helper.make_node("Identity", [writer.named(answer)], [name]))
     given = [node for node in module.graph.nodes if node.op == "placeholder"]
     answers = next(node for node in module.graph.nodes if node.op == "output").all_input_nodes
-    named = zip(inputs, given, strict=True)
-    declared = [declaration(*pair, k < free_inputs) for k, pair in enumerate(named) if pair[1].users]
-    answered = [declaration(*pair, free_batch) for pair in zip(outputs, answers, strict=True)]
+    pairs = enumerate(zip(inputs, given, strict=True))
+    declared = [declaration(name, node, k < free) for k, (name, node) in pairs if node.users]
+    answered = [declaration(name, node, free > 0) for name, node in zip(outputs, answers, strict=True)]
     constants = [onnx.numpy_helper.from_array(array, name) for name, array in writer.constants.values()]
     graph = helper.make_graph(writer.nodes, "graph", declared, answered, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)

@@ -1,7 +1,7 @@
 """Put the live page together: `python -m imagic_lab.web.page OUT [MODEL]`, where MODEL is what `export` wrote.
 
-OUT gets the page of docs/live/, the packages that `npm ci` brought there, and the model, compressed: files for any host,
-below any path. OUT/imagic.html is all of it in one file, which opens by double click and needs no network.
+OUT gets the page of docs/live/, the packages that `npm ci` brought there, and the model, compressed: files for any
+host, below any path. OUT/imagic.html is all of it in one file, which opens by double click and needs no network.
 """
 
 import base64
@@ -29,7 +29,7 @@ TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".png": "image/png
 
 
 def assets(model: Path) -> dict[str, bytes]:
-    """Everything that the page fetches, by name. Raises FileNotFoundError, and says what to do, if a part is missing."""
+    """Everything that the page fetches, by name. Raises FileNotFoundError if a part is missing."""
     if not MODULES.is_dir():
         raise FileNotFoundError("the packages of the live page are missing: run `npm ci` in docs/live")
     if not (model / "model.json").is_file():
@@ -41,15 +41,16 @@ def assets(model: Path) -> dict[str, bytes]:
     return {name: x if Path(name).suffix in TYPES else gzip.compress(x, 9, mtime=0) for name, x in contents.items()}
 
 
-def html(listed: dict, extra: str = "") -> str:
+def page_html(listed: dict, extra: str = "") -> str:
     """The page, with the map of the method and the list of its assets."""
     text = (LIVE / "index.html").read_text(encoding="utf-8")
     drawing = (Path(maps.__file__).with_name("map.svg")).read_text(encoding="utf-8").replace("$style", "")
     text = text.replace("<!-- map -->", re.sub(r"<!--.*?-->\s*", "", drawing, flags=re.DOTALL))
-    return text.replace("<!-- assets -->", f'{extra}<script type="application/json" id="assets">{json.dumps(listed)}</script>')
+    listing = f'<script type="application/json" id="assets">{json.dumps(listed)}</script>'
+    return text.replace("<!-- assets -->", extra + listing)
 
 
-def build(out: Path, model: Path) -> None:
+def build_page(out: Path, model: Path) -> None:
     """Write the page into `out`, which is emptied, and the single file beside it."""
     parts = assets(model)
     shutil.rmtree(out, ignore_errors=True)
@@ -59,7 +60,7 @@ def build(out: Path, model: Path) -> None:
         file = Path("assets") / (name if Path(name).suffix in TYPES else f"{name}.gz")
         (out / file).write_bytes(content)
         listed[name] = {"url": file.as_posix(), "bytes": len(content)}
-    (out / "index.html").write_text(html(listed), encoding="utf-8")
+    (out / "index.html").write_text(page_html(listed), encoding="utf-8")
     for name in ("live.css", "page.js"):
         shutil.copy(LIVE / name, out / name)
     shutil.copy(MODULES / "coi-serviceworker" / "coi-serviceworker.min.js", out / "coi-serviceworker.js")
@@ -73,7 +74,7 @@ def single(parts: dict[str, bytes]) -> str:
         f'<script type="text/plain" data-asset="{name}">{base64.b64encode(x).decode()}</script>\n'
         for name, x in parts.items()
     )
-    text = re.sub(r'<script src="coi-serviceworker.js"></script>\n', "", html(listed, inside))
+    text = re.sub(r'<script src="coi-serviceworker.js"></script>\n', "", page_html(listed, inside))
     style = f"<style>{(LIVE / 'live.css').read_text(encoding='utf-8')}</style>"
     script = f'<script type="module">{(LIVE / "page.js").read_text(encoding="utf-8")}</script>'
     text = text.replace('<link rel="stylesheet" href="live.css">', style)
@@ -82,7 +83,7 @@ def single(parts: dict[str, bytes]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     out, model = [*arguments, str(DATA.parent / "build" / "live-model")][:2]
-    build(Path(out), Path(model))
+    build_page(Path(out), Path(model))
     size = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file() and file.name != "imagic.html")
     print(f"{out}: {size / 1e6:.1f} MB, and imagic.html of {(Path(out) / 'imagic.html').stat().st_size / 1e6:.1f} MB")
 

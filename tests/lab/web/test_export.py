@@ -37,18 +37,18 @@ def test_an_operation_that_is_not_known_is_named():
 
 
 def test_a_graph_that_computes_something_else_is_refused(pipe):
-    part, network = export.parts_of(pipe)["text"], export.plain(pipe, "text_encoder")
+    part, network = export.graphs_of(pipe)["text"], export.plain_copy(pipe, "text_encoder")
     model = export.exported(part, network)
-    function, weights = export.function_of(part, network)
+    function, weights, _ = export.function_of(part, network)
     with pytest.raises(ArithmeticError, match=r"'answer' by 9\.9e-03"):
-        export.check(model, lambda *given: 1.01 * function(*given), part.inputs | weights)
+        export.check_graph(model, lambda *given: 1.01 * function(*given), part.inputs | weights)
 
 
 def test_a_page_without_its_packages_or_its_model_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MODULES", tmp_path / "node_modules")
     with pytest.raises(FileNotFoundError, match="npm ci"):
-        page.build(tmp_path / "out", tmp_path)
+        page.build_page(tmp_path / "out", tmp_path)
     (tmp_path / "node_modules").mkdir()
     with pytest.raises(FileNotFoundError, match=r"imagic_lab\.web\.export"):
-        page.build(tmp_path / "out", tmp_path)
+        page.build_page(tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
