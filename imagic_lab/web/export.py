@@ -33,7 +33,7 @@ from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.diffusion import mse
 from imagic_lib.models import DATA, encode_text, load_pipeline, vocabulary
 
-TOLERANCE = 1e-4  # of a tensor's largest number, where that is not tiny beside the largest of all gradients
+TOLERANCE = 1e-3  # of a tensor's largest number, where that is not tiny beside the largest of all gradients
 LOT = range(TEST_SEEDS + 500_000, TEST_SEEDS + 500_043)  # scenes that no model was trained on
 OWN = "tiny"  # whose defaults the page has
 
@@ -61,7 +61,8 @@ def graphs_of(pipe: StableDiffusionPipeline) -> dict[str, Part]:
     """The graphs of a model by name, with inputs to trace them with."""
     batch, config, tokens = stage1_embedding.DEFAULTS[OWN]["batch"], pipe.unet.config, pipe.tokenizer.model_max_length
     pixels, scaling = pipe.vae.config.sample_size, pipe.vae.config.scaling_factor
-    z, target = torch.randn(2, batch, config.in_channels, config.sample_size, config.sample_size)
+    shape = 2, batch, config.in_channels, config.sample_size, config.sample_size
+    z, target = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     z_t = 0.3 * z + 0.95 * target  # from other inputs than it was trained on, a UNet's gradients are badly conditioned
     t, e = torch.arange(batch) * 1000 // batch + 50, encode_text(pipe, "a brown dog jumping on the grass")
 

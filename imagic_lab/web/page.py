@@ -1,7 +1,8 @@
-"""Put the live page together: `python -m imagic_lab.web.page OUT [MODEL]`, where MODEL is what `export` wrote.
+"""Put the live page together: `python -m imagic_lab.web.page OUT [MODEL]`, where MODEL is what `export` writes.
 
 OUT gets the page of docs/live/, the packages that `npm ci` brought there, and the model, compressed: files for any
-host, below any path. OUT/imagic.html is all of it in one file, which opens by double click and needs no network.
+host, below any path. OUT/imagic.html is all of it in one file, which opens by double click and needs no network. If the
+model or the packages are missing, they are made or fetched first.
 """
 
 import base64
@@ -9,12 +10,14 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from imagic_lab.classroom import maps
-from imagic_lib.models import DATA
+from imagic_lab.web.export import write_model
+from imagic_lib.models import DATA, load_pipeline
 
 LIVE = DATA.parent / "docs" / "live"
 MODULES = LIVE / "node_modules"
@@ -82,10 +85,16 @@ def single(parts: dict[str, bytes]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    out, model = [*arguments, str(DATA.parent / "build" / "live-model")][:2]
-    build_page(Path(out), Path(model))
-    size = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file() and file.name != "imagic.html")
-    print(f"{out}: {size / 1e6:.1f} MB, and imagic.html of {(Path(out) / 'imagic.html').stat().st_size / 1e6:.1f} MB")
+    out, model = map(Path, [*arguments, DATA.parent / "build" / "live-model"][:2])
+    if not MODULES.is_dir():
+        subprocess.run(["npm", "ci", "--prefix", LIVE, "--ignore-scripts", "--no-audit", "--no-fund"], check=True)
+    if not (model / "model.json").is_file():
+        write_model(load_pipeline(), model)
+    build_page(out, model)
+    size = sum(file.stat().st_size for file in (out / "assets").iterdir())
+    print(
+        f"{out}: {size / 1e6:.1f} MB to download, or imagic.html of {(out / 'imagic.html').stat().st_size / 1e6:.1f} MB"
+    )
 
 
 if __name__ == "__main__":
