@@ -1,0 +1,1 @@
+"""The live page: Imagic, training included, in a browser tab. The page's own sources are in docs/live/."""
