@@ -195,6 +195,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "plan":
             print(plan(args.model, args.gpu_gb))
             return
+        for folder in {"out", "folder"} & {*vars(args)}:
+            setattr(args, folder, getattr(args, folder) and getattr(args, folder).expanduser())  # of --out=~/edits
         seeds_of(args.seed), etas_of(args.eta or [0]), check_scale(args.scale or 0)  # before any training
         (run_edit_command if args.command == "edit" else run_show_command)(args)
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 TEMPORARY = r"\..+\.[a-z0-9_]{8}\.tmp"  # the folders of `write_atomically`
+PART = r"\.[0-9a-f]{1,16}-\d{1,6}"  # version 0.1 wrote more than 1 GiB into several files, named by these ends
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
 SMALL = 64 * 2**20  # bytes; a file of embeddings has less than one million
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
@@ -154,12 +155,15 @@ def load_tensors(path: Path, like: dict[str, Tensor] | None = None,
     are not finite are refused."""
     with damage_explained(path):
         file, facts = _opened(path, largest)
+        own = re.compile(re.escape(Path(path).name) + PART)
+        parts = [Path(path).with_name(part) for part in facts.pop("parts", []) if own.fullmatch(part)]
+        where = {name: one for one in [file, *(_opened(part, largest)[0] for part in parts)] for name in one.keys()}
         for name, example in (like or {}).items():
-            if name not in file.keys():
+            if name not in where:
                 raise ValueError(f"it has no {name}")
-            if (shape := file.get_slice(name).get_shape()) != [*example.shape]:
+            if (shape := where[name].get_slice(name).get_shape()) != [*example.shape]:
                 raise ValueError(f"{name} has the shape {tuple(shape)}, not {tuple(example.shape)}")
-        tensors = {name: file.get_tensor(name) for name in file.keys() if like is None or name in like}
+        tensors = {name: one.get_tensor(name) for name, one in where.items() if like is None or name in like}
         for name, value in tensors.items():
             if not torch.isfinite(value).all() or (
                 like and value.is_floating_point() != like[name].is_floating_point()

@@ -28,7 +28,7 @@ LEDGER = "checkpoint-edit.safetensors"
 LOCK = ".lock"
 CHECKPOINTS = {stage: f"checkpoint-{stage}.safetensors" for stage in ("embedding", "full", "lora")}
 WRITTEN = re.compile(  # the names of an edit's files, besides edit.json and its checkpoints
-    rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}|{LORA_FILE}|edit\.png|losses\.png"
+    rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}({files.PART})?|{LORA_FILE}|edit\.png|losses\.png"
     r"|eta-[-+.e\d]+(-scale-[-+.e\d]+)?-seed-\d+\.png"
 )
 SYSTEM = {"Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder, besides names with a dot

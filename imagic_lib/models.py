@@ -32,14 +32,14 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
     FileNotFoundError or ValueError in one sentence if the model is missing, damaged, or not a text-to-image one."""
     model = re.sub("^https?://(www\\.)?(huggingface\\.co|hf\\.co)/", "", str(model)).rstrip("/")
     folder = TINY if model == "tiny" else Path(model).expanduser()
-    if folder == TINY or folder.exists():
-        check_model_folder(folder)
+    variant = variant_of(folder) if folder == TINY or folder.exists() else None
     source = str(folder) if folder.exists() else model
     quiet = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
         how = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-        pipe = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, **how).to(torch.float32)
+        how |= {"use_safetensors": True} | ({"variant": variant} if variant else {})
+        pipe = StableDiffusionPipeline.from_pretrained(source, **how).to(torch.float32)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
@@ -57,14 +57,17 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
     return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"))
 
 
-def check_model_folder(folder: Path) -> None:
-    """Raises ValueError, and says what to do, for a path without a model in diffusers format."""
+def variant_of(folder: Path) -> str | None:
+    """ "fp16" for a model with weights in half precision alone. Raises ValueError, and says what to do, for a path
+    without a model in diffusers format."""
     if folder.is_file():
         how = f"StableDiffusionPipeline.from_single_file({folder.name!r}).save_pretrained(FOLDER)"
         raise ValueError(f"{folder} is a single file: convert it with {how}, and give that FOLDER")
     if not (folder / "model_index.json").is_file():
         advice = ": clone again, and install with `pip install -e .`" if folder == TINY else ""
         raise ValueError(f"{folder} is not a diffusers model, because it has no model_index.json{advice}")
+    weights = [path.name for path in (folder / "unet").glob("*.safetensors")]
+    return "fp16" if weights and all(".fp16." in name for name in weights) else None
 
 
 def check_pipeline(pipe: StableDiffusionPipeline) -> None:
@@ -86,6 +89,8 @@ def checked_side(name: str, unet: dict, vae: dict, kind: object = None) -> int:
         raise ValueError(f"{name} needs more than a text, {others}: Imagic needs a text-to-image model")
     if (kind := vae.get("_class_name") or type(kind).__name__) != "AutoencoderKL":
         raise ValueError(f"{name} has an {kind} as its VAE: Imagic needs an AutoencoderKL")
+    if not 0 < (factor := vae.get("scaling_factor", 0.18215)) < math.inf:
+        raise ValueError(f"{name} has the scaling_factor {factor}: it must be above 0")
     side = unet.get("sample_size")
     side = side[0] if isinstance(side, list | tuple) and len({*side}) == 1 else side
     if not isinstance(side, int) or not 1 <= side <= MOST_SIDE:

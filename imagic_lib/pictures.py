@@ -24,11 +24,16 @@ FOREIGN = 22.0  # dB; drawings are rebuilt better than this, photos worse
 SMALLEST_SIDE = 16  # pixels; below this there is nothing to edit
 MOST_PIXELS = 80_000_000  # more than cameras have; a file of a few kB can claim any number
 TOO_LARGE = f"unpacks to more than {MOST_PIXELS / 1e6:.0f} megapixels: shrink it first"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks of a PNG that pixels depend on
+RAW_TAGS = 330, 50706  # of a TIFF that a camera made: other pictures inside, the version of DNG
+MOST_FRAMES = 50  # of an animation that are looked at
 MOST_BYTES = 2**29  # of a file; so many pixels of 16 bits are 480 MB
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """A picture file as RGB in sRGB: rotated as its EXIF says, transparency on white, of an animation the first frame.
+    """A picture file as RGB in sRGB: rotated as its EXIF says, transparency on white, of an animation the first frame
+    that is not white. Damaged metadata is left out, because no pixel depends on it.
 
     PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, and HEIC if pillow-heif is installed. The size is checked before
     anything is unpacked. Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
@@ -43,13 +48,47 @@ def open_image(path: str | Path) -> Image.Image:
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
     Image.init()
+    try:
+        return _decoded(path, path)
+    except ValueError:
+        content = path.read_bytes()
+        for exif in (b"eXIf", b"") if content.startswith((PNG, JPEG)) else ():
+            with suppress(ValueError):
+                return _decoded(io.BytesIO(_without_metadata(content, exif)), path)
+        raise
+
+
+def _decoded(source: Path | io.BytesIO, path: Path) -> Image.Image:
     with _refused_in_a_sentence(path):
-        picture = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])  # reads the header alone
+        picture = Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])  # the header alone
     with picture:
         _check_picture(picture, str(path))
+        tags = picture.tag_v2 if picture.format == "TIFF" else {}
+        if tags.get(254) == 1 or any(tag in tags for tag in RAW_TAGS):
+            raise ValueError(f"{path} is a camera's raw file, and what opens is its preview: export it as a JPEG")
         with _refused_in_a_sentence(path):
-            picture.load()
-            return _to_rgb(picture)
+            for number in range(min(getattr(picture, "n_frames", 1), MOST_FRAMES)):
+                picture.seek(number)
+                picture.load()
+                if (frame := _to_rgb(picture)).getextrema() != ((255, 255),) * 3:
+                    break
+    if number:
+        warn_caller(f"{path} is an animation that begins with white frames: frame {number + 1} is used")
+    return frame
+
+
+def _without_metadata(content: bytes, exif: bytes) -> bytes:
+    """The same pixels of a PNG or a JPEG. exif: b"eXIf" keeps the EXIF, which can say which side is up."""
+    at = 8 if (png := content.startswith(PNG)) else 2
+    kept = bytearray(content[:at])
+    while at < len(content) and (png or content[at : at + 2] != b"\xff\xda"):
+        size = content[at : at + 4] if png else content[at + 2 : at + 4]
+        name = content[at + 4 : at + 8]  # below, a JPEG's segments APP0 to APP15 and comments
+        needed = name in (*PIXELS, exif) if png else content[at + 1 : at + 2] < b"\xe0" or (name == b"Exif" and exif)
+        end = at + int.from_bytes(size, "big") + (12 if png else 2)
+        kept += content[at:end] if needed else b""
+        at = max(end, at + 1)
+    return bytes(kept + content[at:])
 
 
 @contextmanager
@@ -62,7 +101,7 @@ def _refused_in_a_sentence(path: Path):
     except Image.DecompressionBombError:
         raise ValueError(f"{path} {TOO_LARGE}") from None
     except UnidentifiedImageError:
-        phone = "a phone's HEIC needs `pip install pillow-heif`"
+        phone = "JPEG XL can't be read, a phone's HEIC with `pip install pillow-heif`"
         raise ValueError(f"{path} is not a picture that can be read: save it as PNG or JPEG ({phone})") from None
     except PermissionError:
         raise ValueError(f"{path} can't be read, because you lack the permission") from None

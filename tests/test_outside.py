@@ -64,6 +64,20 @@ def refused(call, words: str) -> str:
 # ---------------------------------------------------------------- 1. the edit's files are known by one function
 
 
+def test_an_edit_of_version_0_1_whose_weights_lie_in_parts_opens(edit_of, pipe):
+    edit = edit_of("full")
+    whole, facts = load_tensors(edit / DIFFERENCE_FILE)
+    part, names = edit / f"{DIFFERENCE_FILE}.1a2b-1", sorted(whole)
+    expected = ImagicEdit.load(edit, pipe).tuned.unet.state_dict()
+    save_tensors(part, {name: whole[name] for name in names[::2]}, {})
+    save_tensors(edit / DIFFERENCE_FILE, {name: whole[name] for name in names[1::2]}, facts | {"parts": [part.name]})
+    assert part.name in files_of(edit)
+    found = ImagicEdit.load(edit, pipe).tuned.unet.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    save_tensors(edit / DIFFERENCE_FILE, {name: whole[name] for name in names[1::2]}, {"parts": ["../" + part.name]})
+    refused(lambda: ImagicEdit.load(edit, pipe), "it has no ")  # a name that leads out of the folder is not followed
+
+
 def test_files_of_other_names_are_not_the_edits(edit_of):
     edit = edit_of("full")
     for name in ("thesis.docx", f"{DIFFERENCE_FILE}.mine", "my-input.png"):
@@ -402,31 +416,43 @@ ORIENTED = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  #
         chunk(b"cHRM", b"\0" * 5),
         chunk(b"sRGB", b""),
         chunk(b"acTL", b"\0"),
+        chunk(b"eXIf", b"garbage"),
         chunk(b"tEXt", b"Comment\0hello", crc=7),
         chunk(b"iCCP", b"x"),
     ],
     ids=lambda data: data[4:8].decode(),
 )
-def test_a_png_with_damage_besides_its_pixels_is_refused_with_what_to_do(tmp_path, damage):
+@pytest.mark.parametrize("oriented", [False, True])
+def test_what_a_png_says_besides_its_pixels_never_decides_whether_it_opens(tmp_path, damage, oriented):
     content = encoded("PNG", GRADIENT)
-    (tmp_path / "a.png").write_bytes(content[:33] + damage + content[33:])
-    refused(lambda: imagic.open_image(tmp_path / "a.png"), "is damaged .*save it anew|is not a picture")
-
-
-@pytest.mark.parametrize("exif", [ORIENTED, b"garbage"])
-def test_a_png_turns_as_its_exif_says_if_that_can_be_read(tmp_path, exif):
-    content = encoded("PNG", GRADIENT)
-    (tmp_path / "a.png").write_bytes(content[:33] + chunk(b"eXIf", exif) + content[33:])
-    expected = GRADIENT.transpose(Image.Transpose.ROTATE_270) if exif == ORIENTED else GRADIENT
+    turn = chunk(b"eXIf", ORIENTED) if oriented and damage[4:8] != b"eXIf" else b""
+    (tmp_path / "a.png").write_bytes(content[:33] + turn + damage + content[33:])
+    expected = GRADIENT.transpose(Image.Transpose.ROTATE_270) if turn else GRADIENT
     assert imagic.open_image(tmp_path / "a.png").tobytes() == expected.tobytes()
 
 
-def test_a_jpeg_turns_as_its_exif_says_whatever_else_is_damaged_there(tmp_path):
+def test_what_a_jpeg_says_besides_its_pixels_neither(tmp_path):
     plain = encoded("JPEG", GRADIENT)
+    expected = imagic.pictures.to_tensor(Image.open(io.BytesIO(plain)))
+    for number, segment in enumerate(
+        (b"\xff\xee\0\x07Adobe", b"\xff\xe2\0\x10ICC_PROFILE\0\x09", b"\xff\xed\0\x0fPhotoshop 3")
+    ):
+        (tmp_path / f"{number}.jpg").write_bytes(plain[:2] + segment + plain[2:])
+        assert torch.equal(imagic.pictures.to_tensor(imagic.open_image(tmp_path / f"{number}.jpg")), expected)
     rational = b"II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x1a\x01\x0a\0\x01\0\0\0\x26\0\0\0\0\0\0\0"
     exif = b"Exif\0\0" + rational + struct.pack("<ii", -1, 0)
     (tmp_path / "r.jpg").write_bytes(plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:])
     assert imagic.open_image(tmp_path / "r.jpg").size == (24, 40)
+
+
+def test_a_jpeg_xl_is_named(tmp_path):
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a" + b"\0" * 30)
+    refused(lambda: imagic.open_image(tmp_path / "a.jxl"), "save it as PNG or JPEG .JPEG XL can't be read")
+
+
+def test_a_home_folder_is_one(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["show", "~/nothing"]) == 2 and f"in {tmp_path / 'nothing'}" in capsys.readouterr().err
 
 
 def test_pixels_that_are_damaged_are_still_refused(tmp_path):
@@ -440,11 +466,36 @@ def test_pixels_that_are_damaged_are_still_refused(tmp_path):
         refused(lambda: imagic.open_image(tmp_path / "a.png"), "is damaged or cut short|not a picture")
 
 
+def test_a_cameras_raw_file_is_refused_and_not_its_preview_taken(tmp_path):
+    for number, tags in enumerate(({254: 1}, {50706: b"\x01\x04\0\0"})):
+        from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+        directory = ImageFileDirectory_v2()
+        for tag, value in tags.items():
+            directory[tag] = value
+        GRADIENT.save(tmp_path / f"{number}.dng", "TIFF", tiffinfo=directory)
+        refused(
+            lambda number=number: imagic.open_image(tmp_path / f"{number}.dng"),
+            "a camera's raw file.*export it as a JPEG",
+        )
+    GRADIENT.save(tmp_path / "plain.tif")
+    assert imagic.open_image(tmp_path / "plain.tif").tobytes() == GRADIENT.tobytes()
+
+
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
 def test_newer_formats_open_where_pillow_reads_them(tmp_path, kind):
     path = tmp_path / "picture"
     path.write_bytes(encoded(kind, GRADIENT))
     assert imagic.open_image(path).size == GRADIENT.size
+
+
+def test_the_first_frame_that_is_not_blank_is_the_picture(tmp_path):
+    frames = [Image.new("RGB", (40, 24), "white")] * 2 + [GRADIENT]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    with pytest.warns(UserWarning, match=r"begins with white frames: frame \d is used"):
+        assert imagic.open_image(tmp_path / "a.webp").tobytes() == GRADIENT.tobytes()
+    frames[0].save(tmp_path / "blank.png")
+    assert imagic.open_image(tmp_path / "blank.png").getextrema() == ((255, 255),) * 3
 
 
 def test_a_small_picture_is_enlarged_with_a_note(pipe):
@@ -503,6 +554,13 @@ def test_a_model_of_another_kind_is_refused_by_loading_and_by_plan(pipe, model_f
     refused(lambda: on_meta(tmp_path / "model"), words)
 
 
+def test_a_vae_without_a_scale_is_refused(pipe):
+    other = with_config(pipe)
+    other.vae = copy.deepcopy(pipe.vae)
+    other.vae.register_to_config(scaling_factor=0)
+    refused(lambda: check_pipeline(other), "has the scaling_factor 0")
+
+
 def test_a_vae_or_a_noise_process_of_another_kind_is_refused(pipe):
     other = with_unet(pipe, pipe.unet)
     sizes = {f"{half}_block_out_channels": (8, 8) for half in ("encoder", "decoder")}
@@ -521,12 +579,14 @@ def test_what_is_written_in_other_ways_is_settled(pipe):
     assert imagic.encode_text(other, "a cat").shape == imagic.encode_text(pipe, "a cat").shape
 
 
-def test_weights_in_other_forms_say_what_to_do(model_folder, tmp_path):
-    other = shutil.copytree(model_folder, tmp_path / "other")
-    for suffix in (".fp16.safetensors", ".bin"):
-        for weights in other.glob("*/*.safetensors"):
-            weights.rename(weights.with_name(weights.name.replace(".safetensors", suffix)))
-        refused(lambda: imagic.load_pipeline(other, "cpu"), r"each part needs its \.safetensors, which can run no code")
+def test_folders_of_weights_in_other_forms_load_or_say_what_to_do(model_folder, tmp_path):
+    half = shutil.copytree(model_folder, tmp_path / "half")
+    for weights in half.glob("*/*.safetensors"):
+        weights.rename(weights.with_name(weights.name.replace(".safetensors", ".fp16.safetensors")))
+    assert imagic.load_pipeline(half, "cpu").unet.dtype == torch.float32
+    for weights in half.glob("*/*.safetensors"):
+        weights.rename(weights.with_name(weights.name.replace(".fp16.safetensors", ".bin")))
+    refused(lambda: imagic.load_pipeline(half, "cpu"), r"each part needs its \.safetensors, which can run no code")
     (tmp_path / "model.ckpt").write_bytes(b"x")
     refused(
         lambda: imagic.load_pipeline(tmp_path / "model.ckpt"), "is a single file: convert it with .*from_single_file"
