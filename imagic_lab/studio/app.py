@@ -65,6 +65,8 @@ class Page(anywidget.AnyWidget):
         names = EXAMPLES if state.tiny else PHOTOS
         super().__init__(examples={name: self.url(open_image(DATA / "images" / name), SMALL) for name in names})
         self.on_msg(self.hear)
+        if self.comm is not None:  # or ipykernel 7 hands messages to the loop of a page that a reload has ended
+            self.comm._reply_subshell_for = lambda data, asked: None  # to the main loop
         PAGES.append(self)
         self.show(history=True)
 
