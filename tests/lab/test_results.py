@@ -1,6 +1,7 @@
 """The scripts of imagic_lab/numbers/: what they stored, that they are whole, and what `house` counts."""
 
 import ast
+import csv
 import importlib
 import json
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from imagic_lab import benchmark
 from imagic_lab.numbers import cross_entropy, house, lora, new_word, results, schedules
 from imagic_lab.numbers.report import README
 from tests.test_surface import missing
@@ -170,3 +172,14 @@ def test_the_counts_of_the_house_are_of_its_files():
     assert counts["lines of imagic_lib"] == sum(text.count("\n") for text in texts.values()) > 1000
     assert {"imagic_lib", "imagic_lib.edit", "imagic_lib.training.loop"} <= set(texts)
     assert all(what.startswith(("lines", "longest", "parameters")) or isinstance(counts[what], list) for what in counts)
+
+
+def test_the_table_of_forty_edits_is_made_of_the_stored_rows():
+    with (results.FOLDER / "toyedit-dev40.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40
+    text = README.read_text(encoding="utf-8").partition("on all forty edits")[2]
+    for value in benchmark.numbers_in(rows[0]["values"]):
+        [line] = [line for line in text.splitlines() if line.startswith((f"| {value:g} |", f"| **{value:g}** |"))]
+        for what in ("success", "worth"):
+            assert benchmark.mean_and_interval([benchmark.at_value(row, what, value) for row in rows]) in line
