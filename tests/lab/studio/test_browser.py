@@ -26,6 +26,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "300"))  # seconds for one step; a busy machine may need more
+AXE = ROOT / "docs" / "live" / "node_modules" / "axe-core" / "axe.min.js"
 STUDIO, SLIDER = "studio.ipynb", "04_interpolation.ipynb"
 HASTE = """
 from imagic_lab.studio import state
@@ -239,6 +240,14 @@ def fits(page, studio) -> bool:
     )
 
 
+def accessible(page) -> None:
+    """axe-core, where npm has fetched it, finds no serious fault."""
+    if AXE.is_file():
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = page.evaluate("axe.run([...document.querySelectorAll('.imagic-studio')].at(-1))")["violations"]
+        assert not [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_an_edit_from_the_example_to_the_bin(lab, browser, width):
     page = new_page(browser, width)
@@ -261,6 +270,7 @@ def test_an_edit_from_the_example_to_the_bin(lab, browser, width):
     studio = studio_of(page)  # from a trusted notebook, with its training
     studio.get_by_text("✓ done").wait_for()
     assert fits(page, studio)
+    accessible(page)
     wipe_and_choose(page, studio)
     download_and_delete(page, studio)
     page.close()
