@@ -80,7 +80,7 @@ const latents = (z, count) => tensor(z, count, ...model.latents);
 const texts = (e, count) => tensor(e, count, model.tokens, e.length / count / model.tokens);
 
 async function encoded(text) { // text -> e, (tokens, width)
-  const ids = Array.from(tokenizer.encode(text).ids).slice(0, model.tokens), end = ids.at(-1);
+  const found = Array.from(tokenizer.encode(text).ids), end = found.at(-1), ids = [...found.slice(0, model.tokens - 1), end];
   while (ids.length < model.tokens) ids.push(end);
   return (await run("text", { ids: whole(ids, 1, model.tokens) })).answer.data;
 }
