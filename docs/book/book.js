@@ -59,6 +59,7 @@ for (const film of films) {
     }
     [film.hidden, canvas.hidden] = [!on, on];
     button.textContent = on ? 'Stop' : 'Play';
+    button.ariaLabel = `${button.textContent} the film`;
     button.onclick = () => play(!on);
   };
   film.decode().then(() => play(!still), () => play(true));

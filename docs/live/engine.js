@@ -80,7 +80,7 @@ const latents = (z, count) => tensor(z, count, ...model.latents);
 const texts = (e, count) => tensor(e, count, model.tokens, e.length / count / model.tokens);
 
 async function encoded(text) { // text -> e, (tokens, width)
-  const ids = Array.from(tokenizer.encode(text).ids).slice(0, model.tokens), end = ids.at(-1);
+  const found = Array.from(tokenizer.encode(text).ids), end = found.at(-1), ids = [...found.slice(0, model.tokens - 1), end];
   while (ids.length < model.tokens) ids.push(end);
   return (await run("text", { ids: whole(ids, 1, model.tokens) })).answer.data;
 }
@@ -90,12 +90,14 @@ async function predicted(z, times, e, array) { // the UNet's answers for a batch
   return (await run("unet", inputs, array)).answer.data;
 }
 
-function guess(e, array, guidance, id) { // guess(z_t, t), guided (Ho & Salimans 2022): ε_∅ + s·(ε_text - ε_∅)
-  return async (z, t) => {
+function guess(e, array, guidance, id) { // guess(z_t, t, …), guided (Ho & Salimans 2022): ε_∅ + s·(ε_text - ε_∅)
+  return async (z, ...times) => {
     await tick();
     if (id && id !== latest) throw new Stale();
-    if (guidance === 1) return predicted(z, [t], e, array);
-    const answer = await predicted(joined([z, z]), [t, t], joined([empty, e]), array);
+    const text = joined(times.map(() => e));
+    if (guidance === 1) return predicted(z, times, text, array);
+    const both = joined([...times.map(() => empty), text]);
+    const answer = await predicted(joined([z, z]), [...times, ...times], both, array);
     return maths.mix(answer.subarray(0, z.length), answer.subarray(z.length), guidance);
   };
 }
@@ -172,9 +174,13 @@ function weightsAt(lambda) { // θ_λ = θ + λ(θ* - θ)
 async function pathOf(array, lambda, seed, times) { // the picture's own noise, kept for the next η
   const key = `${lambda} ${seed} ${times.length}`;
   if (!paths.has(key)) {
-    const all = async (levels) => {
+    const some = guess(edit.e_opt, array, model.drawing.own_guidance, latest), size = edit.z.length;
+    const all = async (levels) => { // five at a time: the levels don't wait for each other
       const answers = [];
-      for (const [index, level] of levels.entries()) answers.push(await guess(edit.e_opt, array, model.drawing.own_guidance, latest)(level, times[index]));
+      for (let k = 0; k < levels.length; k += 5) {
+        const answer = await some(joined(levels.slice(k, k + 5)), ...times.slice(k, k + 5));
+        for (let at = 0; at < answer.length; at += size) answers.push(answer.slice(at, at + size));
+      }
       return answers;
     };
     const path = await maths.ownNoise(all, edit.z, seed, times, alphas);

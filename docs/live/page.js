@@ -176,12 +176,13 @@ const drawingOf = () => ({ noise: noise(), eta: number("eta"), lambda: number("l
 function draw(steps) {
   if (!state.trained || state.training) return;
   state.shown = "edit";
+  $("step").value = model.drawing.steps;
+  outputs();
   worker.postMessage({ ask: "draw", id: ++state.id, ...drawingOf(), steps });
   address();
 }
 
 function moved() { // a rough picture at once, the whole one when the slider rests
-  outputs();
   clearTimeout(timer);
   draw(PREVIEW_STEPS);
   timer = setTimeout(draw, 250);

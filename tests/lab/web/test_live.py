@@ -160,6 +160,7 @@ def test_an_edit_by_keyboard(live, browser, width):
     text.fill("a purple dog on the moon")
     page.get_by_text("The model never saw “purple”").wait_for()
     text.fill("a black dog sitting on the grass")
+    text.press("Tab")
     train = page.get_by_role("button", name="Train", exact=True)
     train.press("Enter")
     page.get_by_role("button", name="Pause").press("Enter")
