@@ -38,6 +38,8 @@ def open_image(path: str | Path) -> Image.Image:
     PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, and HEIC if pillow-heif is installed. The size is checked before
     anything is unpacked. Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
     path = Path(path)
+    if str(path).lower().startswith(("http:/", "https:/")):
+        raise ValueError(f"{path} is an address: download the picture, and give its file")
     if not os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():

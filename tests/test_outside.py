@@ -450,6 +450,10 @@ def test_a_jpeg_xl_is_named(tmp_path):
     refused(lambda: imagic.open_image(tmp_path / "a.jxl"), "save it as PNG or JPEG .JPEG XL can't be read")
 
 
+def test_an_address_is_no_file():
+    refused(lambda: imagic.open_image("https://example.org/a.png"), "is an address: download the picture")
+
+
 def test_a_home_folder_is_one(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["show", "~/nothing"]) == 2 and f"in {tmp_path / 'nothing'}" in capsys.readouterr().err
