@@ -54,17 +54,12 @@ def votes(found: list[Scene], scenes: list[Scene]) -> dict[str, str]:
     return result
 
 
-def drawn_well(reader, picture) -> bool:
-    """Can a drawing explain the picture? The scene that was read is drawn again and compared with it."""
-    return reader.left(picture, reader.scene(picture)) <= reader.bound
-
-
 def caught_monsters(reader, vae_of_model) -> tuple[dict[str, list[bool]], torch.Tensor]:
     """(for each kind of monster, which of them are not drawn well; their pictures after the VAE)."""
     caught, shown = {kind: [] for kind in MONSTER_KINDS}, monsters(EACH_MONSTER, seed=1)  # not those of the bound
     blurred = vae.reconstruct(vae_of_model, torch.cat([to_tensor(picture) for _, _, picture in shown]))
     for (kind, _, _), picture in zip(shown, blurred, strict=True):
-        caught[kind].append(not drawn_well(reader, picture))
+        caught[kind].append(not reader.drawn_well(picture))
     return caught, blurred
 
 
@@ -96,7 +91,7 @@ def main() -> None:
     caught, blurred = caught_monsters(reader, pipe.vae)
     save_rows(DATA / "reader" / "monsters.jpg", [blurred[k::EACH_MONSTER] for k in range(3)])
     everything = [one for kind in caught.values() for one in kind]
-    bad = [not drawn_well(reader, tile) for tile in tiles_of(Image.open(BAD_SAMPLES).convert("RGB"))]
+    bad = [not reader.drawn_well(tile) for tile in tiles_of(Image.open(BAD_SAMPLES).convert("RGB"))]
     lines = [[kind, f"{sum(some)} of {len(some)}"] for kind, some in (caught | {"bad samples": bad}).items()]
     text = (
         f"The bound is {reader.bound:.3f}: {in_percent(passed)} of {SCENES_READ} held-back drawings pass after the VAE."

@@ -187,6 +187,10 @@ class Reader:
         """How much of the picture a drawing of this scene leaves unexplained in the worst window, in [0, 1]."""
         return unexplained(as_stack(picture)[0], as_stack(scene.render())[0]).max().item()
 
+    def drawn_well(self, picture: Image.Image | Tensor) -> bool:
+        """Can a drawing explain the picture? The scene that was read is drawn again and compared with it."""
+        return self.left(picture, self.scene(picture)) <= self.bound
+
     def success(self, picture: Image.Image | Tensor, truth: Scene) -> bool:
         """Right in all four attributes and drawn well, as in `report`. A picture that is wrong takes only a glance."""
         return self.may_be(picture, truth) and self.report(picture, truth).success

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagic_lab.numbers.reader import drawn_well
 from imagic_lab.toyworld import Scene, dataset, load_reader, load_scene
 from imagic_lab.toyworld.details import DETAILS, canonical, from_numbers, share_kept, to_numbers, visible
 from imagic_lab.toyworld.edits import EDIT_COUNTS, EDIT_KINDS, toyedit
@@ -122,7 +121,7 @@ def test_success_needs_the_right_attributes_and_a_good_drawing(some_monsters):
     reader, picture = Perfect(canonical(scene)), scene.render()
     assert reader.report(picture, scene).success and not reader.report(picture, scene.edit(pose="sitting")).success
     spoiled, legless = next((s, p) for kind, s, p in some_monsters if kind == "no legs")
-    assert not drawn_well(Perfect(spoiled), legless) and drawn_well(Perfect(spoiled), spoiled.render())
+    assert not Perfect(spoiled).drawn_well(legless) and Perfect(spoiled).drawn_well(spoiled.render())
 
 
 def test_fitting_finds_the_details_that_the_first_glance_missed():
@@ -212,7 +211,7 @@ def test_a_cloud_is_found_where_no_small_move_leads():
 def test_the_shipped_reader_catches_the_monsters(some_monsters):
     """One of each kind, sharp as drawn. The reader's card counts them after the VAE."""
     reader = load_reader()
-    passed = [kind for kind, _, picture in some_monsters[::3] if drawn_well(reader, picture)]
+    passed = [kind for kind, _, picture in some_monsters[::3] if reader.drawn_well(picture)]
     assert len(passed) <= 1, passed
 
 
