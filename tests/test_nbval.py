@@ -145,6 +145,14 @@ def test_the_words_of_a_page_are_compared_but_not_its_pixels(tmp_path):
     assert code == 1 and "1 failed, 1 passed" in said and "A cat" in said, said
 
 
+@pytest.mark.parametrize(("new", "code"), [("0.41", 0), ("0.61", 1)])
+def test_a_number_in_a_caption_may_differ_as_a_printed_one_may(tmp_path, new, code):
+    cell = stored(f"from IPython.display import HTML\nHTML('<b>seed 0: {new}</b>')", checked=True)
+    data = {"text/html": "<b>seed 0: 0.40</b>", "text/plain": "<IPython.core.display.HTML object>"}
+    cell.outputs = [new_output("execute_result", data, execution_count=1)]
+    assert run(tmp_path, cell)[0] == code
+
+
 WARNS = "import warnings\nwarnings.warn('nobody expects this')"
 
 

@@ -24,6 +24,8 @@ from imagic_lab.benchmark import (
     at_value,
     best_value,
     current_rows,
+    markdown_table,
+    mean_and_interval,
     measured_rows,
     method_tables,
     numbers_in,
@@ -34,6 +36,7 @@ from imagic_lab.benchmark.tables import mean_cost
 from imagic_lab.methods import METHODS, Method, community_methods
 from imagic_lab.numbers.report import README, ROOT, command_line, put
 from imagic_lab.numbers.results import FOLDER
+from imagic_lab.toyworld.edits import EDIT_KINDS
 from imagic_lib.files import write_atomically
 
 WORK_FOLDER = ROOT / "runs" / "benchmark"
@@ -133,8 +136,23 @@ def sheet_of_methods(
     return whole, about
 
 
+def values_table(rows: list[dict]) -> str:
+    """One method at every value of its knob: rows of dev, which would choose the value."""
+    lines = []
+    for value in numbers_in(rows[0]["values"]):
+        success, kept, worth = ([at_value(row, w, value) for row in rows] for w in ("success", "kept", "worth"))
+        of = {kind: [w for row, w in zip(rows, worth, strict=True) if row["kind"] == kind] for kind in EDIT_KINDS}
+        kinds = ", ".join(f"{100 * np.mean(some):.0f}" for some in of.values())
+        line = [mean_and_interval(success), f"{100 * np.nanmean(kept):.0f} %", mean_and_interval(worth), f"{kinds} %"]
+        lines.append([f"{value:g}", *line])
+    header = [rows[0]["knob"], "success", "details kept", "worth", "worth by kind: " + ", ".join(EDIT_KINDS)]
+    pictures = "{} edits of ToyEdit dev, {} pictures each; in brackets 95 % intervals over the edits."
+    return markdown_table(header, lines) + "\n" + pictures.format(len(rows), rows[0]["pictures"])
+
+
 def main() -> None:
     command_line(__doc__).parse_args()
+    put(README, "dev40", values_table(measured_rows(stored_rows("dev40"), "imagic-own")))
     methods = METHODS | community_methods("")  # only their rows are read, so no file is needed
     rows, dev = (current_rows(stored_rows(split), methods) for split in ("test", "dev"))
     methods = {name: method for name, method in methods.items() if measured_rows(rows, name)}

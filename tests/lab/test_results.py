@@ -1,7 +1,6 @@
 """The scripts of imagic_lab/numbers/: what they stored, that they are whole, and what `house` counts."""
 
 import ast
-import csv
 import importlib
 import json
 import sys
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from imagic_lab import benchmark
-from imagic_lab.numbers import cross_entropy, house, lora, new_word, results, schedules
+from imagic_lab.benchmark import measured_rows
+from imagic_lab.numbers import cross_entropy, house, lora, methods, new_word, results, schedules
 from imagic_lab.numbers.report import README
 from tests.test_surface import missing
 
@@ -175,11 +174,5 @@ def test_the_counts_of_the_house_are_of_its_files():
 
 
 def test_the_table_of_forty_edits_is_made_of_the_stored_rows():
-    with (results.FOLDER / "toyedit-dev40.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 40
-    text = README.read_text(encoding="utf-8").partition("on all forty edits")[2].partition("\n## ")[0]
-    for value in benchmark.numbers_in(rows[0]["values"]):
-        [line] = [line for line in text.splitlines() if line.startswith((f"| {value:g} |", f"| **{value:g}** |"))]
-        for what in ("success", "worth"):
-            assert benchmark.mean_and_interval([benchmark.at_value(row, what, value) for row in rows]) in line
+    rows = measured_rows(methods.stored_rows("dev40"), "imagic-own")
+    assert len(rows) == 40 and methods.values_table(rows) in README.read_text(encoding="utf-8")

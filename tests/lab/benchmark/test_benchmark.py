@@ -66,7 +66,7 @@ def drawing(title, fails=()):
     calls = []
 
     def prepare(pipe, image, text, training=0):
-        calls.append(text)
+        calls.append(text if training == 0 else (text, training))
         if len(calls) in fails:
             raise RuntimeError(f"{title} can't do\nthat")
         return lambda knob, seeds: [grey(0 if seed == 1 else int(255 * knob)) for seed in seeds]
@@ -404,7 +404,9 @@ def test_a_method_that_trains_gets_a_row_for_each_training_seed(two, command, tm
     monkeypatch.setitem(jobs.METHODS, "quick", replace(jobs.METHODS["quick"], trains=True))
     assert command("--edits", "1", "--trainings", "0", "1", "2") == 0
     found = [(one["method"], one["training"]) for one in rows_in(tmp_path / "dev.csv")]
-    assert found == [("failing", "0"), ("quick", "0"), ("quick", "1"), ("quick", "2")] and len(two.quick) == 3
+    assert found == [("failing", "0"), ("quick", "0"), ("quick", "1"), ("quick", "2")]
+    text = rows_in(tmp_path / "dev.csv")[0]["to"]
+    assert two.quick == [text, (text, 1), (text, 2)]  # and each was trained with its own
 
 
 def test_the_seed_of_a_training_changes_it(pipe, monkeypatch):
