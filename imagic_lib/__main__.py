@@ -21,6 +21,7 @@ from imagic_lib.folder import locked, new_folder, picture_name, read_facts, stat
 from imagic_lib.models import plugin_of
 from imagic_lib.pictures import rmse, save_picture
 from imagic_lib.planning.memory import plan
+from imagic_lib.stage4_inference import scheduler_of
 from imagic_lib.storage import identity_of_edit
 from imagic_lib.unets import check_scale
 
@@ -41,6 +42,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(*args, **settings)
 
 
+def home_or_path(text: str) -> Path:
+    return Path(text).expanduser()  # the shell leaves the ~ of --out=~/edits alone
+
+
 def parser() -> Parser:
     main = Parser(
         prog="python -m imagic_lib",
@@ -58,11 +63,11 @@ def parser() -> Parser:
     way.add_argument("--fit", action="store_true", help="choose the method by the memory of this machine (see plan)")
     edit.add_argument("--steps", type=int, help="steps of each of the two trainings (default: the model's own)")
     add_sampling(edit)
-    edit.add_argument("--out", type=Path, help="folder of the edit, new or its own (default: a new one in out/)")
+    edit.add_argument("--out", type=home_or_path, help="folder of the edit, new or its own (default: new, in out/)")
     edit.add_argument("--resume", action="store_true", help="go on with this edit where it was stopped")
 
     show = commands.add_parser("show", help="a saved edit again: settings, curves, new pictures", description=SHOW)
-    show.add_argument("folder", metavar="FOLDER", type=Path, help="what edit wrote")
+    show.add_argument("folder", metavar="FOLDER", type=home_or_path, help="what edit wrote")
     show.add_argument("--model", help="the model of the edit; tiny is found without it, others must be named")
     add_sampling(show)
 
@@ -103,6 +108,7 @@ def run_edit_command(args: argparse.Namespace) -> None:
     check_text(args.text)
     pipe = imagic.load_pipeline(args.model, safety_checker=args.checked)
     image = imagic.load_image(picture, pipe)
+    scheduler_of(pipe, None)  # what is to be said of the sampler is said before the training
     method, strategy = args.method, None
     if args.fit:
         print(fitting := plan(pipe))
@@ -195,8 +201,6 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "plan":
             print(plan(args.model, args.gpu_gb))
             return
-        for folder in {"out", "folder"} & {*vars(args)}:
-            setattr(args, folder, getattr(args, folder) and getattr(args, folder).expanduser())  # of --out=~/edits
         seeds_of(args.seed), etas_of(args.eta or [0]), check_scale(args.scale or 0)  # before any training
         (run_edit_command if args.command == "edit" else run_show_command)(args)
 

@@ -23,8 +23,6 @@ LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
 SMALL = 64 * 2**20  # bytes; a file of embeddings has less than one million
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
           torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
-
-
 Finite = Annotated[float, Field(gt=-1e300, lt=1e300)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -165,8 +163,7 @@ def load_tensors(path: Path, like: dict[str, Tensor] | None = None,
                 raise ValueError(f"{name} has the shape {tuple(shape)}, not {tuple(example.shape)}")
         tensors = {name: one.get_tensor(name) for name, one in where.items() if like is None or name in like}
         for name, value in tensors.items():
-            if not torch.isfinite(value).all() or (
-                like and value.is_floating_point() != like[name].is_floating_point()
-            ):
+            wanted = (like or tensors)[name].is_floating_point()
+            if not torch.isfinite(value).all() or value.is_floating_point() != wanted:
                 raise ValueError(f"{name} has values that are not finite")
         return tensors, facts

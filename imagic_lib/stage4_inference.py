@@ -66,9 +66,8 @@ def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | N
     if it can't follow the chosen one."""
     known = tuple(kind for kind, _ in SAMPLERS.values())
     if chosen is None and not isinstance(pipe.scheduler, known):
-        warn_caller(
-            f"the model's own {type(pipe.scheduler).__name__} can't be followed step by step: DDIM draws instead"
-        )
+        own = type(pipe.scheduler).__name__
+        warn_caller(f"the model's own {own} can't be followed step by step: DDIM draws instead")
         chosen = "ddim"
     scheduler = sampler(pipe, chosen) if isinstance(chosen, str) else chosen or pipe.scheduler
     if not isinstance(scheduler, known):

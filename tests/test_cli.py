@@ -579,3 +579,23 @@ def test_help_names_every_command(capsys):
     shown = capsys.readouterr().out
     assert stop.value.code == 0
     assert all(command in shown for command in ("edit", "show", "plan", "demo", "sweep", "benchmark", "train"))
+
+
+def test_what_is_said_of_the_sampler_is_said_before_the_training(model_folder, tmp_path, monkeypatch, capsys):
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    facts = json.loads((other / "scheduler" / "scheduler_config.json").read_text())
+    facts |= {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    (other / "scheduler" / "scheduler_config.json").write_text(json.dumps(facts))
+    index = json.loads((other / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
+    (other / "model_index.json").write_text(json.dumps(index))
+
+    def training(*given, **settings):
+        assert any("EulerDiscreteScheduler can't be followed" in str(note.message) for note in notes)
+        raise ValueError("as far as this test goes")
+
+    monkeypatch.setattr(imagic, "run_edit", training)
+    picture = str(imagic.DATA / "images" / "dog-sitting.png")
+    words = ["edit", picture, "a cat", "--model", str(other), "--out", str(tmp_path / "x")]
+    with pytest.warns(UserWarning) as notes:
+        assert main(words) == 2 and "as far as this test goes" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from imagic_lib import stage1_embedding, stage2_finetuning
 ROOT = Path(__file__).resolve().parent.parent
 
 
-SHRINKING = {"lines of imagic_lib": 2_850}  # still above its bound
+SHRINKING = {"lines of imagic_lib": 2_847}  # still above its bound
 
 
 def test_the_house_is_in_order():

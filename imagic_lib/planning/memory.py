@@ -125,9 +125,8 @@ def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | N
     half = precision(device)
     if gpu_gb is None:
         cuda = device.type == "cuda"
-        gpu_gb = (
-            torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
-        ) / GIB
+        total = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
+        gpu_gb = total / GIB
     elif not gpu_gb > 0:
         raise ValueError(f"gpu_gb is {gpu_gb}: give the GPU's memory in GiB, e.g. 14.75 for a T4")
     elif half == torch.float32:

@@ -29,8 +29,6 @@ from imagic_lib.training.history import History
 from imagic_lib.training.strategies import Strategy
 
 PROBE_EVERY = 10  # steps
-
-
 Watch = Callable[[str, History], object]  # (stage, history so far) -> true to end the stage here
 Preview = Callable[[nn.Module, Tensor], object]  # (the UNet in training, its embedding): to draw with
 
