@@ -96,9 +96,9 @@ class Training:
     def steps(self, count: int, decay: float = 0.0, warmup: int = 0) -> Iterator[Callable[[Tensor], None]]:
         """Yields, once for each step that is left of `count`, the function that takes the step: call it with the loss.
 
-        decay, warmup: of the learning rate (`rate_at`). The loop ends earlier if the stop button (Ctrl-C) is pressed or
-        `run.watch` says so, and keeps what was learned. Raises ValueError for a checkpoint that is not of this training,
-        and FloatingPointError as soon as a loss, a gradient or the probe is not finite.
+        decay, warmup: of the learning rate (`rate_at`). The loop ends earlier, and keeps what was learned, if the stop
+        button (Ctrl-C) is pressed or `run.watch` says so. Raises ValueError for a checkpoint that is not of this
+        training, and FloatingPointError as soon as a loss, a gradient or the probe is not finite.
         """
         if self.stop_pressed is None:
             raise RuntimeError(f"{self.name} has not begun: use it in `with Training(…) as training:`")
