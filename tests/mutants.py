@@ -46,6 +46,8 @@ Score = tuple[int, int, list[str]]  # mutants, noticed, a line for each survivor
 SETTINGS = """[mutmut]
 source_paths=imagic_lib
 only_mutate=imagic_lib/{module}.py
+also_copy=
+    imagic_lab
 pytest_add_cli_args_test_selection=
 {tests}
 pytest_add_cli_args=
