@@ -35,8 +35,6 @@ def check_setting(name: str, value: float, zero: bool, most: float = math.inf) -
         raise ValueError(f"{name} is {value}: it must be {'0 or more' if zero else 'above 0'}")
     if value > most:
         raise ValueError(f"{name} is {value}: it must be {most:g} at most")
-    if name == "decay" and value > 1:
-        raise ValueError(f"decay is {value}: it is a share of the steps, from 0 to 1")
 
 
 def seeds_of(seeds: Sequence[int]) -> list[int]:

@@ -97,12 +97,11 @@ class Probe:
 @contextmanager
 def frozen(*modules: torch.nn.Module):
     """Inside, the weights of these modules need no gradients; afterwards they need them as before."""
-    parameters = [p for module in modules for p in module.parameters()]
-    before = [p.requires_grad for p in parameters]
-    for p in parameters:
+    learning = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in learning:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p, needed in zip(parameters, before, strict=True):
-            p.requires_grad_(needed)
+        for p in learning:
+            p.requires_grad_(True)

@@ -1,7 +1,5 @@
 """One edit from start to end: both trainings, then every η and every seed for the price of a sampling."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
@@ -88,19 +86,16 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
     settings = settings_of(pipe, method, embedding_steps, unet_steps, seed)
     identity, kept = identity_of_edit(pipe, image, text, settings), Path(folder) if folder else None
     more = {"generator": torch.Generator().manual_seed(settings["seed"])}
-
-    def kept_in(stage: str) -> Run:
-        return replace(run, checkpoint=kept / CHECKPOINTS[stage] if kept else None)
-
+    runs = {stage: replace(run, checkpoint=kept / name if kept else None) for stage, name in CHECKPOINTS.items()}
     with locked(kept) if kept else nullcontext(), out_of_memory_explained(pipe, folder):
         if kept and state_of(kept, identity) == "finished":
             edit = ImagicEdit.load(kept, pipe)
             remove_checkpoints(kept)  # a kill may have come before that
             return edit
-        e_tgt = begun(pipe, image, identity, kept)
-        e_opt, first = optimize_embedding(pipe, image, e_tgt, steps=embedding_steps, run=kept_in("embedding"), **more)
+        e_tgt = begun(pipe, image, identity, kept) if kept else encode_text(pipe, text)
+        e_opt, first = optimize_embedding(pipe, image, e_tgt, steps=embedding_steps, run=runs["embedding"], **more)
         stop_if_asked(first, folder)
-        tuned, second = fine_tune(pipe, image, e_opt, method=method, steps=unet_steps, run=kept_in(method), **more)
+        tuned, second = fine_tune(pipe, image, e_opt, method=method, steps=unet_steps, run=runs[method], **more)
         stop_if_asked(second, folder)
         edit = ImagicEdit(text, pipe, tuned, image, e_tgt, e_opt, first, second, settings)
         if kept:
@@ -108,28 +103,26 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
     return edit
 
 
-def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: Path | None) -> Tensor:
-    """e_tgt of a new edit, which takes the folder if there is one, or of the unfinished edit there.
+def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: Path) -> Tensor:
+    """e_tgt of a new edit, which takes the folder, or of the unfinished edit there.
 
     Raises ValueError if the disk has no room for an edit of all weights: these, two moments of each, their change."""
-    if folder and identity["settings"]["method"] == "full":
+    if identity["settings"]["method"] == "full":
         numbers = sum(p.numel() for p in pipe.unet.parameters())
         check_room(folder / CHECKPOINTS["full"], 4 * 4 * numbers, "the edit")
-    if folder and state_of(folder, identity) == "begun":
+    if state_of(folder, identity) == "begun":
         return read_ledger(folder)[0].to(pipe.unet.device)
     e_tgt = encode_text(pipe, identity["text"])
-    if folder:
-        begin(folder, identity, e_tgt)
-        save_picture(folder / INPUT_FILE, to_picture(image))
+    begin(folder, identity, e_tgt)
+    save_picture(folder / INPUT_FILE, to_picture(image))
     return e_tgt
 
 
 def settings_of(pipe: StableDiffusionPipeline, method: str, embedding_steps: int | None, unet_steps: int | None,
                 seed: int) -> dict:  # fmt: skip
     """What the trainings are asked for, every default filled in. Raises ValueError for an invalid setting."""
-    method_of(method)
     first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)
-    second = settings_for(pipe, stage2_finetuning.DEFAULTS[method], steps=unet_steps)
+    second = settings_for(pipe, stage2_finetuning.DEFAULTS[method_of(method)], steps=unet_steps)
     [seed] = seeds_of([seed])
     return {"embedding_steps": first["steps"], "unet_steps": second["steps"], "method": method, "seed": seed}
 

@@ -20,17 +20,16 @@ def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = 
     size = inch * columns + 0.3, (inch + 0.12) * len(rows) + (0.75 if title else 0.35)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
     for r, row in enumerate(rows):
-        for c in range(columns):
-            axis = axes[r, c]
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if c < len(row):
-                axis.imshow(row[c])
-            if r == 0 and c < len(titles):
-                axis.set_title(titles[c], fontsize=12, parse_math=False)
-        if r < len(labels):
-            axes[r, 0].set_ylabel(labels[r], fontsize=11, parse_math=False)
+        for c, picture in enumerate(row):
+            axes[r, c].imshow(picture)
+    for axis, text in zip(axes[0], titles, strict=False):
+        axis.set_title(text, fontsize=12, parse_math=False)
+    for axis, text in zip(axes[:, 0], labels, strict=False):
+        axis.set_ylabel(text, fontsize=11, parse_math=False)
     figure.suptitle(title, fontsize=14, parse_math=False)
     return figure
 

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-TEMPORARY = r"\..+\.[a-z0-9_]{8}\.tmp"  # the folders of `write_atomically`
 PART = r"\.[0-9a-f]{1,16}-\d{1,6}"  # version 0.1 wrote more than 1 GiB into several files, named by these ends
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
 SMALL = 64 * 2**20  # bytes; a file of embeddings has less than one million
@@ -88,20 +87,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     The temporary file is in a private folder next to `path`. What a killed process leaves goes with `folder.locked`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary = folder / path.name
-    try:
-        write(temporary)
+    name = {"prefix": f".{path.name}.", "suffix": ".tmp"}
+    with tempfile.TemporaryDirectory(**name, dir=path.parent, ignore_cleanup_errors=True) as folder:
+        write(temporary := Path(folder) / path.name)
         os.replace(temporary, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary folders that a killed process left in a folder where no other process writes."""
-    for entry in os.scandir(folder):
-        if re.fullmatch(TEMPORARY, entry.name) and entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
+    for leftover in Path(folder).glob(".*." + "[a-z0-9_]" * 8 + ".tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)  # a file or a link of this name is left alone
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:

@@ -38,8 +38,7 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
     diffusers_logging.set_verbosity_error()
     try:
         how = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
-        how |= {"use_safetensors": True} | ({"variant": variant} if variant else {})
-        pipe = StableDiffusionPipeline.from_pretrained(source, **how).to(torch.float32)
+        pipe = StableDiffusionPipeline.from_pretrained(source, variant=variant, use_safetensors=True, **how)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
@@ -54,7 +53,7 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
         diffusers_logging.set_verbosity(quiet)
     check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"))
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"), torch.float32)
 
 
 def variant_of(folder: Path) -> str | None:
@@ -145,7 +144,8 @@ def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **giv
     Raises ValueError for a value that a stage can't use. 0 steps train nothing, but draw no picture either; a sampler
     has a step for each timestep at most."""
     drawing = "guidance_scale" in given
-    most = {"guidance_scale": MOST_GUIDANCE} | ({"steps": pipe.scheduler.config.num_train_timesteps} if drawing else {})
+    most = {"guidance_scale": MOST_GUIDANCE, "decay": 1.0}  # a decay is a share of the steps
+    most |= {"steps": pipe.scheduler.config.num_train_timesteps} if drawing else {}
     for name, value in given.items():
         if value is None:
             continue

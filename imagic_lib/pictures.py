@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from imagic_lib.arguments import warn_caller
+from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.files import write_atomically
 from imagic_lib.models import family
 
@@ -141,9 +142,7 @@ def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     picture, profile = _upright(picture), picture.info.get("icc_profile")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     rgb = _in_srgb(picture.convert("RGB"), profile)
     rgb.info.clear()  # or it would be turned again, when it is opened as a picture
     return rgb
@@ -185,11 +184,9 @@ def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline) 
     return tensor
 
 
-@torch.no_grad()
 def rebuilt_psnr(pipe: StableDiffusionPipeline, image: Tensor) -> float:
     """How much of a picture the VAE keeps, as the PSNR in dB of its reconstruction."""
-    rebuilt = pipe.vae.decode(pipe.vae.encode(image.to(pipe.vae.dtype)).latent_dist.mode()).sample
-    return psnr(to_picture(rebuilt), to_picture(image))
+    return psnr(to_picture(decode_latents(pipe, encode_image(pipe, image))), to_picture(image))
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

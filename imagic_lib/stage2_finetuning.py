@@ -46,7 +46,7 @@ def fine_tune(pipe: StableDiffusionPipeline, image: Tensor, e_opt: Tensor, *, me
             raise ValueError(f"steps as small as these vanish in {dtype} weights: load the model in float32")
     s = settings_for(pipe, DEFAULTS[kind], steps=steps, lr=lr, batch=batch, decay=decay, bias=run.bias)
     generator, process, z = cpu_generator(generator), forward_process(pipe), encode_image(pipe, image)
-    about = {"method": kind} | (lora.facts if lora else {})
+    about = {"method": kind} | (vars(lora) if lora else {})
     job = job_of(pipe, [image], s, generator, run, near={"text": e_opt}, **about)
     probe, name = Probe(process, z), f"stage 2, LoRA of rank {lora.rank}" if lora else "stage 2, all weights"
     with learning_copy(pipe, run.strategy, lora, seed=generator.initial_seed()) as (unet, weights):

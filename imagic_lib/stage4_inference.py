@@ -1,7 +1,6 @@
 """Stage 4: from noise to a picture, every step observable. The noise is random, or the input picture's own."""
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -162,7 +161,8 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
         steps = len(noise.added) if steps is None else steps
         guidance_scale = OWN_GUIDANCE[family(pipe)] if guidance_scale is None else guidance_scale
     given = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance_scale)
-    check_noise(pipe, noise, given["steps"], len(seeds), scheduler)
+    if noise is not None:
+        check_noise(pipe, noise, given["steps"], len(seeds), scheduler)
     scheduler, device = scheduler_of(pipe, "ddim" if noise else scheduler), pipe.unet.device
     text = embeddings.repeat_interleave(len(seeds), dim=0)
     generators, pictures = [torch.Generator().manual_seed(seed) for _ in embeddings for seed in seeds], []
@@ -173,13 +173,12 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
         for rows in torch.arange(len(text)).split(AT_ONCE[family(pipe)]):
             guess = denoiser(unet, text[rows], empty, given["guidance_scale"])
             scheduler.set_timesteps(given["steps"], device=device)
+            own, added = [generators[row] for row in rows], None
             if noise is None:
-                own = [generators[row] for row in rows]
-                z = torch.cat([initial_noise(pipe, generator) for generator in own]).to(unet.dtype)
-                z = denoise(guess, z, scheduler, callback, own)
+                start = torch.cat([initial_noise(pipe, generator) for generator in own]).to(unet.dtype)
             else:
                 start, added = noise.start[rows % len(seeds)], noise.added[:, rows % len(seeds)]
-                z = denoise(guess, start, scheduler, callback, added=added)
+            z = denoise(guess, start, scheduler, callback, own, added)
             pictures += [to_picture(decode_latents(pipe, one[None])) for one in z]
             bar.update(len(rows))
         return safety_checked(pipe, pictures)
@@ -190,10 +189,8 @@ def embedding_of_negative(pipe: StableDiffusionPipeline) -> Tensor:
     return encode_ids(pipe, token_ids(pipe, ""))
 
 
-def check_noise(pipe: StableDiffusionPipeline, noise: NoisePath | None, steps: int, seeds: int, scheduler) -> None:
+def check_noise(pipe: StableDiffusionPipeline, noise: NoisePath, steps: int, seeds: int, scheduler) -> None:
     """Raises ValueError for a noise path that is not for so many steps and seeds, or beside a scheduler."""
-    if noise is None:
-        return
     if scheduler is not None:
         raise ValueError("a noise path is made of DDPM's steps: leave scheduler out, or leave noise out")
     wanted = (steps, seeds, *initial_noise(pipe, 0).shape[1:])
@@ -230,8 +227,7 @@ def denoiser(unet: nn.Module, text: Tensor, empty: Tensor, scale: float) -> Gues
 def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None, generators=None, added=None) -> Tensor:
     """The sampling loop: z_T (n, 4, h, w) -> z_0, by a function guess(z_t, t) and a scheduler whose steps are set.
     generators: one for each picture, of the noise that some samplers add at every step."""
-    noisy = "generator" in inspect.signature(scheduler.step).parameters  # PNDM's step adds none
-    more = {"generator": generators} if noisy else {}
+    more = {} if isinstance(scheduler, PNDMScheduler) else {"generator": generators}  # PNDM adds no noise
     z = z * scheduler.init_noise_sigma
     for index, t in enumerate(scheduler.timesteps):
         answer = guess(scheduler.scale_model_input(z, t), t)

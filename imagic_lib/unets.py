@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -29,11 +29,7 @@ class LoRA:
             raise ValueError(f"rank is {self.rank}: it must be 1 or more, up to {MOST_RANK}")
         if isinstance(self.targets, str) or not self.targets:
             raise ValueError(f"targets is {self.targets!r}: give a list of layers, e.g. targets=['to_q', 'to_v']")
-
-    @property
-    def facts(self) -> dict:
-        """The adapters as JSON, for the job of a checkpoint."""
-        return asdict(self) | {"targets": list(self.targets)}
+        object.__setattr__(self, "targets", list(self.targets))  # as JSON has it, in the job of a checkpoint
 
 
 def unet_copy(unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype | None = None,
@@ -63,17 +59,16 @@ def add_lora(unet: UNet2DConditionModel, lora: LoRA, *, seed: int = 0) -> None:
     for target in lora.targets:
         if not any(name == target or name.endswith("." + target) for name in names):
             raise ValueError(f"this UNet has no layer named {target!r}: try to_q, to_k, to_v, to_out.0")
-    r, layers = lora.rank, list(lora.targets)
+    r = lora.rank
     with torch.device("meta"):  # where no one draws from the random state that all threads share
-        unet.add_adapter(LoraConfig(r=r, lora_alpha=r, init_lora_weights=False, target_modules=layers))
+        unet.add_adapter(LoraConfig(r=r, lora_alpha=r, init_lora_weights=False, target_modules=lora.targets))
     generator = torch.Generator().manual_seed(seed)
     for layer in (module for module in unet.modules() if isinstance(module, LoraLayer)):
-        a, b = (torch.empty(half["default"].weight.shape) for half in (layer.lora_A, layer.lora_B))
-        for first in (a, b):
-            first.uniform_(generator=generator)  # as peft does, so that a seed keeps its numbers
-        start = a.normal_(std=1 / r, generator=generator), b.zero_()
-        for half, value in zip((layer.lora_A, layer.lora_B), start, strict=True):
-            half["default"].weight = nn.Parameter(value.to(layer.get_base_layer().weight))
+        halves = layer.lora_A["default"], layer.lora_B["default"]
+        # peft draws from a uniform distribution first; so do we, and a seed keeps its numbers
+        a, b = (torch.empty(half.weight.shape).uniform_(generator=generator) for half in halves)
+        for half, value in zip(halves, (a.normal_(std=1 / r, generator=generator), b.zero_()), strict=True):
+            half.weight = nn.Parameter(value.to(layer.get_base_layer().weight))
     cast_training_params(unet, torch.float32)
 
 
@@ -107,7 +102,6 @@ def scaled(pipe: StableDiffusionPipeline, scale: float, dtype: torch.dtype | Non
     if has_lora and scale != 1:
         scale_lora_layers(unet, scale)  # another thread can draw with the tuned UNet meanwhile
     elif scale != 1:
-        with torch.no_grad():
-            for weight, a, b in zip(*(u.parameters() for u in (unet, pipe.loaded_unet, tuned)), strict=True):
-                weight.copy_(torch.lerp(a.to(b), b, scale))
+        for weight, a, b in zip(*(u.parameters() for u in (unet, pipe.loaded_unet, tuned)), strict=True):
+            weight.data.copy_(torch.lerp(a.to(b), b, scale))
     yield unet

@@ -91,7 +91,7 @@ def test_a_hub_id_is_asked_for_safetensors_by_its_own_name(monkeypatch, pipe):
     )
     imagic.load_pipeline("CompVis/stable-diffusion-v1-4", device="cpu")
     imagic.load_pipeline("CompVis/stable-diffusion-v1-4", device="cpu", safety_checker=False)
-    assert asked[0] == ("CompVis/stable-diffusion-v1-4", {"use_safetensors": True})
+    assert asked[0] == ("CompVis/stable-diffusion-v1-4", {"use_safetensors": True, "variant": None})
     assert asked[1][1]["safety_checker"] is None
 
 

@@ -94,7 +94,7 @@ def test_invalid_settings_are_one_clear_sentence(pipe, image, e_tgt):
         with pytest.raises(ValueError, match=rf"{next(iter(bad))} is .*: it must be"):
             imagic.optimize_embedding(pipe, image, e_tgt, **bad)
     for decay in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=rf"decay is {decay}: it (must be 0 or more|is a share)"):
+        with pytest.raises(ValueError, match=rf"decay is {decay}: it must be (0 or more|1 at most)"):
             imagic.fine_tune(pipe, image, e_tgt, decay=decay)
     for seeds in ([], 0, [-1], [0.5], [2**63]):
         with pytest.raises(ValueError, match="seeds must be a list"):

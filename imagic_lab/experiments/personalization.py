@@ -57,7 +57,7 @@ def personalize(pipe: StableDiffusionPipeline, images: Sequence[Tensor], text: s
     generator, process, bias = cpu_generator(generator), forward_process(pipe), run.bias or 0.0
     own, kept = encoded(pipe, images, text), encoded(pipe, *prior[:2]) if prior else None
     near = {"text": own[1]} | ({"prior": thumbnails(prior.images), "text of the prior": kept[1]} if prior else {})
-    about = {"method": "a new word"} | lora.facts | {"prior": prior.weight if prior else None}
+    about = {"method": "a new word"} | vars(lora) | {"prior": prior.weight if prior else None}
     job = job_of(pipe, images, s, generator, run, near=near, **about)
     run, name = replace(run, probe_every=run.probe_every or PROBE_EVERY), f"a new word, LoRA of rank {lora.rank}"
     with learning_copy(pipe, run.strategy, lora, seed=generator.initial_seed()) as (unet, weights):

@@ -1,1 +1,0 @@
-"""Before a training: will it fit, and how long will it take?"""

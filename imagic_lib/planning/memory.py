@@ -109,19 +109,18 @@ def on_meta(model: str | Path) -> dict[str, nn.Module]:
         return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(CLIPTextConfig(**text))}
 
 
-def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | None = None,
-         device: torch.device | str | None = None) -> Plan:  # fmt: skip
+def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | None = None) -> Plan:
     """Predict each stage's peak for every way of training, and choose. Needs no GPU, no weights, no network.
 
     model: a pipeline, or as in `on_meta`; the figures are those of its kind, the embedded model or Stable Diffusion
-    1.4 at 512 pixels. gpu_gb: GiB to fit into; default: all that `device` has. device: default is that of a pipeline,
-    else the GPU if there is one, else the computer. For training, only the UNet that learns counts: the other
-    networks are offloaded to the computer's memory. Raises ValueError for an invalid setting."""
+    1.4 at 512 pixels. gpu_gb: GiB to fit into; default: all that the pipeline's device has, else the GPU if there is
+    one, else the computer. For training, only the UNet that learns counts: the other networks are offloaded to the
+    computer's memory. Raises ValueError for an invalid setting."""
     if isinstance(model, StableDiffusionPipeline):
-        unet, vae, device, name = model.unet, model.vae, device or model.device, name_of(model)
+        unet, vae, device, name = model.unet, model.vae, model.device, name_of(model)
     else:
         (unet, vae, _), name = on_meta(model).values(), str(model)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = precision(device)
     if gpu_gb is None:
         cuda = device.type == "cuda"

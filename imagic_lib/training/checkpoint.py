@@ -1,7 +1,5 @@
 """The checkpoint of a training, its whole state in one file, written at intervals, continued by the same job only."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -9,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -21,9 +19,6 @@ from imagic_lib.files import Finite, Whole, damage_explained
 from imagic_lib.models import fingerprint
 from imagic_lib.pictures import to_picture
 from imagic_lib.training.history import History
-
-if TYPE_CHECKING:
-    from imagic_lib.training.loop import Run, Training
 
 SAVE_AFTER = 30.0  # seconds between two checkpoints of a small model
 SAVING_SHARE = 0.1  # of the time at most: a large model's checkpoint takes a minute to write
@@ -59,9 +54,9 @@ class TrainingJob(NamedTuple):
 
 
 def job_of(pipe: StableDiffusionPipeline, images: Iterable[Tensor], settings: dict, generator: torch.Generator,
-           run: Run, *, near: dict[str, Tensor], **more) -> TrainingJob:  # fmt: skip
+           run, *, near: dict[str, Tensor], **more) -> TrainingJob:  # fmt: skip
     """The bytes of the pictures, the settings (the steps are in the history), the model, the loss, and `near`, e.g. the
-    text's embedding."""
+    text's embedding. run: a `loop.Run`."""
     facts = {"model": fingerprint(pipe), **more, "images": [hash_of_picture(image) for image in images]}
     facts |= {name: value for name, value in settings.items() if name != "steps"}
     facts |= {"loss": getattr(run.loss, "__name__", type(run.loss).__name__), "seed": generator.initial_seed()}
@@ -82,9 +77,9 @@ def is_near(a: Tensor, b: Tensor) -> bool:
 
 
 class CheckpointFile:
-    """The file of one training. With the path None nothing is kept."""
+    """The file of one `loop.Training`. With the path None nothing is kept."""
 
-    def __init__(self, path: Path | str | None, training: Training):
+    def __init__(self, path: Path | str | None, training):
         self.path, self.training = Path(path) if path else None, training
         self.due = time.monotonic() + SAVE_AFTER
 
@@ -116,7 +111,7 @@ class CheckpointFile:
                 weight.data.copy_(value)
             unpack_optimizer(training.optimizer, tensors)
             training.generator.set_state(tensors["generator"])
-            if training.scaler and facts["scaler"]:
+            if facts["scaler"]:
                 training.scaler.load_state_dict(facts["scaler"])
         training.history = History(**facts["history"] | {"stopped": False})
 
@@ -139,7 +134,7 @@ class CheckpointFile:
         tensors = {f"trained.{k}": v for k, v in training.weights.items()} | pack_optimizer(training.optimizer)
         tensors |= {f"near.{k}": v for k, v in training.job.near.items()}
         facts = {"identity": training.facts, "history": asdict(training.history)}
-        facts["scaler"] = training.scaler.state_dict() if training.scaler else {}
+        facts["scaler"] = training.scaler.state_dict()  # nothing without float16
         free = free_on_disk(path)
         if free < training.bytes_on_disk() <= free + size_on_disk(path):
             path.unlink()

@@ -7,8 +7,6 @@ The loop itself is the stage's:
             step(denoising_loss(unet, process, z, e, 8, generator))
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading
@@ -24,7 +22,7 @@ from tqdm.auto import tqdm
 
 from imagic_lib.arguments import check_setting, whole_number
 from imagic_lib.diffusion import Loss, mse
-from imagic_lib.training.checkpoint import CheckpointFile, TrainingJob
+from imagic_lib.training.checkpoint import CheckpointFile, TrainingJob, weights_in
 from imagic_lib.training.history import History
 from imagic_lib.training.strategies import Strategy
 
@@ -79,12 +77,12 @@ class Training:
                  generator: torch.Generator, job: TrainingJob = TrainingJob({}, {}), run: Run = Run(),
                  look: Callable[[], float] | None = None, scaler: torch.amp.GradScaler | None = None):  # fmt: skip
         self.name, self.weights, self.optimizer, self.generator = name, weights, optimizer, generator
-        self.job, self.run, self.look, self.scaler = job, run, look, scaler
+        self.job, self.run, self.look, self.scaler = job, run, look, scaler or torch.amp.GradScaler(enabled=False)
         self.facts = job.facts | {"optimizer": type(optimizer).__name__}  # an 8-bit Adam can't read the state of Adam
         self.history, self.file = History(), CheckpointFile(run.checkpoint, self)
         self.bar, self.resumed_at, self.context, self.stop_pressed = None, 0, ExitStack(), None
 
-    def __enter__(self) -> Training:
+    def __enter__(self) -> "Training":
         self.stop_pressed = self.context.enter_context(stop_button())
         return self
 
@@ -108,11 +106,10 @@ class Training:
             raise ValueError(f"{other}: ask for {planned}, or delete this file")
         history, called_off, self.resumed_at = self.history, False, self.done
         history.steps, self.began = count, time.monotonic() - history.seconds
+        shown = in_main_thread() if self.run.bar is None else self.run.bar
+        self.bar = self.context.enter_context(tqdm(total=count, initial=self.done, desc=self.name, disable=not shown))
         if not history.probe_step:
             self.probe()
-        shown = in_main_thread() if self.run.bar is None else self.run.bar
-        bar = tqdm(total=count, initial=self.done, desc=self.name, disable=not shown)
-        self.bar = self.context.enter_context(bar)
         while self.done < count and not (self.stop_pressed() or called_off):
             number = self.done + 1
             for group in self.optimizer.param_groups:
@@ -127,7 +124,7 @@ class Training:
                 self.save()
         history.stopped = (self.stop_pressed() or called_off) and self.done < count
         if history.stopped and shown:
-            bar.write(f"{self.name}: stopped after {self.done} of {count} steps; what was learned is kept")
+            self.bar.write(f"{self.name}: stopped after {self.done} of {count} steps; what was learned is kept")
 
     def step(self, loss: Tensor) -> None:
         """One step of gradient descent on this loss; the raw loss goes into the history."""
@@ -143,21 +140,16 @@ class Training:
 
         With a scaler, a step that overflows float16 is left out and the scale halved, as AMP does: no divergence. An
         optimizer that steps inside the backward pass has freed the gradients by then; its own step finds none."""
-        finite = True
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler is not None:
+        try:
             self.scaler.scale(loss).backward()
+            gradients = [p.grad for p in weights_in(self.optimizer) if p.grad is not None]
+            finite = self.scaler.is_enabled() or all(torch.isfinite(gradient).all() for gradient in gradients)
+        except FloatingPointError:  # from `stepping_in_backward`
+            finite = False
+        if finite:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        else:
-            try:
-                loss.backward()
-                learning = [p for group in self.optimizer.param_groups for p in group["params"]]
-                finite = all(torch.isfinite(p.grad).all() for p in learning if p.grad is not None)
-            except FloatingPointError:  # from `stepping_in_backward`
-                finite = False
-            if finite:
-                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return finite
 
@@ -169,8 +161,7 @@ class Training:
             self.give_up(self.done, value)
         self.history.probe_step.append(self.done)
         self.history.probe_loss.append(value)
-        if self.bar is not None:
-            self.bar.set_postfix(probe=f"{value:.4f}")
+        self.bar.set_postfix(probe=f"{value:.4f}")
 
     def save(self) -> None:
         """Write the checkpoint, if there is to be one and the weights are finite."""

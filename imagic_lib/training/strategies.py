@@ -46,10 +46,10 @@ def stepping(weights: dict[str, Tensor], lr: float, strategy: Strategy | None):
         optimizer.state.clear()
 
 
-def scaler_for(unet: nn.Module) -> torch.amp.GradScaler | None:
-    """float16 needs a GradScaler, or small gradients vanish; bfloat16 and float32 don't."""
-    half = next(unet.parameters()).dtype == torch.float16
-    return torch.amp.GradScaler(next(unet.parameters()).device.type) if half else None
+def scaler_for(unet: nn.Module) -> torch.amp.GradScaler:
+    """float16 needs a GradScaler, or small gradients vanish; for bfloat16 and float32 it does nothing."""
+    weight = next(unet.parameters())
+    return torch.amp.GradScaler(weight.device.type, enabled=weight.dtype == torch.float16)
 
 
 @contextmanager
@@ -82,12 +82,10 @@ def networks(pipe: StableDiffusionPipeline, but: nn.Module | None = None) -> lis
 @contextmanager
 def offloaded_to_cpu(*modules: nn.Module):
     """Inside, these networks are in the computer's memory and leave the GPU to what is trained."""
-    homes = [(module, next(module.parameters()).device) for module in modules]
-    moved = [(module, device) for module, device in homes if device.type != "cpu"]
+    moved = [(m, device) for m in modules if (device := next(m.parameters()).device).type != "cpu"]
     for module, _ in moved:
         nn.Module.to(module, "cpu")
-    if moved:
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # without a GPU it does nothing
     try:
         yield
     finally:

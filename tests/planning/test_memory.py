@@ -195,20 +195,19 @@ def test_a_folder_and_tiny_are_read_as_the_pipeline_is(pipe, model_folder, monke
 
 
 def test_the_device_decides_the_memory_and_the_precision(pipe, monkeypatch):
-    here = plan(pipe, device="cpu")
+    here = plan(pipe)
     assert 0.5 < here.gpu_gb < 10_000 and {way.strategy.dtype for way in here.ways} == {FULL}
     gpus = {"cuda": SimpleNamespace(total_memory=15 * GIB)}
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpus[str(device)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for native, half in ((True, torch.bfloat16), (False, HALF)):
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native or including_emulation
         )
         assert memory.precision("cuda") == half
-        assert plan(pipe, gpu_gb=9, device="cuda").ways[-1].strategy.dtype == half
-    there = plan(pipe, device="cuda")
+        assert plan(SD, gpu_gb=9).ways[-1].strategy.dtype == half
+    there = plan(SD)  # for a GPU, if there is one
     assert there.gpu_gb == 15 and [how(way) for way in there.ways] == [how(way) for way in ORDER]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert plan(SD).gpu_gb == 15  # a GPU that is there is planned for
     assert memory.precision("cpu") == FULL
 
 
