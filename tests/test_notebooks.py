@@ -27,7 +27,7 @@ PATHS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 LONGEST_CELL = 25  # lines
 LARGEST_FILE = 1_000_000  # bytes
 EXERCISES = {"00": (0, 0)}  # how many a notebook has; else from 2 to 4
-LIMITS = {"00": (500, 20), "01": (1100, 20), "02": (1100, 20)}  # words and cells of code, solutions left out;
+LIMITS = {"00": (500, 20)} | {f"0{n}": (1100, 20) for n in range(1, 7)}  # words, and cells of code without solutions;
 LONGEST = 2100, 30  # else
 PREDICTIONS = 6
 ELSEWHERE = re.compile(r"(?<![\w.])/(?:home|root|work|tmp)\b|\bC:\\|[/\\]Users[/\\]")  # paths of one computer
@@ -137,7 +137,8 @@ def short_cells(notebook: Notebook) -> Iterator[str]:
 def brief(notebook: Notebook) -> Iterator[str]:
     """So short that a lesson has time for it."""
     most = LIMITS.get(notebook.path.name[:2], LONGEST)
-    words = sum(len(text.split()) for text in notebook.text())
+    texts = [c.source for c in notebook.node.cells if c.cell_type == "markdown" and "teacher" not in tags(c)]
+    words = sum(len(text.split()) for text in texts)
     cells = len(notebook.code()) - len(notebook.code(SOLUTION))
     if words > most[0] or cells > most[1]:
         yield f"{words} words and {cells} cells of code, at most {most[0]} and {most[1]}"

@@ -117,7 +117,7 @@ def agree(found, right, within: float = 1e-3, seen: Callable | None = None) -> b
             pairs = zip(parts(found, len(right)), right, strict=True)
             return all(agree(one, other, within) for one, other in pairs)
         a, b = number(found), number(right)
-    except (TypeError, ValueError, IndexError, RuntimeError):
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):
         return False
     return a.shape == b.shape and torch.allclose(a, b, atol=within, rtol=0)
 

@@ -99,6 +99,18 @@ def test_a_sound_exercise_has_no_faults_and_a_poor_one_has(said, tables):
     assert faults_of("02.parts", said) == ["02.parts names fewer than three mistakes"]
 
 
+def test_an_answer_that_can_t_be_seen_is_a_hint_and_no_traceback(said, tables):
+    table = """[02.drawn]
+solution = "Image.new('RGB', (8, 8))"
+seen = "lambda picture: picture.size"
+mistakes = []
+praise = "Yes."
+hint = "A picture."
+"""
+    (tables / "exercises.toml").write_text(table, encoding="utf-8")
+    assert "not yet: A picture." in said("02.drawn", [Image.new("RGB", (8, 8))])
+
+
 @pytest.mark.parametrize(
     "answer", [59136, 59136.0, "59,136", " 59 136 ", "59136 numbers", torch.tensor(59136), [59136]]
 )
