@@ -189,8 +189,8 @@ def test_browser_the_search_finds_the_section(reader):
     page.goto(address + "index.html")
     page.get_by_role("searchbox").fill("blue collar")
     page.get_by_role("searchbox").press("Enter")
-    page.get_by_role("link", name="02 · Stage 1: the embedding: What an embedding can't say").click()
-    page.wait_for_url("**/02_embedding.html#what-an-embedding-cant-say")
+    page.get_by_role("link", name="02 · Stage 1: the embedding: Ask for a detail").click()
+    page.wait_for_url("**/02_embedding.html#ask-for-a-detail")
     assert trouble == []
 
 
