@@ -121,10 +121,9 @@ def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: 
 def settings_of(pipe: StableDiffusionPipeline, method: str, embedding_steps: int | None, unet_steps: int | None,
                 seed: int) -> dict:  # fmt: skip
     """What the trainings are asked for, every default filled in. Raises ValueError for an invalid setting."""
-    first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)
-    second = settings_for(pipe, stage2_finetuning.DEFAULTS[method_of(method)], steps=unet_steps)
-    [seed] = seeds_of([seed])
-    return {"embedding_steps": first["steps"], "unet_steps": second["steps"], "method": method, "seed": seed}
+    first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)["steps"]
+    second = settings_for(pipe, stage2_finetuning.DEFAULTS[method_of(method)], steps=unet_steps)["steps"]
+    return {"embedding_steps": first, "unet_steps": second, "method": method, "seed": seeds_of([seed])[0]}
 
 
 def stop_if_asked(history: History, folder: str | Path | None) -> None:

@@ -39,6 +39,7 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
     try:
         how = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
         pipe = StableDiffusionPipeline.from_pretrained(source, variant=variant, use_safetensors=True, **how)
+        pipe.to(torch.float32)
     except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
@@ -53,7 +54,7 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
         diffusers_logging.set_verbosity(quiet)
     check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"), torch.float32)
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"))
 
 
 def variant_of(folder: Path) -> str | None:

@@ -61,7 +61,7 @@ def stepping_in_backward(optimizer: torch.optim.Optimizer):
     optimizer.zero_grad(set_to_none=True)
 
     def step(p: nn.Parameter) -> None:
-        if not torch.isfinite(p.grad).all():
+        if not torch.isfinite(p.grad.sum()):
             raise FloatingPointError("a gradient is not finite")
         optimizer.step()  # an optimizer skips weights without a gradient: now all but p
         p.grad = None
