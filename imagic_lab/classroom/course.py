@@ -76,8 +76,10 @@ def page(progress: dict[str, dict]) -> str:
     for key, known in sorted(progress.items()):
         cells = [key, *(known.get(column, "") for column in columns)]
         rows += "<tr>" + "".join(f"<td><pre>{html.escape(str(cell))}</pre></td>" for cell in cells) + "</tr>\n"
-    points, template = sum(known["points"] for known in progress.values()), Path(__file__).with_name("progress.html")
-    return Template(template.read_text(encoding="utf-8")).substitute(points=points, of=len(progress), rows=rows)
+    guesses = [known["points"] for known in progress.values() if "options" in known]
+    solved, tried = sum(known["points"] for known in progress.values()) - sum(guesses), len(progress) - len(guesses)
+    template = Template(Path(__file__).with_name("progress.html").read_text(encoding="utf-8"))
+    return template.substitute(solved=solved, tried=tried, right=sum(guesses), guesses=len(guesses), rows=rows)
 
 
 def score(notebook: str) -> None:
