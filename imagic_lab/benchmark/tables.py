@@ -11,8 +11,8 @@ from imagic_lab.benchmark.rows import at_value, best_value, measured_rows
 from imagic_lab.methods import Method
 from imagic_lab.toyworld.edits import EDIT_KINDS
 
-HEADER = ("method", "knob", "success", "details kept", "both", "PSNR, dB", "seconds", "UNet evaluations", "failed")
-NOTE = """{} edits. Details kept: of the successful pictures. Both: success x details kept, where a failure keeps
+HEADER = ("method", "knob", "success", "details kept", "worth", "PSNR, dB", "seconds", "UNet evaluations", "failed")
+NOTE = """{} edits. Details kept: of the successful pictures. Worth: success x details kept, where a failure keeps
 nothing; for this the knob was chosen, on {} edits of dev. PSNR: to the input, where a value of the knob stands for it.
 Seconds and evaluations are for one picture, training or inversion included; after the plus sign those that a backward
 pass followed. In brackets 95 % intervals over the edits. The last table has too few edits of a kind for intervals.

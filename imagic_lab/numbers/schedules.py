@@ -220,13 +220,13 @@ def schedules_table(runs: dict[str, dict]) -> str:
         "η, λ",
         "success",
         "details kept",
-        "both",
+        "worth",
         "minus few steps",
     ]
     of = {name: [run for key, run in runs.items() if key.endswith(f"/ {name}")] for name in SCHEDULES}
     count = min(len(found) for found in of.values())  # without the edit in which a run was stopped
     note = f"{count} edits of ToyEdit dev, 4 seeds each; in brackets 95 % intervals over the edits. The last column "
-    note += "is the difference in 'both' edit by edit, in points. The pair (η, λ) of each line, and the rates of the "
+    note += "is the difference in worth, edit by edit, in points. The pair (η, λ) of each line, and the rates of the "
     note += "few steps, were chosen on these edits. The seconds are of one core while the other was busy.\n"
     few = of["the library's, few steps"][:count]
     return markdown_table(header, [schedule_row(name, found[:count], few) for name, found in of.items()]) + "\n" + note

@@ -84,7 +84,7 @@ def rules_table(edits: list[dict]) -> str:
         pair = f"{eta:g} {scale:g}"
         lines.append(rule_row([f"{eta:g}", f"{scale:g}", "–", "0", "always"], edits, [pair] * len(edits)))
     head = ["η tried", "λ tried", "seeds", "pictures", "chosen", "success"]
-    head += ["details kept, failures as 0", "regret: lost against the best pair"]
+    head += ["worth", "regret: lost against the best pair"]
     judged = f"judged by {len(TRUE_SEEDS)} pictures of other seeds"
     note = f"""{len(edits)} edits of ToyEdit dev, from the picture's own noise; {judged}; in
 brackets 95 % intervals by a bootstrap over the edits. The best pair is that of nine by the ground truth.
