@@ -226,8 +226,8 @@ def denoiser(unet: nn.Module, text: Tensor, empty: Tensor, scale: float) -> Gues
 
 def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None, generators=None, added=None) -> Tensor:
     """The sampling loop: z_T (n, 4, h, w) -> z_0, by a function guess(z_t, t) and a scheduler whose steps are set.
-    generators: one for each picture, of the noise that some samplers add at every step."""
-    more = {"generator": generators} if generators and not isinstance(scheduler, PNDMScheduler) else {}
+    generators: one for each picture, of the noise that some samplers add at every step; PNDM adds none."""
+    more = {} if generators is None or isinstance(scheduler, PNDMScheduler) else {"generator": generators}
     z = z * scheduler.init_noise_sigma
     for index, t in enumerate(scheduler.timesteps):
         answer = guess(scheduler.scale_model_input(z, t), t)

@@ -106,8 +106,9 @@ def sampling_peak(modules: dict[str, nn.Module], dtype: torch.dtype, *, at_once=
     return live.peak
 
 
-def counted_peaks(model: str, half: torch.dtype) -> dict[str, list[float]]:
-    """GiB at the peak of stage 1, of stage 2 and of drawing, by the name of the way. Ten counted steps."""
+def counted_peaks(model: str, half: torch.dtype, some: slice = slice(None)) -> dict[str, list[float]]:
+    """GiB at the peak of stage 1, of stage 2 and of drawing, by the name of the way: of all ways, from ten counted
+    steps, or of some of them."""
     modules = on_meta(model)
     unet, _, text_encoder = modules.values()
     kind, side, tokens = (
@@ -132,7 +133,7 @@ def counted_peaks(model: str, half: torch.dtype) -> dict[str, list[float]]:
         first = trained(1, Way("full", plain))[0]  # depends on precision and checkpointing alone
         return [round(peak / GIB, 4) for peak in (first, second, sampled(strategy.dtype))]
 
-    return {way.name: counted(way) for way in ways_by_preference(half)}
+    return {way.name: counted(way) for way in ways_by_preference(half)[some]}
 
 
 def main() -> None:
