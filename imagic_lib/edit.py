@@ -56,10 +56,10 @@ class ImagicEdit:
 
     def pictures(self, etas: Sequence[float] = ETAS, seeds: Sequence[int] = (0,), *, scale: float = 1.0,
                  noise: str = "own", **settings) -> list[list[Image.Image]]:  # fmt: skip
-        """Draw one row of pictures for each seed, with one column for each η. scale: share of the fine-tuning, λ in
-        formulas; with 0 there is none. noise: "own" starts from the input's own noise at e_opt (`own_noise`), so that
-        η = 0 draws the input and other ηs keep what the text does not change; "random" is the paper's way. Further
-        settings go to `generate`. Raises ValueError for invalid settings."""
+        """Draw one row of pictures for each seed, with one column for each η. scale: tuning strength λ, the share of
+        the fine-tuning. noise: "own" starts from the input's own noise at e_opt (`own_noise`), so that η = 0 draws the
+        input and other ηs keep what the text does not change; "random" is the paper's way. Further settings go to
+        `generate`. Raises ValueError for invalid settings."""
         etas, seeds = etas_of(etas), seeds_of(seeds)
         if noise not in NOISES:
             raise ValueError(f"noise is {noise!r}: choose 'own' or 'random'")

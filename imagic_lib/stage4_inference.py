@@ -145,7 +145,7 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
 
     embeddings: (n, tokens, width), e.g. from `interpolate`. Each seed has the same noise for every embedding, also the
     noise that a sampler adds on its way. guidance_scale: 1 uses the text without guidance, 0 no text (`guided`).
-    scale: share of the fine-tuning, λ in formulas, from 0 to 2 (`unets.scaled`). scheduler: a name for `sampler`,
+    scale: tuning strength λ from 0 to 2, the share of the fine-tuning (`unets.scaled`). scheduler: a sampler's name,
     or a scheduler; by default the pipeline's. noise: from `own_noise`, with one path for each seed; it replaces the
     random noise and the sampler, and guidance has another default (`OWN_GUIDANCE`). callback: called with a `Step` at
     each denoising step of each batch. half: on a GPU, draw with a UNet in half precision (`strategies.precision`); on

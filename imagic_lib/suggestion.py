@@ -1,4 +1,4 @@
-"""Suggest η and the share of the fine-tuning: draw and measure a few pictures for each pair, and take the best pair."""
+"""Suggest η and the tuning strength λ: draw and measure a few pictures for each pair, and take the best pair."""
 
 from collections.abc import Callable, Sequence
 from statistics import fmean

@@ -81,14 +81,14 @@ def with_unet(pipe: StableDiffusionPipeline, unet: nn.Module) -> StableDiffusion
 
 
 def check_scale(scale: float) -> None:
-    """Raise ValueError for a share of the fine-tuning outside [0, 2]."""
+    """Raise ValueError for a tuning strength outside [0, 2]."""
     if not 0 <= scale <= MOST_SCALE:
         raise ValueError(f"scale is {scale}: it goes from 0, no fine-tuning, over 1, all of it, to {MOST_SCALE:g}")
 
 
 @contextmanager
 def scaled(pipe: StableDiffusionPipeline, scale: float, dtype: torch.dtype | None = None):
-    """A context with the UNet of a fine-tuned pipeline at a share of its fine-tuning: θ_λ = θ + λ(θ* - θ), λ = `scale`.
+    """A context with the UNet of a fine-tuned pipeline at the tuning strength λ = `scale`: θ_λ = θ + λ(θ* - θ).
 
     The tuned UNet itself is left unchanged, since other threads may draw with it; a LoRA is scaled in a copy that
     shares its weights. Raises ValueError for a scale outside [0, 2], or if `pipe` was not fine-tuned."""
