@@ -47,7 +47,7 @@ def stratified_timesteps(count: int, total: int, generator: torch.Generator, bia
 
 
 def noised(process: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z_t = sqrt(ᾱ_t) z + sqrt(1 - ᾱ_t) ε, and the target that the UNet should predict: ε, or v."""
+    """Imagic eq. 1: return z_t = √ᾱ_t z + √(1 - ᾱ_t) ε, and the target that the UNet should predict: ε, or v."""
     z_t = process.add_noise(latents, noise, timesteps)
     kind = process.config.prediction_type
     if kind == "epsilon":
