@@ -113,9 +113,9 @@ def unexplained(picture: Tensor, drawing: Tensor) -> Tensor:
     """Map where two pictures differ by more than a shift of one pixel: (128, 128), from 0 (they agree) to 1.
 
     picture, drawing: (3, 128, 128) in [-1, 1]. A median over 5 x 5 pixels removes stars and snowflakes. Each pixel is
-    compared with the 3 x 3 pixels around the same place in the other picture, of which the most similar one counts; of
-    both directions, the worse counts. Means over windows of 11 x 11 pixels, the size of a paw, keep a missing leg and
-    remove an edge that is soft or a pixel off.
+    compared with the 3 x 3 pixels around the same place in the other picture. The most similar one counts and, of both
+    directions, the worse. Means over windows of 11 x 11 pixels, the size of a paw, keep a missing leg and remove an
+    edge that is soft or a pixel off.
     """
     both = around(torch.stack([picture, drawing]), MEDIAN).median(dim=2).values
     near = around(both, 2 * SHIFT + 1)
