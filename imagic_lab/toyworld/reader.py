@@ -1,7 +1,7 @@
 """The reader: which scene does a picture show?
 
-A small convolutional network reads every parameter of a scene from its picture: the four attributes of the caption, and
-the details that no caption names. `fitting` then makes the details exact. The reader only measures pictures, by three
+A small convolutional network reads a scene from its picture, with the four attributes of the caption and with the
+details that no caption names. `fitting` then makes the details exact. The reader only measures pictures, by three
 questions (`Reader.report`). Is the picture right in all four attributes? Is it drawn well, so that a drawing of the
 scene explains it? Does it keep the details, so that it is still the same dog in front of the same hills?
 """
@@ -252,7 +252,7 @@ def train_reader(
 ) -> tuple[ReaderNet, dict]:
     """Learn to read drawings (n, 128, 128, 3) uint8 of *all* combinations. Returns (net, history).
 
-    softened: the first drawings after the VAE; they are a third of each batch.
+    softened: what the VAE makes of the first drawings, which are a third of each batch.
     """
     torch.manual_seed(seed)
     net = ReaderNet().to(memory_format=torch.channels_last)
