@@ -38,7 +38,7 @@ EACH_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 
 
 class Faults(ValueError):
-    """All faults of a table, as one sentence. `faults` lists them with their rows, `verdict` says how many there are."""
+    """All faults of a table, as one sentence. `faults` lists them with their rows, `verdict` counts them."""
 
     def __init__(self, path: Path, faults: list[str]):
         count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
