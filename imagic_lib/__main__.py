@@ -149,8 +149,8 @@ def run_show_command(args: argparse.Namespace) -> None:
 
 
 def suggested(edit, args: argparse.Namespace):
-    """Print a suggestion and return it, or None if none is wanted. If the model has its own measure, a suggestion is
-    made by default, unless η or the scale is given."""
+    """Print and return a suggestion, or return None if none is wanted. If the model has its own measure, we suggest by
+    default, unless η or the scale is given."""
     unasked = args.scale is None and not args.eta and plugin_of(edit.pipe, "measure") is not None
     if not (args.suggest or unasked):
         return None

@@ -41,7 +41,7 @@ def edit_sheet(edit, etas: Sequence[float], seeds: Sequence[int], rows: list[lis
 
 
 def loss_curve(axis: Axes, history: History, title: str) -> None:
-    """Plot the raw loss of each step, noisy because its timesteps are random, and the probe loss, whose are fixed."""
+    """Plot the raw loss of each step, which is noisy, and the probe loss, whose noise and timesteps are fixed."""
     axis.plot(range(1, len(history.loss) + 1), history.loss, color=RAW, linewidth=1, label="raw loss")
     probe = {"color": PROBE, "linewidth": 2.5, "marker": "o", "markersize": 4, "label": "probe loss"}
     axis.plot(history.probe_step, history.probe_loss, **probe)

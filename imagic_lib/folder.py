@@ -69,7 +69,7 @@ class EditFacts(EditIdentity):
 def locked(folder: str | Path):
     """A context in which no other process or thread writes into the folder of an edit. A thread can enter it twice.
 
-    Raises ValueError if another run is at work there. On a disk that knows no locks, nothing is locked."""
+    Raises ValueError if another run is at work there. On a disk without support for locks, nothing is locked."""
     folder = Path(folder)
     lock = filelock.FileLock(folder / LOCK, timeout=0, is_singleton=True)
     try:
@@ -124,7 +124,7 @@ def state_and_facts(folder: Path) -> tuple[str, dict]:
 
 
 def state_of(folder: str | Path, identity: dict) -> str:
-    """Return how far exactly this edit has come in the folder: "new", "begun" or "finished".
+    """Return how far this particular edit has come in the folder: "new", "begun" or "finished".
 
     identity: text, settings, input and base model, the same on every machine (`storage.identity_of_edit`). Raises
     ValueError, and touches nothing, if the folder holds another edit or files that no edit wrote."""
@@ -182,7 +182,7 @@ def new_folder(place: str | Path, text: str) -> Path:
 
 
 def unfinished(place: str | Path, identity: dict) -> Path:
-    """Return the folder in which exactly this edit was last begun. Raises ValueError if there is none."""
+    """Return the folder in which this particular edit was last begun. Raises ValueError if there is none."""
     for ledger in sorted(Path(place).glob(f"*/{LEDGER}"), key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(ValueError):
             if state_of(ledger.parent, identity) == "begun":

@@ -58,7 +58,7 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
 
 def variant_of(folder: Path) -> str | None:
     """Return "fp16" if the model has its weights in half precision only, else None. Raises ValueError, and says what to
-    do, if the folder has no model in diffusers format."""
+    do, if the path has no model in diffusers format."""
     if folder.is_file():
         how = f"StableDiffusionPipeline.from_single_file({folder.name!r}).save_pretrained(FOLDER)"
         raise ValueError(f"{folder} is a single file: convert it with {how}, and give that FOLDER")

@@ -29,8 +29,8 @@ AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
 FAST = {"scheduler": "dpm++", "steps": 25}  # half of Stable Diffusion's 50 steps
 Guess = Callable[[Tensor, Tensor], Tensor]  # guess(z_t, t) -> the noise in z_t, or v
 SAMPLERS = {
-    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),  # as configured in
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # Stable Diffusion
+    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),  # Stable Diffusion's settings
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # Stable Diffusion's settings
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "sde-dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),  # new noise at every step
 }

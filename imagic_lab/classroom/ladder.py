@@ -123,7 +123,7 @@ def agree(found, right, within: float = 1e-3, seen: Callable | None = None) -> b
 
 
 def parts(answer, count: int) -> list:
-    """Split an answer into parts, of which it should have `count`; it can also be a text, such as "b, c" or "bc"."""
+    """Split an answer that should have `count` parts; it can also be a text, such as "b, c" or "bc"."""
     if isinstance(answer, str):
         if count == 1:
             return [answer]

@@ -143,7 +143,7 @@ def slide(rows: Mapping[str, Sequence[Image.Image]], stops: Sequence[str], key: 
     """Show a slider that changes between finished pictures. It needs no kernel, so it also works on an exported page.
 
     rows: lists of pictures by caption, shown side by side, such as {"input": [x], "edit": edits}; a single picture does
-    not change. stops: the text of the slider at each picture, such as "η = 0.5". key: of the alternative text in
+    not change. stops: text of the slider at each picture, such as "η = 0.5". key: of the alternative text in
     alt.toml. Raises ValueError unless each row has one picture, or one for each stop.
     """
     alt, figures = entry("alt", key), ""

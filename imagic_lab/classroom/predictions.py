@@ -62,7 +62,7 @@ def show_widget(widget: widgets.Widget, code: str, text: str) -> None:
 def reveal(key: str, answer: str, measured: str = "") -> None:
     """Print the prediction and what was measured, with a point if the prediction is right.
 
-    answer: the option that the measurement shows to be right. measured: the numbers behind it, as a text. Raises
+    answer: the option that the measurement shows to be right. measured: numbers behind it, as a text. Raises
     ValueError if `answer` is not an option of the prediction.
     """
     known = recall().get(key, {})

@@ -114,6 +114,6 @@ def without_stage_2(pipe: StableDiffusionPipeline, image: Tensor, text: str, tra
 
 
 def text_alone(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """Draw the text without any edit, as a baseline: so much of the input is kept by chance. The knob is the guidance
-    scale s (Ho & Salimans 2022, arXiv 2207.12598)."""
+    """Draw the text without any edit, as a baseline for how much of the input is kept by chance. The knob is the
+    guidance scale s (Ho & Salimans 2022, arXiv 2207.12598)."""
     return lambda guidance, seeds: sample_text(pipe, text, seeds, guidance_scale=guidance)

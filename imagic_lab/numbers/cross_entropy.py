@@ -82,7 +82,7 @@ def five_digits(values):
 
 
 def has_diverged(stage: str, history) -> bool:
-    """Whether the probe loss of stage 2 is above `LIMIT` times its start. Stage 1 has no limit; stage 2 repairs it."""
+    """Whether the probe loss is above `LIMIT` times its start. Stage 1 has no limit, as stage 2 repairs much of it."""
     return history.probe_loss[-1] > LIMIT * history.probe_loss[0]
 
 

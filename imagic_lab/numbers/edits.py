@@ -1,4 +1,4 @@
-"""Does Imagic work, and what is fine-tuning good for? Five edits whose ground truth is known.
+"""Does Imagic work, and what does fine-tuning add? Measure five edits whose ground truth is known.
 
 python -m imagic_lab.numbers.edits     # about 10 minutes on 1 core
 
@@ -19,7 +19,7 @@ from imagic_lab.toyworld import Scene, load_reader, load_scene
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr
 
-EDITS = {  # picture: what is changed
+EDITS = {  # for each picture, the change
     "dog-sitting.png": {"pose": "jumping"},
     "car-parked.png": {"place": "snow"},
     "cat-standing.png": {"colour": "orange"},

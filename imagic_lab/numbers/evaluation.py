@@ -1,4 +1,4 @@
-"""What do CLIP and the distance to the input say about an edit, and what is the ground truth? See Fig. 9 in the paper.
+"""What do CLIP, the distance to the input, and the ground truth say about an edit? After the paper's Fig. 9.
 
     python -m imagic_lab.numbers.evaluation         # about 80 minutes of one core; continues where it was stopped
     python -m imagic_lab.numbers.evaluation 4       # only the curves of the first 4 edits, without the ablation

@@ -4,7 +4,7 @@
 
 It reads data/experiments/toyedit-*.csv, which `python -m imagic_lab.benchmark` measured (README.md says how), and
 writes the tables of README.md and data/experiments/methods.png, .json and .jpg. The last is a sheet of pictures from
-the benchmark's work folder. A fresh clone has no such folder, so there the sheet stays as it is.
+the benchmark's work folder. A fresh clone has no such folder, so there the sheet is left unchanged.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 The model is built, saved as a folder, and loaded by the code that loads a hub id. Then each stage runs real steps, each
 in a new process. The table of imagic_lab/numbers/README.md compares their peak memory with the prediction of
 imagic_lab/numbers/memory.py. The C library is told to return freed memory (MALLOC_…), because otherwise the resident
-memory would be larger than what is in use.
+memory would be larger than the memory in use.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ EACH_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 
 
 class Faults(ValueError):
-    """All faults of a table, as one sentence. `faults` lists them with their rows; `verdict` is the rest of it."""
+    """All faults of a table, as one sentence. `faults` lists them with their rows, `verdict` counts them."""
 
     def __init__(self, path: Path, faults: list[str]):
         count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -172,8 +172,8 @@ def hash_of_file(path: str) -> str:
 
 @cache
 def kind_and_stamp(model: str) -> tuple[str, str]:
-    """Return a model's kind (`models.family`), and a text that identifies it: its hub id, or a hash of the files in its
-    folder (names, sizes, first and last bytes). Nothing is loaded. Raises ValueError for any other name.
+    """Return a model's kind (`models.family`), and a text that identifies it, which is its hub id or a hash of its
+    folder's files (names, sizes, first and last bytes). Nothing is loaded. Raises ValueError for any other name.
     """
     folder = TINY if model == "tiny" else Path(model)
     if not folder.is_dir():

@@ -52,7 +52,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 def build_clip(vocabulary: int) -> CLIPModel:
-    """Build the mini-CLIP with random weights. vocabulary: the number of tokens."""
+    """Build the mini-CLIP with random weights. vocabulary: number of tokens."""
     tower = {
         "hidden_size": EMBEDDING_WIDTH,
         "intermediate_size": 4 * EMBEDDING_WIDTH,

@@ -17,7 +17,7 @@ def training_scenes(count: int) -> list[Scene]:
 
 
 def test_scenes(count: int, held_out: bool | None = None) -> list[Scene]:
-    """Return scenes whose seeds are never used in training. held_out: whether their combination of attributes is."""
+    """Return scenes whose seeds training never sees. held_out: whether the attributes are held out, too."""
     every = (Scene.sample(seed) for seed in range(TEST_SEEDS, 2 * TEST_SEEDS))
     return list(islice((s for s in every if held_out is None or s.held_out == held_out), count))
 

@@ -26,7 +26,7 @@ def seen_again(scene: Scene, seed: int, **attributes: str) -> Scene:
 
 
 def cutout(scene: Scene, scale: float) -> tuple[Tensor, Tensor]:
-    """Cut out the car, facing right: its colours (3, h, w) in [0, 1], and a mask of its pixels (1, h, w), 0 or 1.
+    """Cut out the car, facing right. Returns its colours (3, h, w) in [0, 1], and its mask (1, h, w), 0 or 1.
 
     Dust, streaks and light beams of a driving car are left out. Raises ValueError for any other subject.
     """

@@ -1,7 +1,7 @@
 """The reader: which scene does a picture show?
 
-A small convolutional network reads every parameter of a scene from its picture: the four attributes of the caption, and
-the details that no caption names. `fitting` then makes the details exact. The reader only measures pictures, by three
+A small convolutional network reads a scene from its picture, with the four attributes of the caption and with the
+details that no caption names. `fitting` then makes the details exact. The reader only measures pictures, by three
 questions (`Reader.report`). Is the picture right in all four attributes? Is it drawn well, so that a drawing of the
 scene explains it? Does it keep the details, so that it is still the same dog in front of the same hills?
 """
@@ -113,9 +113,9 @@ def unexplained(picture: Tensor, drawing: Tensor) -> Tensor:
     """Map where two pictures differ by more than a shift of one pixel: (128, 128), from 0 (they agree) to 1.
 
     picture, drawing: (3, 128, 128) in [-1, 1]. A median over 5 x 5 pixels removes stars and snowflakes. Each pixel is
-    compared with the 3 x 3 pixels around the same place in the other picture, of which the most similar one counts; of
-    both directions, the worse counts. Means over windows of 11 x 11 pixels, the size of a paw, keep a missing leg and
-    remove an edge that is soft or a pixel off.
+    compared with the 3 x 3 pixels around the same place in the other picture. The most similar one counts and, of both
+    directions, the worse. Means over windows of 11 x 11 pixels, the size of a paw, keep a missing leg and remove an
+    edge that is soft or a pixel off.
     """
     both = around(torch.stack([picture, drawing]), MEDIAN).median(dim=2).values
     near = around(both, 2 * SHIFT + 1)
@@ -252,7 +252,7 @@ def train_reader(
 ) -> tuple[ReaderNet, dict]:
     """Learn to read drawings (n, 128, 128, 3) uint8 of *all* combinations. Returns (net, history).
 
-    softened: the first drawings after the VAE; they are a third of each batch.
+    softened: what the VAE makes of the first drawings, which are a third of each batch.
     """
     torch.manual_seed(seed)
     net = ReaderNet().to(memory_format=torch.channels_last)

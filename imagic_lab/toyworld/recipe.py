@@ -32,8 +32,8 @@ def make(runs: Path, out: Path, *, start: Path | None = None, only: Sequence[str
     """Train the VAE, the mini-CLIP, the UNet and the reader on drawings, and write them to `out`, laid out like data/.
 
     runs: a work folder, where every network continues from its checkpoint, or is skipped if it is finished. start: a
-    folder like data/ whose networks are trained further; None starts from random weights. only: the networks to train;
-    `start` provides the others. scale: the share of all scenes and steps to use, for trials. device: "cpu" (a day) or
+    folder like data/ whose networks are trained further; None starts from random weights. only: networks to train;
+    `start` provides the others. scale: share of all scenes and steps to use, for trials. device: "cpu" (a day) or
     "cuda" (an hour). Raises ValueError for an invalid number, or if a network is neither trained nor in `start`.
     """
     if start is None and set(only) != set(NETWORKS):

@@ -1,7 +1,7 @@
-"""A scene of the toy world: the attributes that its caption names, and the identity that no caption names.
+"""A scene of the toy world has attributes, which its caption names, and an identity, which no caption names.
 
-Imagic must change the attributes and keep the identity. A scene has both, so the ground truth of an edit can be drawn
-exactly: `scene.edit(pose="jumping").render()`. Photos have none.
+Imagic must change the attributes and keep the identity. We know both, so the ground truth of an edit can be drawn
+exactly: `scene.edit(pose="jumping").render()`. A photo has none.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ OWN = "tiny"  # the model whose defaults the page has
 
 
 class Part(NamedTuple):
-    """A graph to export, which computes call(network, *inputs). learns: for what it has gradients, if any."""
+    """A graph to export, which computes call(network, *inputs). learns: what gets gradients, if anything."""
 
     network: str
     call: Callable

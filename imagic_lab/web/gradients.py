@@ -15,7 +15,7 @@ BACKWARD = (aten.native_group_norm_backward, aten.native_layer_norm_backward, at
 
 
 def convolution_backward(go, x, w, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask):
-    """Return the gradients of a convolution for its input x, kernel w and bias. go: that of its output, (n, c, h, w).
+    """Return a convolution's gradients for its input x, kernel w and bias. go: gradient of its output, (n, c, h, w).
 
     For x, it is the transposed convolution of go, padded so that it has the size of x. For w, it is one product of
     matrices: go, and x as each place of the kernel sees it."""

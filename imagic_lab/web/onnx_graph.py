@@ -128,7 +128,7 @@ def declaration(name: str, node: fx.Node, free: bool) -> onnx.ValueInfoProto:
 
 
 def onnx_of(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str], free: int = 0) -> onnx.ModelProto:
-    """Convert a traced module to an ONNX model with these names. free: the number of inputs whose first size is free.
+    """Convert a traced module to an ONNX model with these names. free: number of inputs whose first size is free.
     Inputs on which nothing depends are left out. Raises ValueError for an operation that it does not know."""
     module.graph.eliminate_dead_code()
     writer = Writer(module, free > 0)

@@ -1,4 +1,4 @@
-"""Predict, before anything runs, the peak memory of each stage for every way of training, and so what fits."""
+"""Predict, before anything runs, the peak memory of each stage for every way of training, and choose one that fits."""
 
 import json
 from importlib.util import find_spec
