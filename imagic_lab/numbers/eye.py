@@ -36,7 +36,7 @@ SAME = 0.75  # at or above this share of details kept, the reader's answer count
 COLUMNS = ("number", "method", "edit", "value", "seed", "text", "kept", *(f"reader {q}" for q in QUESTIONS))
 
 
-def draw(work: list[Path]) -> None:
+def draw_by_lot(work: list[Path]) -> None:
     """Choose pictures by lot, equally often from each method, and store the reader's verdicts in a separate file."""
     jobs, lot = {}, random.Random(0)
     for facts in sorted(path for folder in work for path in folder.rglob(FACTS)):
@@ -80,7 +80,7 @@ def read(path: Path) -> dict[int, dict]:
     return {int(row["number"]): row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
 
 
-def compare(first: Path, second: Path) -> None:
+def compare_answers(first: Path, second: Path) -> None:
     """Compare both people's answers with the reader's, and store the pictures on which not all agree."""
     key, people = read(HOME / "key.csv"), [read(path) for path in (first, second)]
     header = (*COLUMNS, *(f"{who} {q}" for who in "AB" for q in QUESTIONS))
@@ -131,9 +131,9 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="work folders, or two files of answers")
     given = parser.parse_args()
     if given.what == "draw":
-        return draw(given.paths)
+        return draw_by_lot(given.paths)
     if given.what == "compare":
-        compare(*given.paths)
+        compare_answers(*given.paths)
     put(CARD, "eye", tables(list(read(ANSWERS).values())))
 
 
