@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -118,4 +121,24 @@ def test_make_editions_replaces_the_old_ones(tmp_path, made_up, monkeypatch, cap
     editions.main()
     for kind in editions.LEFT_OUT:
         assert [path.name for path in (tmp_path / "build" / kind).iterdir()] == ["99_made_up.ipynb"]
-    assert capsys.readouterr().out == "1 notebooks in build/student\n1 notebooks in build/teacher\n"
+    assert capsys.readouterr().out.startswith(
+        "1 notebooks in build/student\n1 notebooks in build/teacher\nto hand out:"
+    )
+
+
+def test_the_zip_to_hand_out_has_what_the_notebooks_link_to_and_no_solutions(tmp_path):
+    editions.hand_out(tmp_path / "course.zip")
+    shutil.unpack_archive(tmp_path / "course.zip", tmp_path)
+    top = tmp_path / "imagic"
+    assert {path.name for path in (top / "notebooks").glob("*.ipynb")} == {path.name for path in FOLDER.glob("*.ipynb")}
+    for path in sorted((top / "notebooks").glob("[0-9]*.ipynb")):
+        mine = nbformat.read(path, as_version=4)
+        assert not any({"solution", "teacher"} & set(cell.metadata.get("tags", [])) for cell in mine.cells)
+        assert not any(cell.get("outputs") for cell in mine.cells)
+        texts = [cell.source for cell in mine.cells if cell.cell_type == "markdown"]
+        for target in (target.partition("#")[0] for text in texts for target in links_of(text)):
+            assert (path.parent / target).exists(), f"{path.name} links to what is not in the zip: {target}"
+    # the package in it is whole: it finds its model, its pictures and the exercises
+    script = "import imagic_lib, imagic_lab.classroom as c; imagic_lib.load_pipeline('tiny'); print(c.__file__)"
+    run = subprocess.run([sys.executable, "-c", script], cwd=top, capture_output=True, text=True, check=True)
+    assert Path(run.stdout.split("\n")[0]).is_relative_to(top)
