@@ -10,7 +10,7 @@ ROOMS |= {"sweep": "imagic_lab.sweep", "benchmark": "imagic_lab.benchmark"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Hand the arguments to the `__main__` of the room that has the command."""
+    """Pass the arguments to the `__main__` of the package that has the command, and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] not in ROOMS:
         print(__doc__.splitlines()[0], file=sys.stderr)

@@ -2,9 +2,9 @@
 
 python -m imagic_lab.book            # writes build/site/, static files that work below any path and without a network
 
-Nothing is run: the pages show what the notebooks store. Templates, style and script are in docs/book/. Formulas and
-slides need docs/book/node_modules (`npm ci --prefix docs/book`). Without it formulas stay in TeX, and the slides are a
-page to scroll. If build/live/ is there, the live page goes along.
+Nothing is run, because the pages show the outputs stored in the notebooks. Templates, style and script are in
+docs/book/. Formulas and slides need docs/book/node_modules (`npm ci --prefix docs/book`). Without it, formulas stay in
+TeX, and the slides are a page to scroll. If there is a build/live/, the site includes the live page.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ HEADING = re.compile(r'<h([1-6]) id="[^"]*">(.*?)<a class="anchor-link".*?</a></
 LINK = re.compile(r'(<(?:a|img)\b[^>]*?\b(?:href|src)=")(?![a-z]+:|#)([^"#]*)', re.DOTALL)
 KEY = re.compile(r'(?:predict|reveal)\(\s*"([^"]+)"')
 IMPORTS = re.compile(r"(?:(?:import|from) .*\n|\n)*")  # at the top of a cell
-QUESTION = re.compile(r"(?:(?:options = |predict\(|[ \])]).*\n|\n)*")  # code that only asks
-SILENT = re.compile(r"<(pre|details|style)\b.*?</\1>", re.DOTALL)  # what a search would find too much in
+QUESTION = re.compile(r"(?:(?:options = |predict\(|[ \])]).*\n|\n)*")  # code that only asks for a prediction
+SILENT = re.compile(r"<(pre|details|style)\b.*?</\1>", re.DOTALL)  # left out of the search, which would find too much
 FIGURE = re.compile(r"^\[(figure|map|predict|result) ([^\]]+)\]$", re.MULTILINE)
 
 
 def slug(title: str) -> str:
-    """The anchor of a heading, as GitHub forms it, so that links between documents lead to the same place here."""
+    """Return the anchor of a heading as GitHub makes it, so that links between documents also work here."""
     return re.sub(r"[^\w\- ]", "", html.unescape(re.sub(r"<.*?>", "", title)).lower()).replace(" ", "-")
 
 
 def markdown(text: str) -> str:
     code = HEADING.sub(lambda m: f'<h{m[1]} id="{slug(m[2])}">{m[2]}</h{m[1]}>', markdown2html(text))
-    code = re.sub(r"<th[^>]*></th>", "<td></td>", code)  # a corner of a table is no heading
+    code = re.sub(r"<th[^>]*></th>", "<td></td>", code)  # the empty corner of a table is not a heading
     return code.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
 
 def page_of(source: Path) -> str:
-    """The name of a document's page: 02_embedding.html, glossary.html, data-reader.html."""
+    """Return the name of a document's page, such as 02_embedding.html, glossary.html or data-reader.html."""
     if source.parent in (NOTEBOOKS, COURSE):
         return ("course" if source.stem == "README" else source.stem) + ".html"
     parts = source.relative_to(ROOT).with_suffix("").parts
@@ -60,7 +60,7 @@ def page_of(source: Path) -> str:
 
 
 def output_html(output: nbformat.NotebookNode) -> str:
-    """One stored output as HTML."""
+    """Return one stored output as HTML."""
     if output.output_type == "stream":
         return f'<pre class="out">{html.escape(output.text.strip())}</pre>' if output.text.strip() else ""
     if "text/html" in output.data:
@@ -72,7 +72,7 @@ def output_html(output: nbformat.NotebookNode) -> str:
 
 
 def merged_outputs(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """The outputs, with what was printed in one go as one output, and without the stubs' "not attempted yet"."""
+    """Return the outputs with consecutive prints merged into one, and without the stubs' "not attempted yet"."""
     kept = []
     for output in map(nbformat.from_dict, outputs):
         if output.output_type == "stream":
@@ -85,7 +85,7 @@ def merged_outputs(outputs: list[nbformat.NotebookNode]) -> list[nbformat.Notebo
 
 
 def shown_cells(notebook: nbformat.NotebookNode) -> list[dict]:
-    """What the template shows: of each cell its tags, its Markdown or code as HTML, and its outputs."""
+    """Return, for each cell, what the template shows: its tags, its Markdown or code as HTML, and its outputs."""
     colour, cells = Highlight2HTML(), []
     for cell in notebook.cells:
         tags = set(cell.metadata.get("tags", []))
@@ -105,8 +105,8 @@ def shown_cells(notebook: nbformat.NotebookNode) -> list[dict]:
 
 
 def stored_figures(notebooks: dict[Path, nbformat.NotebookNode]) -> dict[str, str]:
-    """What documents may show of the stored outputs: figures by their alternative text, predictions and what was
-    measured by "predict 02.reader" and "result 02.reader"."""
+    """Return the parts of stored outputs that documents can show: figures by their alternative text, predictions by
+    "predict 02.reader", and measured results by "result 02.reader"."""
     found = {}
     for cell in (cell for notebook in notebooks.values() for cell in shown_cells(notebook) if "code" in cell):
         for kind in {"predict", "reveal"} & cell["tags"]:
@@ -118,7 +118,7 @@ def stored_figures(notebooks: dict[Path, nbformat.NotebookNode]) -> dict[str, st
 
 
 class Site:
-    """The pages that are written so far, the documents that they link, and what can be searched."""
+    """The pages written so far, the documents to which they link, and the index of the search."""
 
     def __init__(self, out: Path):
         self.out, self.index, self.titles, self.waiting = out, [], {}, []
@@ -129,7 +129,7 @@ class Site:
         self.jinja = jinja2.Environment(loader=jinja2.FileSystemLoader(BOOK), trim_blocks=True, lstrip_blocks=True)
 
     def linked(self, code: str, source: Path) -> str:
-        """The HTML of a document with its links led to pages of the site, or to copies of files in files/."""
+        """Return a document's HTML with links that lead to pages of the site, or to copies of files in files/."""
 
         def led(found: re.Match) -> str:
             target = Path(os.path.normpath(source.parent / html.unescape(found[2])))
@@ -146,8 +146,8 @@ class Site:
         return LINK.sub(led, code)
 
     def document(self, text: str, source: Path) -> str:
-        """A Markdown text as HTML, with its links led and `[figure 02.path]`, `[map stage 1]`, `[predict 02.best]` or
-        `[result 02.best]`, alone on a line, replaced by what the notebooks store."""
+        """Convert Markdown to HTML with links as in `linked`. `[figure 02.path]`, `[map stage 1]`, `[predict 02.best]`
+        or `[result 02.best]`, alone on a line, is replaced by the stored output."""
         pieces = FIGURE.split(text)  # text, kind, key, text, …
         code = markdown(pieces[0])
         for kind, key, more in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
@@ -159,14 +159,14 @@ class Site:
         code = the_map(key).html if kind == "map" else self.found.get(name)
         if code is None:
             raise ValueError(f"{source.relative_to(ROOT)} asks for “{kind} {key}”, and no notebook stores that")
-        if kind == "predict":  # without the figures that led to the question
+        if kind == "predict":  # without the figures before the question
             code = code[code.rindex("<b>Predict.</b>") :]
         if kind == "result":
             code = re.search("measured: [^<\n]*", code)[0]
         return f'\n<div class="{kind}" data-key="{key}">{code}</div>\n'
 
     def write(self, name: str, template: str = "page.html", body: str = "", **more) -> None:
-        """One page, and what a search finds in its sections."""
+        """Write one page, and index its sections for the search."""
         parts = re.split(r'(<h[1-3] id="[^"]*">.*?</h[1-3]>)', SILENT.sub(" ", body), flags=re.DOTALL)
         pairs = zip(parts[1::2], parts[2::2], strict=True)
         sections = [(re.search(r'id="([^"]*)"', h)[1], read_aloud(h), read_aloud(t)) for h, t in pairs]
@@ -176,7 +176,7 @@ class Site:
         (self.out / name).write_text(self.jinja.get_template(template).render(known), encoding="utf-8")
 
     def chapter(self, source: Path, before: str, after: str) -> None:
-        """A notebook's page, and its two editions to download."""
+        """Write the page of a notebook, and its two editions to download."""
         notebook = self.notebooks[source]
         colab = BADGE.search(notebook.cells[0].source)[0].rpartition("(")[2].rstrip(")")
         body = self.jinja.get_template("cells.html").render(cells=shown_cells(notebook))
@@ -186,7 +186,7 @@ class Site:
             nbformat.write(edition(notebook, kind), self.out / "downloads" / kind / source.name)
 
     def slides(self) -> None:
-        """docs/course/slides.md: slides between lines of ---, with the speaker's notes below "Note:"."""
+        """Write the slides of docs/course/slides.md, separated by lines of ---, with speaker's notes below "Note:"."""
         source, slides = COURSE / "slides.md", []
         for part in source.read_text(encoding="utf-8").split("\n---\n"):
             shown, _, notes = part.partition("\nNote:")
@@ -199,7 +199,7 @@ def read_aloud(code: str) -> str:
 
 
 def welcome() -> str:
-    """The beginning of the README, and its table of the notebooks."""
+    """Return the beginning of the README and its table of notebooks."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     begin, _, rest = text.partition("\n## Start\n")
     table = rest.partition("\n## The course\n")[2].partition("\n\nEvery notebook")[0]
@@ -207,7 +207,7 @@ def welcome() -> str:
 
 
 def build_site(out: Path, live: Path) -> Site:
-    """Write the site into the folder `out`, which is emptied. live: the folder of the live page, if it was built."""
+    """Empty the folder `out` and write the site into it. live: folder of the live page, if it was built."""
     shutil.rmtree(out, ignore_errors=True)
     for kind in LEFT_OUT:
         (out / "downloads" / kind).mkdir(parents=True)
@@ -226,7 +226,7 @@ def build_site(out: Path, live: Path) -> Site:
     site.slides()
     site.write("index.html", body=site.document(welcome(), ROOT / "README.md"), home=True)
     site.waiting += [COURSE / f"{name}.md" for name in LESSON]
-    for source in site.waiting:  # it grows
+    for source in site.waiting:  # writing a page can add more
         if source.suffix == ".md" and not (out / page_of(source)).exists():
             site.write(page_of(source), body=site.document(source.read_text(encoding="utf-8"), source))
     site.write("search.html", title="Search", search=True)

@@ -1,12 +1,12 @@
 """Imagic: text-based editing of a real picture with a diffusion model (Kavar et al., arXiv 2210.09276).
 
-The names below stand in the order in which the method uses them.
+The names below are in the order in which the method uses them.
 """
 
 from transformers.utils import logging as _logging
 
 _verbosity = _logging.get_verbosity()
-_logging.set_verbosity_error()  # without torchvision, which nothing here needs, the imports below print two warnings
+_logging.set_verbosity_error()  # nothing here needs torchvision, but without it the imports below print two warnings
 
 from imagic_lib.models import DATA, encode_text, load_pipeline
 from imagic_lib.pictures import load_image, open_image

@@ -1,4 +1,4 @@
-"""The command line: `python -m imagic_lib edit | show | plan`, each with --help; other commands are `imagic_lab`'s."""
+"""The command line: `python -m imagic_lib edit | show | plan`, each with --help. Other commands are `imagic_lab`'s."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ from imagic_lib.stage4_inference import scheduler_of
 from imagic_lib.storage import identity_of_edit
 from imagic_lib.unets import check_scale
 
-PLACE = Path("out")  # where an edit gets a new folder, named by time and text
+PLACE = Path("out")  # each edit gets a new folder in here, named by time and text
 LAB = ("demo", "sweep", "benchmark", "train")  # commands of `python -m imagic_lab`
 EDIT = "Edit one picture by a text. A stopped or killed edit goes on with --resume, or with the same --out."
 EXITS = "exit: 0 the edit is made; 2 one sentence says what was wrong; 130 stopped by Ctrl-C, what was learned is kept"
@@ -34,11 +34,11 @@ PLAN = "Predict each stage's peak memory for every way of training, and choose t
 
 
 class Parser(argparse.ArgumentParser):
-    """One that prints a ? for a letter that the terminal lacks, such as η."""
+    """A parser that prints a ? for each letter that the terminal can't show, such as η."""
 
     def parse_args(self, *args, **settings) -> argparse.Namespace:
         for stream in (sys.stdout, sys.stderr):
-            getattr(stream, "reconfigure", dict)(errors="replace")  # a notebook's has no encoding
+            getattr(stream, "reconfigure", dict)(errors="replace")  # a notebook's streams have none
         return super().parse_args(*args, **settings)
 
 
@@ -88,12 +88,12 @@ def add_sampling(command: Parser) -> None:
 
 
 def printable(text: object) -> str:
-    """One line that a terminal only prints: codes that move its cursor or change its colours are spelled out."""
+    """Return one line that is safe to print: codes that move the cursor or change colours are spelled out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def writable(folder: Path, advice: str = "choose another with --out") -> Path:
-    """The folder, made if need be. A mistake shows before any training."""
+    """Return the folder, created if necessary. Raises ValueError if it can't be written, before any training."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -108,7 +108,7 @@ def run_edit_command(args: argparse.Namespace) -> None:
     check_text(args.text)
     pipe = imagic.load_pipeline(args.model, safety_checker=args.checked)
     image = imagic.load_image(picture, pipe)
-    scheduler_of(pipe, None)  # what is to be said of the sampler is said before the training
+    scheduler_of(pipe, None)  # so that a warning about the sampler comes before the training
     method, strategy = args.method, None
     if args.fit:
         print(fitting := plan(pipe))
@@ -125,7 +125,7 @@ def run_edit_command(args: argparse.Namespace) -> None:
 
 
 def folder_for(args: argparse.Namespace, identity: dict) -> Path:
-    """A new folder named by time and text, the one where this edit is to go on, or the one that was named."""
+    """Return the folder given by --out, the one of the edit to resume, or a new one named by time and text."""
     if args.out is None:
         return unfinished(PLACE, identity) if args.resume else new_folder(PLACE, args.text)
     if args.resume and state_of(args.out, identity) == "new":
@@ -149,8 +149,8 @@ def run_show_command(args: argparse.Namespace) -> None:
 
 
 def suggested(edit, args: argparse.Namespace):
-    """The suggestion, printed, or None if it is not wanted. A model with a measure of its own gives one unasked, unless
-    an η or a scale is given."""
+    """Print and return a suggestion, or return None if none is wanted. If the model has its own measure, we suggest by
+    default, unless η or the scale is given."""
     unasked = args.scale is None and not args.eta and plugin_of(edit.pipe, "measure") is not None
     if not (args.suggest or unasked):
         return None
@@ -163,10 +163,10 @@ def suggested(edit, args: argparse.Namespace):
 
 
 def report(edit, args: argparse.Namespace, folder: Path) -> list[list]:
-    """Sample, write the sheet, the single pictures and the curves, print the distances; the rows of pictures."""
+    """Sample, write the sheet, the single pictures and the curves, and print the distances. Returns the pictures."""
     found = suggested(edit, args)
     scale = args.scale if args.scale is not None else found.scale if found else 1.0
-    etas, seeds = list(dict.fromkeys(etas_of(args.eta or ETAS))), list(dict.fromkeys(args.seed))  # each picture once
+    etas, seeds = list(dict.fromkeys(etas_of(args.eta or ETAS))), list(dict.fromkeys(args.seed))  # no picture twice
     names = [picture_name(eta, seed, scale) for seed in seeds for eta in etas]
     with locked(folder):
         began = time.monotonic()
@@ -177,7 +177,7 @@ def report(edit, args: argparse.Namespace, folder: Path) -> list[list]:
         curves = loss_curves(edit.embedding_history, edit.unet_history)
         for name, figure in (("edit.png", edit_sheet(edit, etas, seeds, rows)), ("losses.png", curves)):
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph")  # a warning for every letter that matplotlib's font lacks
+                warnings.filterwarnings("ignore", "Glyph")  # one for every letter that matplotlib's font lacks
                 write_atomically(folder / name, lambda temporary, f=figure: f.savefig(temporary, format="png", dpi=110))
     print(f"\n{'η':>5}  distance to input (RMSE), seed by seed")
     for column, eta in enumerate(etas):
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def exit_code_of(run, goes_on: str = "") -> int:
-    """0, or what `run` returns; 2 with one sentence on an error, 130 after Ctrl-C."""
+    """Call `run` and return the exit code: 0 or its own, 2 after an error (with one sentence), 130 after Ctrl-C."""
     form, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"note: {printable(message)}\n"
     try:
         return run() or 0

@@ -1,4 +1,4 @@
-"""What users give: numbers, lists, texts and tensors, checked in one sentence each."""
+"""Checks of what users give: numbers, lists, texts and tensors. Each error is one sentence."""
 
 import math
 import operator
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 LONGEST_TEXT = 10_000  # characters; the tokenizer's time grows with the square of the longest word
-FARTHEST_ETA = 10.0  # nothing shows anything beyond; the sum of two embeddings times 1e30 draws black
+FARTHEST_ETA = 10.0  # far beyond any η that shows anything; with 1e30 the pictures are black
 
 
 def warn_caller(message: str) -> None:
-    """A warning that points at the caller's own line: the first one outside these packages and torch."""
+    """Warn, and point at the line that called us, which is the first one outside these packages and torch."""
     frame, level = sys._getframe(), 1
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in ("imagic_lib", "imagic_lab", "torch"):
         frame, level = frame.f_back, level + 1
@@ -22,7 +22,7 @@ def warn_caller(message: str) -> None:
 
 
 def whole_number(name: str, value: object) -> int:
-    """A whole number of any kind, NumPy's too, as Python's own. Raises ValueError for anything else."""
+    """Return any kind of whole number, also one of NumPy, as an int. Raises ValueError for anything else."""
     try:
         return operator.index(value)
     except TypeError:
@@ -30,7 +30,7 @@ def whole_number(name: str, value: object) -> int:
 
 
 def check_setting(name: str, value: float, zero: bool, most: float = math.inf) -> None:
-    """Raises ValueError for a number that no stage can use. zero: 0 is allowed."""
+    """Raise ValueError for a number that no stage can use. zero: whether 0 is allowed. most: largest number."""
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} is {value}: it must be {'0 or more' if zero else 'above 0'}")
     if value > most:
@@ -38,7 +38,7 @@ def check_setting(name: str, value: float, zero: bool, most: float = math.inf) -
 
 
 def seeds_of(seeds: Sequence[int]) -> list[int]:
-    """A list of at least one whole number below 2**63, NumPy's too. Raises ValueError for anything else."""
+    """Return the seeds as a list: whole numbers from 0 to 2**63 - 1, at least one. Raises ValueError for others."""
     try:
         numbers = [operator.index(seed) for seed in seeds]
     except TypeError:
@@ -49,7 +49,7 @@ def seeds_of(seeds: Sequence[int]) -> list[int]:
 
 
 def etas_of(etas: Sequence[float]) -> list[float]:
-    """A list of at least one η, each from -10 to 10. Raises ValueError for anything else."""
+    """Return the ηs as a list: one or more, each from -10 to 10. Raises ValueError for anything else."""
     try:
         numbers = [float(eta) + 0.0 for eta in etas]  # -0 is 0
     except (TypeError, ValueError):
@@ -60,14 +60,14 @@ def etas_of(etas: Sequence[float]) -> list[float]:
 
 
 def method_of(method: str) -> str:
-    """The method. Raises ValueError for one that stage 2 does not have."""
+    """Return the method. Raises ValueError if stage 2 doesn't have it."""
     if method not in ("full", "lora"):
         raise ValueError(f"method {method!r} is unknown: choose 'full' or 'lora'")
     return method
 
 
 def check_text(text: str) -> None:
-    """Raises ValueError for a text that is empty, endless or not a text."""
+    """Raise ValueError unless this is a text, neither empty nor longer than `LONGEST_TEXT`, in valid Unicode."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the text is empty: say what the edited picture shows, e.g. 'a brown dog jumping'")
     if len(text) > LONGEST_TEXT:
@@ -77,7 +77,7 @@ def check_text(text: str) -> None:
 
 
 def check_one_image_one_embedding(image: Tensor, embedding: Tensor) -> None:
-    """Raises ValueError unless these are one picture and one embedding, of finite numbers."""
+    """Raise ValueError unless these are one picture and one embedding, all of whose numbers are finite."""
     if image.ndim != 4 or image.shape[:2] != (1, 3):
         raise ValueError(f"the picture has the shape {tuple(image.shape)}, not (1, 3, size, size): use load_image")
     if embedding.ndim != 3 or len(embedding) != 1:
@@ -87,8 +87,8 @@ def check_one_image_one_embedding(image: Tensor, embedding: Tensor) -> None:
 
 
 def cpu_generator(generator: torch.Generator | None) -> torch.Generator:
-    """The caller's generator, or one of seed 0. Noise is drawn on the CPU, so that a seed means the same on every
-    machine. Raises ValueError for a generator of another device."""
+    """Return the caller's generator, or one with seed 0. Noise is drawn on the CPU, so that a seed gives the same noise
+    on every machine. Raises ValueError for a generator on another device."""
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"the generator is on {generator.device}: give torch.Generator() on the CPU")
     return generator or torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What all stages share: latents, noise, the prediction target, the loss, and a probe that makes runs comparable."""
+"""The parts that all stages share: latents, noise, prediction target, loss, and a probe that makes runs comparable."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ PROBE_SEED = 20221017  # any fixed number; the day of the Imagic preprint
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, Imagic eq. 2 and every diffusion model's training loss. Both (n, 4, h, w)."""
+    """Mean squared error, the loss of Imagic's eq. 2 and of diffusion models in general. Both (n, 4, h, w)."""
     return F.mse_loss(prediction, target)
 
 
 def forward_process(pipe: StableDiffusionPipeline) -> DDPMScheduler:
-    """The noise process of the model's training (its betas), whichever sampler is set for generation."""
+    """The noise process (the betas) with which the model was trained, whatever sampler is set for generation."""
     return DDPMScheduler.from_config(pipe.scheduler.config)
 
 
@@ -37,9 +37,9 @@ def decode_latents(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
 
 
 def stratified_timesteps(count: int, total: int, generator: torch.Generator, bias: float = 0.0) -> Tensor:
-    """`count` random timesteps, one from each equal part of [0, total): even coverage, less noise.
-    For count = 1 this is the paper's uniform choice. bias: above 0, late timesteps, with much noise, come more often:
-    their density is proportional to t^bias."""
+    """Draw `count` timesteps, one from each equal part of [0, total), so that they cover it evenly and the loss is less
+    noisy. count = 1 is the paper's uniform choice. bias: above 0, late timesteps (much noise) come more often, with a
+    density proportional to t^bias."""
     position = (torch.arange(count) + torch.rand(count, generator=generator)) * total / count
     if bias:
         position = total * (position / total) ** (1 / (1 + bias))  # the inverse of (t / total)^(1 + bias)
@@ -47,7 +47,7 @@ def stratified_timesteps(count: int, total: int, generator: torch.Generator, bia
 
 
 def noised(process: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """(z_t, target): z_t = sqrt(ᾱ_t) z + sqrt(1 - ᾱ_t) ε. The UNet should answer ε, or v."""
+    """Imagic eq. 1: return z_t = √ᾱ_t z + √(1 - ᾱ_t) ε, and the target that the UNet should predict: ε, or v."""
     z_t = process.add_noise(latents, noise, timesteps)
     kind = process.config.prediction_type
     if kind == "epsilon":
@@ -59,7 +59,7 @@ def noised(process: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Te
 
 def denoising_loss(unet: UNet2DConditionModel, process: DDPMScheduler, latents: Tensor, embedding: Tensor, batch: int,
                    generator: torch.Generator, loss: Loss = mse, bias: float = 0.0) -> Tensor:  # fmt: skip
-    """Imagic eq. 2: E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², over a batch of stratified timesteps.
+    """Imagic's eq. 2: E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², over a batch of stratified timesteps.
 
     latents: (1 or batch, 4, h, w). embedding: (1 or batch, tokens, width). Both can be more precise than the UNet."""
     t = stratified_timesteps(batch, process.config.num_train_timesteps, generator, bias).to(latents.device)
@@ -70,12 +70,12 @@ def denoising_loss(unet: UNet2DConditionModel, process: DDPMScheduler, latents: 
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """A loss in half precision would have only three digits."""
+    """Convert half precision to float32: a loss in half precision would have only three digits."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class Probe:
-    """The probe loss of one picture, the mean squared error on fixed noises at fixed timesteps."""
+    """The probe loss of one picture, which is the mean squared error for fixed noise at fixed timesteps."""
 
     def __init__(self, process: DDPMScheduler, latents: Tensor, pairs: int = PROBE_PAIRS):
         generator = torch.Generator().manual_seed(PROBE_SEED)
@@ -96,7 +96,7 @@ class Probe:
 
 @contextmanager
 def frozen(*modules: torch.nn.Module):
-    """Inside, the weights of these modules need no gradients; afterwards they need them as before."""
+    """A context in which the weights of these modules need no gradients. On exit, their flags are restored."""
     learning = [p for module in modules for p in module.parameters() if p.requires_grad]
     for p in learning:
         p.requires_grad_(False)

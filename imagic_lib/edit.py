@@ -1,4 +1,4 @@
-"""One edit from start to end: both trainings, then every η and every seed for the price of a sampling."""
+"""One edit from start to finish: both trainings, after which any η and seed costs one sampling each."""
 
 import traceback
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ NOISES = ("own", "random")
 
 @dataclass
 class ImagicEdit:
-    """A trained edit: from here every η and every seed costs one sampling, no training."""
+    """A trained edit. From here on, any η and seed costs one sampling and no training."""
 
     text: str
     pipe: StableDiffusionPipeline  # as it was loaded
@@ -51,15 +51,15 @@ class ImagicEdit:
 
     @property
     def reconstruction(self) -> Image.Image:
-        """The input through the VAE and back, which is the most that any edit can keep."""
+        """The input, encoded by the VAE and decoded again. No edit can keep more of it."""
         return to_picture(decode_latents(self.pipe, encode_image(self.pipe, self.image)))
 
     def pictures(self, etas: Sequence[float] = ETAS, seeds: Sequence[int] = (0,), *, scale: float = 1.0,
                  noise: str = "own", **settings) -> list[list[Image.Image]]:  # fmt: skip
-        """One row of pictures a seed, one column an η. scale: the share of stage 2, λ in formulas; 0 shows the pictures
-        without it. noise: "own" starts from the input's own noise at e_opt (`own_noise`), so that η = 0 is the input
-        and what the text does not change stays; "random" is the paper's way. Further settings go to `generate`. Raises
-        ValueError for invalid settings."""
+        """Draw one row of pictures for each seed, with one column for each η. scale: tuning strength λ, the share of
+        the fine-tuning. noise: "own" starts from the input's own noise at e_opt (`own_noise`), so that η = 0 draws the
+        input and other ηs keep what the text does not change; "random" is the paper's way. Further settings go to
+        `generate`. Raises ValueError for invalid settings."""
         etas, seeds = etas_of(etas), seeds_of(seeds)
         if noise not in NOISES:
             raise ValueError(f"noise is {noise!r}: choose 'own' or 'random'")
@@ -76,13 +76,13 @@ class ImagicEdit:
 def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embedding_steps: int | None = None,
              unet_steps: int | None = None, method: str = "full", seed: int = 0, folder: str | Path | None = None,
              run: Run = Run()) -> ImagicEdit:  # fmt: skip
-    """Stages 1 and 2 for one picture and one text.
+    """Run stages 1 and 2 for one picture and one text.
 
-    image: from `load_image`. method: "full" or "lora". seed: of the training noise. folder: keep checkpoints and the
-    finished edit there; called again after a stop or a kill, on this machine or another, it goes on where it was, and
-    a finished edit is only loaded. A folder that holds anything else is refused with a ValueError. run: for both stages
-    (`training.loop.Run`); its checkpoint is replaced by the folder's. The stop button ends the current stage early;
-    with a folder it ends the edit, as KeyboardInterrupt, to be continued. Raises MemoryError if the GPU's is full."""
+    image: from `load_image`. method: "full" or "lora". seed: of the training noise. folder: keeps checkpoints and the
+    finished edit. After a stop or a kill, the same call resumes the edit, on this machine or another; a finished edit
+    is only loaded. run: options of both stages (`training.loop.Run`); the folder's checkpoint replaces its own. The
+    stop button ends the current stage early; with a folder, it raises KeyboardInterrupt, and the edit can be resumed.
+    Raises ValueError for a folder that holds anything else, and MemoryError if the GPU runs out of memory."""
     settings = settings_of(pipe, method, embedding_steps, unet_steps, seed)
     identity, kept = identity_of_edit(pipe, image, text, settings), Path(folder) if folder else None
     more = {"generator": torch.Generator().manual_seed(settings["seed"])}
@@ -90,7 +90,7 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
     with locked(kept) if kept else nullcontext(), out_of_memory_explained(pipe, folder):
         if kept and state_of(kept, identity) == "finished":
             edit = ImagicEdit.load(kept, pipe)
-            remove_checkpoints(kept)  # a kill may have come before that
+            remove_checkpoints(kept)  # in case it was killed before it could do so
             return edit
         e_tgt = begun(pipe, image, identity, kept) if kept else encode_text(pipe, text)
         e_opt, first = optimize_embedding(pipe, image, e_tgt, steps=embedding_steps, run=runs["embedding"], **more)
@@ -104,9 +104,9 @@ def run_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, embeddi
 
 
 def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: Path) -> Tensor:
-    """e_tgt of a new edit, which takes the folder, or of the unfinished edit there.
+    """Return e_tgt. A new edit claims the folder; the e_tgt of an unfinished one is read from it.
 
-    Raises ValueError if the disk has no room for an edit of all weights: these, two moments of each, their change."""
+    Raises ValueError if all weights learn and the disk has no room for them, their two moments and their change."""
     if identity["settings"]["method"] == "full":
         numbers = sum(p.numel() for p in pipe.unet.parameters())
         check_room(folder / CHECKPOINTS["full"], 4 * 4 * numbers, "the edit")
@@ -120,11 +120,10 @@ def begun(pipe: StableDiffusionPipeline, image: Tensor, identity: dict, folder: 
 
 def settings_of(pipe: StableDiffusionPipeline, method: str, embedding_steps: int | None, unet_steps: int | None,
                 seed: int) -> dict:  # fmt: skip
-    """What the trainings are asked for, every default filled in. Raises ValueError for an invalid setting."""
-    first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)
-    second = settings_for(pipe, stage2_finetuning.DEFAULTS[method_of(method)], steps=unet_steps)
-    [seed] = seeds_of([seed])
-    return {"embedding_steps": first["steps"], "unet_steps": second["steps"], "method": method, "seed": seed}
+    """Return the settings of both trainings, with every default filled in. Raises ValueError for an invalid setting."""
+    first = settings_for(pipe, stage1_embedding.DEFAULTS, steps=embedding_steps)["steps"]
+    second = settings_for(pipe, stage2_finetuning.DEFAULTS[method_of(method)], steps=unet_steps)["steps"]
+    return {"embedding_steps": first, "unet_steps": second, "method": method, "seed": seeds_of([seed])[0]}
 
 
 def stop_if_asked(history: History, folder: str | Path | None) -> None:
@@ -134,13 +133,13 @@ def stop_if_asked(history: History, folder: str | Path | None) -> None:
 
 @contextmanager
 def out_of_memory_explained(pipe: StableDiffusionPipeline, folder: str | Path | None):
-    """Turn CUDA's out-of-memory into a MemoryError of one sentence. The networks that found no room on the device
-    return to it, or the next try would train on the CPU."""
+    """Turn CUDA's out-of-memory error into a MemoryError with one sentence. Networks that did not fit on the device are
+    moved back to it; otherwise the next attempt would train on the CPU."""
     device = pipe.unet.device
     try:
         yield
     except torch.OutOfMemoryError as error:
-        traceback.clear_frames(error.__traceback__)  # they hold what the training had on the device
+        traceback.clear_frames(error.__traceback__)  # they hold the training's tensors on the device
         for network in networks(pipe):
             network.to(device)
         kept = f"; the checkpoint in {folder} is kept" if folder else ""

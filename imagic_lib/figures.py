@@ -1,4 +1,4 @@
-"""Figures: grids of pictures, the sheet of one edit, loss curves. Their labels are readable on a projector."""
+"""Figures whose labels are readable on a projector: grids of pictures, the sheet of one edit, loss curves."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from PIL import Image
 
 from imagic_lib.training.loop import History
 
-RAW, PROBE = "#999999", "#0072B2"  # of Okabe and Ito, which colour-blind readers can tell apart
+RAW, PROBE = "#999999", "#0072B2"  # from Okabe and Ito's palette, which colour-blind readers can tell apart
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), labels: Sequence[str] = (),
                  title: str = "", inch: float = 1.6) -> Figure:  # fmt: skip
-    """Rows of pictures, each `inch` wide, with a title above each column and a label before each row.
+    """Draw rows of pictures, each `inch` wide, with a title above each column and a label to the left of each row.
 
-    A $ in these texts is a dollar sign: users write them, so they are never read as formulas."""
+    A $ in these texts is a dollar sign. Users write them, so they are never read as formulas."""
     columns = max(len(row) for row in rows)
     size = inch * columns + 0.3, (inch + 0.12) * len(rows) + (0.75 if title else 0.35)
     figure = Figure(figsize=size, layout="constrained")
@@ -35,13 +35,13 @@ def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = 
 
 
 def edit_sheet(edit, etas: Sequence[float], seeds: Sequence[int], rows: list[list[Image.Image]]) -> Figure:
-    """The sheet of an `ImagicEdit`: input, reconstruction by the VAE, one picture per η."""
+    """Draw the sheet of an `ImagicEdit`. Each row has the input, the VAE's reconstruction and one picture per η."""
     first, titles = [edit.input_picture, edit.reconstruction], ["input", "VAE only", *(f"η = {eta:g}" for eta in etas)]
     return picture_grid([first + row for row in rows], titles, [f"seed {seed}" for seed in seeds], f"“{edit.text}”")
 
 
 def loss_curve(axis: Axes, history: History, title: str) -> None:
-    """The raw loss of each step, noisy because its timesteps are random, and the probe loss, whose timesteps stay."""
+    """Plot the raw loss of each step, which is noisy, and the probe loss, whose noise and timesteps are fixed."""
     axis.plot(range(1, len(history.loss) + 1), history.loss, color=RAW, linewidth=1, label="raw loss")
     probe = {"color": PROBE, "linewidth": 2.5, "marker": "o", "markersize": 4, "label": "probe loss"}
     axis.plot(history.probe_step, history.probe_loss, **probe)
@@ -53,7 +53,7 @@ def loss_curve(axis: Axes, history: History, title: str) -> None:
 
 
 def loss_curves(embedding_history: History, unet_history: History) -> Figure:
-    """Both trainings of an edit on one scale: stage 2 starts at the loss where stage 1 stopped."""
+    """Plot both trainings of an edit on one scale: stage 2 starts at the loss where stage 1 stopped."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     loss_curve(left, embedding_history, "stage 1: the embedding learns")

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and are read only after a check: tensors and facts as safetensors, and JSON."""
+"""Files that are never half-written, and are checked as they are read: tensors and facts as safetensors, and JSON."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-PART = r"\.[0-9a-f]{1,16}-\d{1,6}"  # version 0.1 wrote more than 1 GiB into several files, named by these ends
+PART = r"\.[0-9a-f]{1,16}-\d{1,6}"  # version 0.1 split more than 1 GiB into several files with these endings
 LARGEST_JSON = 32 * 2**20  # bytes; the history of 1500 steps takes 0.1 MB
 SMALL = 64 * 2**20  # bytes; a file of embeddings has less than one million
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
@@ -27,13 +27,13 @@ Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Stored(BaseModel):
-    """JSON of known types. Keys that this version does not know are kept; null is the same as a missing key."""
+    """JSON with known types. Keys that this version doesn't know are kept; null counts as a missing key."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
 
 def parse(model: type[Stored], value: object) -> dict:
-    """A value from JSON as a dict of the model's types. Raises ValueError, in one sentence, for any other."""
+    """Return a value from JSON as a dict with the model's types. Raises ValueError, in one sentence, for any other."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()  # so it can be printed and written again
     try:
         return model.model_validate_json(text).model_dump(exclude_none=True, exclude_unset=True)
@@ -45,7 +45,7 @@ def parse(model: type[Stored], value: object) -> dict:
 
 @contextmanager
 def damage_explained(what: str | Path, advice: str = "delete it"):
-    """Any error while a file is read becomes one sentence, unless it is `what` itself that is missing."""
+    """Turn any error in reading a file into a ValueError of one sentence, or FileNotFoundError if `what` is missing."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError, OSError, LookupError, RecursionError, SafetensorError) as error:
@@ -59,8 +59,8 @@ def damage_explained(what: str | Path, advice: str = "delete it"):
 
 
 def check_regular(path: Path, largest: float = math.inf) -> None:
-    """Raise ValueError for a link, a pipe or a file of too many bytes, and FileNotFoundError if there is none. Through
-    a link, files elsewhere would be read, and sent on with a folder; a pipe would never end."""
+    """Raise ValueError for a link, a pipe or too large a file, and FileNotFoundError if there is none. A link could
+    lead to files elsewhere, which would be read and passed on with a folder; a pipe would never end."""
     found = os.lstat(path)
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("it is a link" if stat.S_ISLNK(found.st_mode) else "it is not a regular file")
@@ -69,22 +69,22 @@ def check_regular(path: Path, largest: float = math.inf) -> None:
 
 
 def read_json(path: Path, model: type[Stored], advice: str = "delete it") -> dict:
-    """The JSON of a file, of the model's types. Raises FileNotFoundError if there is none, and ValueError in one
-    sentence for anything else."""
+    """Read a JSON file with the model's types. Raises FileNotFoundError if it is missing, and ValueError, in one
+    sentence, if it is invalid."""
     with damage_explained(path, advice):
         check_regular(path, LARGEST_JSON)
         return parse(model, json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Any value of JSON; letters outside ASCII are escaped, so that every file name can be in it."""
+    """Write any JSON value. Letters outside ASCII are escaped, so that it can hold any file name."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1), encoding="utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path), then rename it to `path`: readers see the old file or the new one.
+    """Call write(temporary path), then rename that file to `path`, so that readers see the old file or the new one.
 
-    The temporary file is in a private folder next to `path`. What a killed process leaves goes with `folder.locked`."""
+    The temporary file is in a private folder next to `path`. `folder.locked` removes what a killed process has left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     name = {"prefix": f".{path.name}.", "suffix": ".tmp"}
@@ -94,23 +94,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary folders that a killed process left in a folder where no other process writes."""
+    """Delete the temporary folders that a killed process has left in this folder. No other process may write there."""
     for leftover in Path(folder).glob(".*." + "[a-z0-9_]" * 8 + ".tmp"):
         shutil.rmtree(leftover, ignore_errors=True)  # a file or a link of this name is left alone
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
-    """Named tensors and JSON facts as one safetensors file.
+    """Write named tensors and JSON facts into one safetensors file.
 
-    Tensors are written one by one: of a GPU's 10 GB no more than one tensor is in the computer's memory, while
-    `safetensors.torch.save_file` would need all of them at once. A full disk is an OSError."""
+    Tensors are written one by one, so that the computer's memory holds only one of them at a time, even if the GPU has
+    10 GB; `safetensors.torch.save_file` would need them all at once. Raises OSError if the disk is full."""
     metadata = {"format": "pt", "facts": json.dumps(facts)}
     write_atomically(path, lambda temporary: _write(temporary, tensors, metadata))
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """The format: 8 bytes with the header's length, the header as JSON, then the tensors' bytes without a gap."""
-    order = sorted(tensors, key=lambda name: -tensors[name].element_size())  # so that each number is aligned
+    order = sorted(tensors, key=lambda name: -tensors[name].element_size())  # keeps every number aligned
     header, end = {"__metadata__": metadata}, 0
     for name in order:
         start, end, t = end, end + tensors[name].nbytes, tensors[name]
@@ -124,7 +124,7 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 
 
 def _opened(path: Path, largest: float = math.inf) -> tuple[safe_open, dict]:
-    """A safetensors file, of which the header is read, and its facts."""
+    """Open a safetensors file, reading only its header. Returns the file and its facts."""
     check_regular(path, largest)
     file = safe_open(str(path), "pt")
     text = (file.metadata() or {}).get("facts", "{}")
@@ -134,18 +134,18 @@ def _opened(path: Path, largest: float = math.inf) -> tuple[safe_open, dict]:
 
 
 def load_facts(path: Path) -> dict:
-    """The facts of `save_tensors`, without the tensors. Raises FileNotFoundError, or ValueError for a damaged file."""
+    """Read the facts that `save_tensors` wrote, without the tensors. Raises FileNotFoundError if the file is missing,
+    and ValueError if it is damaged."""
     with damage_explained(path):
         return _opened(path)[1]
 
 
 def load_tensors(path: Path, like: dict[str, Tensor] | None = None,
                  largest: float = math.inf) -> tuple[dict[str, Tensor], dict]:  # fmt: skip
-    """The tensors and facts that `save_tensors` wrote. Raises as `load_facts`.
+    """Read the tensors and facts that `save_tensors` wrote. Raises the same errors as `load_facts`.
 
-    A file can claim any size, so what is known beforehand is compared with its header. largest: bytes of the file.
-    like: an example of each tensor that is wanted: it must be there, in this shape; others are not loaded. Numbers that
-    are not finite are refused."""
+    The header is compared with what we expect, because a file can claim any size. largest: bytes of the file. like: an
+    example of each tensor to load, which must be there in this shape; others are skipped. Only finite numbers pass."""
     with damage_explained(path):
         file, facts = _opened(path, largest)
         own = re.compile(re.escape(Path(path).name) + PART)

@@ -1,8 +1,8 @@
-"""The folder of an edit: whose it is, which files in it may be replaced, and why a stranger's is refused.
+"""The folder of an edit: which edit it belongs to, and which of its files we may replace.
 
-A folder is taken for an edit if it is empty, and stays that edit's: `checkpoint-edit.safetensors`, the ledger, says
-which one while it is made, edit.json afterwards. In it the names of `WRITTEN` are the edit's, and no file of another
-name is ever replaced, deleted or sent on.
+An edit claims an empty folder, and the folder stays with that edit. While the edit is made, the ledger
+(`checkpoint-edit.safetensors`) says which one it is; afterwards edit.json does. Only files named as in `WRITTEN` belong
+to the edit. Files with other names are never replaced, deleted or passed on.
 """
 
 import itertools
@@ -27,11 +27,11 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name: pipe.load
 LEDGER = "checkpoint-edit.safetensors"
 LOCK = ".lock"
 CHECKPOINTS = {stage: f"checkpoint-{stage}.safetensors" for stage in ("embedding", "full", "lora")}
-WRITTEN = re.compile(  # the names of an edit's files, besides edit.json and its checkpoints
+WRITTEN = re.compile(  # the names of an edit's files, apart from edit.json and the checkpoints
     rf"{INPUT_FILE}|{EMBEDDINGS_FILE}|{DIFFERENCE_FILE}({files.PART})?|{LORA_FILE}|edit\.png|losses\.png"
     r"|eta-[-+.e\d]+(-scale-[-+.e\d]+)?-seed-\d+\.png"
 )
-SYSTEM = {"Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder, besides names with a dot
+SYSTEM = {"Thumbs.db", "desktop.ini"}  # left by file managers, as are names that begin with a dot
 LONGEST_NAME = 48  # letters of the text in a folder's name
 AGAIN = "make the edit again in another folder"
 
@@ -44,7 +44,7 @@ class StoredSettings(files.Stored):
 
 
 class StoredModel(files.Stored):
-    name: str = Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")  # one line, of a model card too
+    name: str = Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")  # one line, as it also goes into a model card
     fingerprint: str
 
 
@@ -67,9 +67,9 @@ class EditFacts(EditIdentity):
 
 @contextmanager
 def locked(folder: str | Path):
-    """Inside, no other process or thread writes into the folder of an edit. It may be entered twice by one thread.
+    """A context in which no other process or thread writes into the folder of an edit. A thread can enter it twice.
 
-    Raises ValueError if another run is at work there. A disk without locks has none."""
+    Raises ValueError if another run is at work there. On a disk without support for locks, nothing is locked."""
     folder = Path(folder)
     lock = filelock.FileLock(folder / LOCK, timeout=0, is_singleton=True)
     try:
@@ -78,7 +78,7 @@ def locked(folder: str | Path):
         files.remove_leftovers(folder)
     except filelock.Timeout:
         raise ValueError(f"another run is at work here, in {folder}: wait for it, or choose another folder") from None
-    except (OSError, NotImplementedError):  # of a folder that can't be written, or a link in the place of the lock
+    except (OSError, NotImplementedError):  # the folder can't be written, or a link has the lock's name
         pass
     try:
         yield
@@ -90,22 +90,22 @@ def locked(folder: str | Path):
 
 
 def read_identity(folder: str | Path) -> dict:
-    """The identity of an unfinished edit. Raises ValueError if it is damaged."""
+    """Read the identity of an unfinished edit. Raises ValueError if it is damaged."""
     path = Path(folder) / LEDGER
     with damage_explained(path, AGAIN):
         return files.parse(EditIdentity, files.load_facts(path))
 
 
 def read_ledger(folder: str | Path) -> tuple[Tensor, dict]:
-    """e_tgt, and what `read_identity` returns."""
+    """Read e_tgt and the identity of an unfinished edit. Raises ValueError if they are damaged."""
     path, facts = Path(folder) / LEDGER, read_identity(folder)
     with damage_explained(path, AGAIN):
         return files.load_tensors(path, largest=files.SMALL)[0]["e_tgt"], facts
 
 
 def read_facts(folder: str | Path) -> dict:
-    """The edit.json of a saved edit, whole and of the right types. Raises FileNotFoundError if there is none, and
-    ValueError in one sentence if it is not what `storage.save_edit` writes."""
+    """Read the edit.json of a saved edit. Raises FileNotFoundError if it is missing, and ValueError, in one sentence,
+    unless it is as `storage.save_edit` writes it."""
     path = Path(folder) / "edit.json"
     if not path.is_file():
         raise FileNotFoundError(f"there is no finished edit in {folder}: it has no edit.json")
@@ -117,17 +117,17 @@ def write_facts(folder: Path, facts: dict) -> None:
 
 
 def state_and_facts(folder: Path) -> tuple[str, dict]:
-    """How far the edit in a folder has come, and its facts: "finished", "begun" (those of the ledger) or "new"."""
+    """Return the state of a folder's edit ("new", "begun" or "finished"), and its facts; if begun, the ledger's."""
     if (folder / "edit.json").is_file():
         return "finished", read_facts(folder)
     return ("begun", read_identity(folder)) if (folder / LEDGER).is_file() else ("new", {})
 
 
 def state_of(folder: str | Path, identity: dict) -> str:
-    """ "new", "begun" or "finished": how far this very edit has come here. Raises ValueError, and touches nothing, if
-    the folder holds another edit or files that no edit wrote.
+    """Return how far this particular edit has come in the folder: "new", "begun" or "finished".
 
-    identity: text, settings, input and base model (`storage.identity_of_edit`). It has no trace of the machine."""
+    identity: text, settings, input and base model, the same on every machine (`storage.identity_of_edit`). Raises
+    ValueError, and touches nothing, if the folder holds another edit or files that no edit wrote."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: choose another name")
@@ -147,24 +147,24 @@ def state_of(folder: str | Path, identity: dict) -> str:
 
 
 def files_of(folder: Path) -> set[str]:
-    """The names in a folder that are its edit's. No links, which could lead to any file."""
+    """Return the names of the edit's files in a folder. Links are left out, because they could lead to any file."""
     return {path.name for path in folder.iterdir() if WRITTEN.fullmatch(path.name) and not path.is_symlink()}
 
 
 def begin(folder: str | Path, identity: dict, e_tgt: Tensor) -> None:
-    """Take a new folder for an edit. e_tgt is kept, because another processor would compute other last bits."""
+    """Claim a new folder for an edit. e_tgt is stored, because on another processor its last bits would differ."""
     files.save_tensors(Path(folder) / LEDGER, {"e_tgt": e_tgt}, identity)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Delete what a finished edit no longer needs."""
+    """Delete the checkpoints, which a finished edit no longer needs."""
     if (Path(folder) / LEDGER).is_file():
         for name in (*CHECKPOINTS.values(), LEDGER):
             (Path(folder) / name).unlink(missing_ok=True)
 
 
 def picture_name(eta: float, seed: int, scale: float = 1.0) -> str:
-    """The file of a picture: eta-0.5-seed-0.png; different for different numbers."""
+    """Return the file name of a picture, such as eta-0.5-seed-0.png. Different numbers give different names."""
     eta, scale = (str(float(number) + 0.0).removesuffix(".0") for number in (eta, scale))  # -0 is 0
     return f"eta-{eta}{'' if scale == '1' else f'-scale-{scale}'}-seed-{seed}.png"
 
@@ -182,7 +182,7 @@ def new_folder(place: str | Path, text: str) -> Path:
 
 
 def unfinished(place: str | Path, identity: dict) -> Path:
-    """The folder in which this very edit was begun last. Raises ValueError if there is none."""
+    """Return the folder in which this particular edit was last begun. Raises ValueError if there is none."""
     for ledger in sorted(Path(place).glob(f"*/{LEDGER}"), key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(ValueError):
             if state_of(ledger.parent, identity) == "begun":

@@ -1,4 +1,4 @@
-"""Get a Stable Diffusion, from this package (tiny), the Hugging Face hub, or a local folder."""
+"""Load a Stable Diffusion model from this package (tiny), the Hugging Face hub or a local folder; encode texts."""
 
 import hashlib
 import importlib
@@ -18,18 +18,18 @@ from imagic_lib.arguments import check_setting, check_text, warn_caller, whole_n
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 TINY = DATA / "tiny-sd"
-MOST_GUIDANCE = 100.0  # beyond, pictures are black or noise
-MOST_SIDE = 256  # of the latents, 2048 pixels
+MOST_GUIDANCE = 100.0  # above this, pictures are black or noise
+MOST_SIDE = 256  # of the latents, for 2048 pixels
 
 
 def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None = None, *,
                   safety_checker: bool = True) -> StableDiffusionPipeline:  # fmt: skip
-    """A `StableDiffusionPipeline` in float32, ready to be looked into.
+    """Load a `StableDiffusionPipeline` in float32. Weights are read from safetensors only.
 
     model: "tiny" (embedded, 128x128 drawings), a hub id such as "CompVis/stable-diffusion-v1-4" or its address, or a
-    folder in diffusers format. device: by default the GPU if there is one; for "tiny" the CPU, which is enough for it.
-    safety_checker: False leaves out the one that a checkpoint ships. Weights are read from safetensors only. Raises
-    FileNotFoundError or ValueError in one sentence if the model is missing, damaged, or not a text-to-image one."""
+    folder in diffusers format. device: by default the GPU if there is one; for "tiny" the CPU, which is fast enough.
+    safety_checker: False leaves out the model's safety checker. Raises FileNotFoundError or ValueError, in one
+    sentence, if the model is missing, damaged or not a text-to-image model."""
     model = re.sub("^https?://(www\\.)?(huggingface\\.co|hf\\.co)/", "", str(model)).rstrip("/")
     folder = TINY if model == "tiny" else Path(model).expanduser()
     variant = variant_of(folder) if folder == TINY or folder.exists() else None
@@ -39,7 +39,8 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
     try:
         how = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
         pipe = StableDiffusionPipeline.from_pretrained(source, variant=variant, use_safetensors=True, **how)
-    except Exception as error:  # diffusers raises many kinds; a student needs to know one thing
+        pipe.to(torch.float32)
+    except Exception as error:  # diffusers raises many kinds; a student needs one sentence
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.exists():
             needed = "each part needs its .safetensors, which can run no code"
@@ -53,12 +54,12 @@ def load_pipeline(model: str | Path = "tiny", device: str | torch.device | None 
         diffusers_logging.set_verbosity(quiet)
     check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"), torch.float32)
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() and folder != TINY else "cpu"))
 
 
 def variant_of(folder: Path) -> str | None:
-    """ "fp16" for a model with weights in half precision alone. Raises ValueError, and says what to do, for a path
-    without a model in diffusers format."""
+    """Return "fp16" if the model has its weights in half precision only, else None. Raises ValueError, and says what to
+    do, if the path has no model in diffusers format."""
     if folder.is_file():
         how = f"StableDiffusionPipeline.from_single_file({folder.name!r}).save_pretrained(FOLDER)"
         raise ValueError(f"{folder} is a single file: convert it with {how}, and give that FOLDER")
@@ -70,8 +71,8 @@ def variant_of(folder: Path) -> str | None:
 
 
 def check_pipeline(pipe: StableDiffusionPipeline) -> None:
-    """Settle what may be written in several ways, and raise ValueError for a model that loads and that the stages can't
-    use: of another kind, or with an invalid number in its configuration."""
+    """Normalise the configuration. Raises ValueError for a model that loads but that the stages can't use, because it
+    is of another kind or its configuration has an invalid number."""
     name, process = name_of(pipe), pipe.scheduler.config
     pipe.unet.register_to_config(sample_size=checked_side(name, pipe.unet.config, pipe.vae.config, pipe.vae))
     if not hasattr(pipe.scheduler, "alphas_cumprod") or process.prediction_type not in ("epsilon", "v_prediction"):
@@ -81,7 +82,7 @@ def check_pipeline(pipe: StableDiffusionPipeline) -> None:
 
 
 def checked_side(name: str, unet: dict, vae: dict, kind: object = None) -> int:
-    """The side of the latents by two configurations. Raises ValueError for those of no text-to-image model."""
+    """Return the side of the latents. Raises ValueError unless this is the configuration of a text-to-image model."""
     more = [unet.get(key) for key in ("class_embed_type", "num_class_embeds", "addition_embed_type")]
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4) or any(more):
         others = "as models for inpainting, depth or upscaling do"
@@ -98,14 +99,14 @@ def checked_side(name: str, unet: dict, vae: dict, kind: object = None) -> int:
 
 
 def name_of(pipe: StableDiffusionPipeline) -> str:
-    """What to give `load_pipeline` for this model: "tiny", a hub id or a folder."""
+    """Return the name with which `load_pipeline` loads this model: "tiny", a hub id or a folder."""
     name = str(pipe.config.get("_name_or_path") or "an unnamed pipeline")
     return "tiny" if name == str(TINY) else name
 
 
 def plugin_of(pipe: StableDiffusionPipeline, name: str, default: str | None = None) -> Callable | None:
-    """The function of `imagic_lab` that the model's folder names in its imagic.json: for example the measure for
-    drawings, `{"measure": "imagic_lab.toyworld.edits:read_by"}`. Names of any other package are not followed."""
+    """Return the function of `imagic_lab` that the model's folder names in its imagic.json, for example the measure for
+    drawings, `{"measure": "imagic_lab.toyworld.edits:read_by"}`. Names from any other package are ignored."""
     listed = (TINY if name_of(pipe) == "tiny" else Path(name_of(pipe))) / "imagic.json"
     try:
         found = str(json.loads(listed.read_text()).get(name)) if listed.is_file() else ""
@@ -117,13 +118,13 @@ def plugin_of(pipe: StableDiffusionPipeline, name: str, default: str | None = No
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """The weights and buffers of a network by name, the same names if it was compiled."""
+    """Return the weights and buffers of a network by name. A compiled network has the same names."""
     return {name.replace("_orig_mod.", ""): value for name, value in network.state_dict().items()}
 
 
 def fingerprint(pipe: StableDiffusionPipeline) -> str:
-    """A short name of a model's weights, the same under any name, precision and library version. It looks at the shape
-    and the first 1024 numbers of every tensor, so that a 4 GB model takes less than a minute."""
+    """Return a short hash of a model's weights, which does not depend on the model's name, its precision or the library
+    version. It covers the shape and first 1024 numbers of each tensor, so a 4 GB model takes less than a minute."""
     digest = hashlib.sha256()
     for part in (pipe.text_encoder, pipe.vae, pipe.unet):
         tensors = {k.removeprefix("text_model."): v for k, v in weights_of(part).items() if v.is_floating_point()}
@@ -134,15 +135,15 @@ def fingerprint(pipe: StableDiffusionPipeline) -> str:
 
 
 def family(pipe: StableDiffusionPipeline) -> str:
-    """Which defaults of a stage fit: "tiny" or "stable-diffusion". The UNets differ 80-fold in size."""
+    """Return which defaults fit the model, "tiny" or "stable-diffusion". Their UNets differ 80-fold in size."""
     return "tiny" if sum(p.numel() for p in pipe.unet.parameters()) < 50e6 else "stable-diffusion"
 
 
 def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **given) -> dict:
-    """The settings of a stage: what was given, and for what is None the default of this kind of model.
+    """Return the settings of a stage: those given, with this model's default for each None.
 
-    Raises ValueError for a value that a stage can't use. 0 steps train nothing, but draw no picture either; a sampler
-    has a step for each timestep at most."""
+    Raises ValueError for a value that a stage can't use. A training may have 0 steps; a sampler needs at least 1, and
+    at most one for each timestep."""
     drawing = "guidance_scale" in given
     most = {"guidance_scale": MOST_GUIDANCE, "decay": 1.0}  # a decay is a share of the steps
     most |= {"steps": pipe.scheduler.config.num_train_timesteps} if drawing else {}
@@ -158,22 +159,22 @@ def settings_for(pipe: StableDiffusionPipeline, defaults: dict[str, dict], **giv
 
 @cache
 def vocabulary() -> frozenset[str]:
-    """Every word in the captions that the embedded model was trained on, from the list in its folder."""
+    """Return every word in the captions on which the embedded model was trained, from the list in its folder."""
     return frozenset(json.loads((TINY / "vocabulary.json").read_text(encoding="utf-8")))
 
 
 def unknown_words(text: str) -> list[str]:
-    """The words of a text that no caption of the toy world has: to the embedded model they are noise."""
+    """Return the words of a text that no caption of the toy world has. The embedded model can't know what they mean."""
     words = (word.strip(".,;:!?\"'()–-").lower() for word in text.split())
     return [word for word in dict.fromkeys(words) if word and word not in vocabulary()]
 
 
 @torch.no_grad()
 def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
-    """Encode a text as the UNet reads it, e_tgt, (1, tokens, width).
+    """Encode a text into the embedding that the UNet reads, (1, tokens, width); for the target text this is e_tgt.
 
-    Raises ValueError as `check_text`. Warns if the text is longer than the model reads (and says what is cut) or, with
-    the embedded model, if it has words that the model never saw."""
+    Raises ValueError as `check_text` does. Warns if the text is longer than the model reads, and says what is cut off.
+    With the embedded model, also warns of words that the model never saw."""
     check_text(text)
     unknown = [word for word in unknown_words(text) if word not in pipe.tokenizer.get_added_vocab()]
     ids, limit = token_ids(pipe, text), pipe.tokenizer.model_max_length
@@ -190,15 +191,15 @@ def encode_text(pipe: StableDiffusionPipeline, text: str) -> Tensor:
 
 
 def token_ids(pipe: StableDiffusionPipeline, text: str) -> list[int]:
-    """The tokens of a text, as many as it has. A textual inversion of several vectors has several tokens."""
+    """Return all tokens of a text. A textual inversion with several vectors has several tokens."""
     return pipe.tokenizer(pipe.maybe_convert_prompt(text, pipe.tokenizer), truncation=False).input_ids
 
 
 @torch.no_grad()
 def encode_ids(pipe: StableDiffusionPipeline, ids: list[int]) -> Tensor:
-    """The text encoder's answer to tokens, cut and padded to the model's length: (1, tokens, width).
+    """Encode tokens, cut and padded to the model's length, as (1, tokens, width).
 
-    Padded here, because a tokenizer's own padding is a state that all threads share."""
+    We pad here, because the padding of a tokenizer is a state that all threads share."""
     limit, device = pipe.tokenizer.model_max_length, pipe.text_encoder.device
     ids = ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
     padded = torch.tensor([ids + [pipe.tokenizer.pad_token_id] * (limit - len(ids))], device=device)

@@ -1,4 +1,4 @@
-"""Pictures: opened, checked, turned upright, cropped; to tensors and back; and plain distances between two of them."""
+"""Pictures: open, check, turn upright and crop them, convert them to tensors and back, and measure distances."""
 
 import io
 import os
@@ -21,23 +21,23 @@ from imagic_lib.models import family
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF")  # others can start programs
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
                         "ROTATE_90"), 2))  # fmt: skip
-FOREIGN = 22.0  # dB; drawings are rebuilt better than this, photos worse
+FOREIGN = 22.0  # dB; the embedded VAE rebuilds drawings better than this, photos worse
 SMALLEST_SIDE = 16  # pixels; below this there is nothing to edit
 MOST_PIXELS = 80_000_000  # more than cameras have; a file of a few kB can claim any number
 TOO_LARGE = f"unpacks to more than {MOST_PIXELS / 1e6:.0f} megapixels: shrink it first"
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks of a PNG that pixels depend on
-RAW_TAGS = 330, 50706  # of a TIFF that a camera made: other pictures inside, the version of DNG
-MOST_FRAMES = 50  # of an animation that are looked at
-MOST_BYTES = 2**29  # of a file; so many pixels of 16 bits are 480 MB
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks of a PNG on which its pixels depend
+RAW_TAGS = 330, 50706  # of a camera's raw TIFF: the pictures inside it, and the version of DNG
+MOST_FRAMES = 50  # of an animation that we look at
+MOST_BYTES = 2**29  # of a file; `MOST_PIXELS` with 16 bits per channel are 480 MB
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """A picture file as RGB in sRGB: rotated as its EXIF says, transparency on white, of an animation the first frame
-    that is not white. Damaged metadata is left out, because no pixel depends on it.
+    """Open a picture file as RGB in sRGB. It is rotated as its EXIF says, and transparent parts become white. Of an
+    animation, the first frame that is not white is used. Damaged metadata is ignored, because no pixel depends on it.
 
-    PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, and HEIC if pillow-heif is installed. The size is checked before
-    anything is unpacked. Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
+    Reads PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, and HEIC if pillow-heif is installed. The size is checked
+    before anything is unpacked. Raises FileNotFoundError or ValueError, each with one sentence, for anything else."""
     path = Path(path)
     if str(path).lower().startswith(("http:/", "https:/")):
         raise ValueError(f"{path} is an address: download the picture, and give its file")
@@ -81,12 +81,12 @@ def _decoded(source: Path | io.BytesIO, path: Path) -> Image.Image:
 
 
 def _without_metadata(content: bytes, exif: bytes) -> bytes:
-    """The same pixels of a PNG or a JPEG. exif: b"eXIf" keeps the EXIF, which can say which side is up."""
+    """Return a PNG or JPEG file without its metadata. exif: b"eXIf" keeps the EXIF, which may say which way is up."""
     at = 8 if (png := content.startswith(PNG)) else 2
     kept = bytearray(content[:at])
     while at < len(content) and (png or content[at : at + 2] != b"\xff\xda"):
         size = content[at : at + 4] if png else content[at + 2 : at + 4]
-        name = content[at + 4 : at + 8]  # below, a JPEG's segments APP0 to APP15 and comments
+        name = content[at + 4 : at + 8]  # below: the segments APP0 to APP15 and comments of a JPEG
         needed = name in (*PIXELS, exif) if png else content[at + 1 : at + 2] < b"\xe0" or (name == b"Exif" and exif)
         end = at + int.from_bytes(size, "big") + (12 if png else 2)
         kept += content[at:end] if needed else b""
@@ -96,7 +96,7 @@ def _without_metadata(content: bytes, exif: bytes) -> bytes:
 
 @contextmanager
 def _refused_in_a_sentence(path: Path):
-    """Any error of Pillow inside becomes a ValueError that a student understands."""
+    """Turn any error from Pillow into a ValueError that a student understands."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
@@ -124,14 +124,14 @@ def _check_picture(picture: Image.Image, name: str) -> None:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """The picture, turned as its EXIF says. Whatever else is written there, well or not, is not looked at."""
+    """Turn the picture as its EXIF says. Ignores everything else in the EXIF, damaged or not."""
     with suppress(Exception):  # Pillow's reader raises many kinds
         return picture.transpose(Image.Transpose[TURNS[picture.getexif()[0x0112]]])
     return picture
 
 
 def _in_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """RGB numbers of another colour space as those of sRGB, which the models have learned from."""
+    """Convert RGB from another colour space to sRGB, on which the models were trained."""
     with suppress(OSError, ImageCms.PyCMSError):  # there is none, or it is damaged
         found = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
         if found.profile.xcolor_space.strip() == "RGB" and "sRGB" not in (found.profile.profile_description or ""):
@@ -144,17 +144,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in picture.info:
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
     rgb = _in_srgb(picture.convert("RGB"), profile)
-    rgb.info.clear()  # or it would be turned again, when it is opened as a picture
+    rgb.info.clear()  # without this, `load_image` would turn it a second time
     return rgb
 
 
 def picture_size(pipe: StableDiffusionPipeline) -> int:
-    """The side of the model's square pictures in pixels: 128 for tiny-sd, 512 for Stable Diffusion 1.4."""
+    """Return the side of the model's square pictures in pixels: 128 for tiny-sd, 512 for Stable Diffusion 1.4."""
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:
-    """The central square of a picture as size x size. What is cut off is said; nothing is ever stretched."""
+    """Crop a picture to its central square and resize that to size x size. Warns if anything is cut off."""
     width, height = picture.size
     if width != height:
         share = 1 - min(width, height) / max(width, height)
@@ -163,10 +163,10 @@ def square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline) -> Tensor:
-    """A picture as the model needs it: (1, 3, size, size) in [-1, 1], on the model's device.
+    """Load a picture as the tensor that the model needs: (1, 3, size, size) in [-1, 1], on the model's device.
 
-    Warns when it cuts a picture that is not square, enlarges a small one, or when the embedded model is given one that
-    it can't draw, such as a photo. Raises as `open_image`."""
+    Warns if it crops a picture that is not square, if it enlarges a small one, and if the embedded model can't draw it,
+    as with a photo. Raises the same errors as `open_image`."""
     if isinstance(source, Image.Image):
         _check_picture(source, "the picture")
         picture = _to_rgb(source)
@@ -185,12 +185,12 @@ def load_image(source: str | Path | Image.Image, pipe: StableDiffusionPipeline) 
 
 
 def rebuilt_psnr(pipe: StableDiffusionPipeline, image: Tensor) -> float:
-    """How much of a picture the VAE keeps, as the PSNR in dB of its reconstruction."""
+    """Return the PSNR of the VAE's reconstruction in dB, to say how much of a picture the VAE keeps."""
     return psnr(to_picture(decode_latents(pipe, encode_image(pipe, image))), to_picture(image))
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """(1, 3, height, width) in [-1, 1]."""
+    """Return a picture as a tensor, (1, 3, height, width) in [-1, 1]."""
     array = np.array(picture.convert("RGB"), dtype=np.float32) / 127.5 - 1
     return torch.from_numpy(array).permute(2, 0, 1)[None]
 
@@ -207,7 +207,7 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 def rmse(a: Image.Image, b: Image.Image) -> float:
-    """Root mean square difference of two pictures of one size, in [0, 1] (1 is black against white)."""
+    """Root mean square difference of two pictures, from 0 to 1 (black against white). They must have the same size."""
     if a.size != b.size:
         raise ValueError(f"the pictures differ in size: {a.size} and {b.size}")
     x, y = (np.asarray(p.convert("RGB"), dtype=np.float64) / 255 for p in (a, b))

@@ -1,4 +1,4 @@
-"""Stage 1: optimise the text embedding until it describes the input picture. e_tgt -> e_opt."""
+"""Stage 1: optimise the text embedding, from e_tgt to e_opt, until it describes the input picture."""
 
 from functools import partial
 
@@ -22,13 +22,13 @@ DEFAULTS = {
 def optimize_embedding(pipe: StableDiffusionPipeline, image: Tensor, e_tgt: Tensor, *, steps: int | None = None,
                        lr: float | None = None, batch: int | None = None, generator: torch.Generator | None = None,
                        run: Run = Run()) -> tuple[Tensor, History]:  # fmt: skip
-    """Imagic eq. 2: e_opt = argmin_e E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², started at e_tgt, all weights frozen.
+    """Imagic's eq. 2: e_opt = argmin_e E_{t,ε} ‖ε - f_θ(z_t, t, e)‖², starting at e_tgt, with all weights frozen.
 
-    image: (1, 3, size, size) in [-1, 1] (`load_image`). e_tgt: (1, tokens, width) (`encode_text`). batch: timesteps per
-    step, stratified; 1 is the paper's way. Left out, steps, lr and batch are the model's own (`DEFAULTS`). generator:
-    makes it repeatable. run: another loss, a checkpoint, a preview, less memory (`training.loop.Run`). Returns e_opt,
-    shaped like e_tgt, and the history. The pipeline stays as it was. Raises ValueError for an invalid setting or shape.
-    Taught in notebooks/02_embedding.ipynb."""
+    image: (1, 3, size, size) in [-1, 1] (`load_image`). e_tgt: (1, tokens, width) (`encode_text`). batch: stratified
+    timesteps per step; the paper has 1. steps, lr and batch have this model's defaults in `DEFAULTS`. generator: of the
+    noise, on the CPU, by default with seed 0. run: another loss, a checkpoint, a preview, less memory
+    (`training.loop.Run`). Returns e_opt, shaped like e_tgt, and the history; the pipeline is left unchanged. Raises
+    ValueError for an invalid setting or shape. Taught in notebooks/02_embedding.ipynb."""
     check_one_image_one_embedding(image, e_tgt)
     s = settings_for(pipe, DEFAULTS, steps=steps, lr=lr, batch=batch, bias=run.bias)
     generator, process, z = cpu_generator(generator), forward_process(pipe), encode_image(pipe, image)

@@ -1,4 +1,4 @@
-"""Stage 2: fine-tune the UNet at e_opt, until e_opt draws this very picture rather than one like it."""
+"""Stage 2: fine-tune the UNet at e_opt, until e_opt draws exactly this picture rather than one like it."""
 
 from functools import partial
 
@@ -31,13 +31,13 @@ def fine_tune(pipe: StableDiffusionPipeline, image: Tensor, e_opt: Tensor, *, me
               steps: int | None = None, lr: float | None = None, batch: int | None = None, decay: float | None = None,
               generator: torch.Generator | None = None,
               run: Run = Run()) -> tuple[StableDiffusionPipeline, History]:  # fmt: skip
-    """θ* = argmin_θ E_{t,ε} ‖ε - f_θ(z_t, t, e_opt)‖², e_opt held fixed.
+    """Imagic's eq. 2 again, now over θ: θ* = argmin_θ E_{t,ε} ‖ε - f_θ(z_t, t, e_opt)‖², with e_opt fixed.
 
-    method: "full" (all weights of the UNet), "lora" (low-rank adapters, Hu et al. 2021), or e.g. LoRA(rank=8). decay:
-    the last part of the steps, over which the rate falls to 0 (`training.loop.rate_at`). Everything else as in
-    `optimize_embedding`; defaults in `stage2_finetuning.DEFAULTS`. Returns a new pipeline with the tuned UNet (its
-    other parts are shared) and the history; the UNet of `pipe` stays as it was, so a second fit starts clean. Taught in
-    notebooks/03_finetuning.ipynb."""
+    method: "full" (all weights of the UNet), "lora" (low-rank adapters, Hu et al. 2021) or, for example, LoRA(rank=8).
+    decay: share of the steps, at the end, in which the learning rate falls to 0 (`training.loop.rate_at`). All else
+    is as in `optimize_embedding`, with `stage2_finetuning.DEFAULTS`. Returns a new pipeline with the tuned UNet (its
+    other parts are shared with `pipe`) and the history. The UNet of `pipe` is left unchanged, so a second training
+    starts afresh. Raises ValueError for an invalid setting or shape. Taught in notebooks/03_finetuning.ipynb."""
     check_one_image_one_embedding(image, e_opt)
     lora = LoRA() if method == "lora" else method if isinstance(method, LoRA) else None
     kind = "lora" if lora else method_of(method)

@@ -1,4 +1,4 @@
-"""Stage 4: from noise to a picture, every step observable. The noise is random, or the input picture's own."""
+"""Stage 4: turn noise into a picture, in steps that can be watched. The noise is random, or the input picture's own."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -24,36 +24,36 @@ DEFAULTS = {
     "tiny": {"steps": 20, "guidance_scale": 2.0},
     "stable-diffusion": {"steps": 50, "guidance_scale": 7.5},  # StableDiffusionPipeline's own
 }
-OWN_GUIDANCE = {"tiny": 1.0, "stable-diffusion": 7.5}  # along the picture's own noise; the first was measured on dev
+OWN_GUIDANCE = {"tiny": 1.0, "stable-diffusion": 7.5}  # with the picture's own noise; the first was measured on dev
 AT_ONCE = {"tiny": 16, "stable-diffusion": 1}  # pictures in one batch
 FAST = {"scheduler": "dpm++", "steps": 25}  # half of Stable Diffusion's 50 steps
 Guess = Callable[[Tensor, Tensor], Tensor]  # guess(z_t, t) -> the noise in z_t, or v
 SAMPLERS = {
-    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),  # as Stable Diffusion's
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # configurations have it
+    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),  # Stable Diffusion's settings
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # Stable Diffusion's settings
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "sde-dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),  # new noise at every step
 }
 
 
 class Step(NamedTuple):
-    """What a callback sees of one denoising step; latents are (n, 4, h, w)."""
+    """One denoising step, as a callback sees it; latents are (n, 4, h, w)."""
 
     index: int
     timestep: int
     z_t: Tensor  # before the step
-    z_0: Tensor  # what the UNet takes for the finished latents
+    z_0: Tensor  # the UNet's current guess of the finished latents
 
 
 class NoisePath(NamedTuple):
-    """The noise of a whole walk from z_T to z_0, for n pictures: where it starts, and what is added at every step."""
+    """The noise of whole paths from z_T to z_0, for n pictures: where they start, and what is added at every step."""
 
     start: Tensor  # z_T, (n, 4, h, w)
     added: Tensor  # (steps, n, 4, h, w)
 
 
 def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
-    """A sampler by its name in `SAMPLERS`, over the model's own noise process, for `generate`."""
+    """Make a sampler by its name in `SAMPLERS`, with the model's noise process. Raises ValueError for another name."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is unknown: choose one of {', '.join(SAMPLERS)}")
     kind, settings = SAMPLERS[name]
@@ -61,8 +61,8 @@ def sampler(pipe: StableDiffusionPipeline, name: str) -> SchedulerMixin:
 
 
 def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | None) -> SchedulerMixin:
-    """A copy of the chosen scheduler, or of the pipeline's own; DDIM if `denoise` can't follow that. Raises ValueError
-    if it can't follow the chosen one."""
+    """Return a copy of the chosen scheduler; without a choice, of the pipeline's, or DDIM if `denoise` doesn't support
+    that. Raises ValueError if `denoise` doesn't support the chosen one."""
     known = tuple(kind for kind, _ in SAMPLERS.values())
     if chosen is None and not isinstance(pipe.scheduler, known):
         own = type(pipe.scheduler).__name__
@@ -75,7 +75,7 @@ def scheduler_of(pipe: StableDiffusionPipeline, chosen: SchedulerMixin | str | N
 
 
 def initial_noise(pipe: StableDiffusionPipeline, seed: int | torch.Generator) -> Tensor:
-    """The noise of a seed, (1, 4, h, w), drawn in float32 as diffusers' pipeline draws it; of a generator its next."""
+    """Draw the noise of a seed, or a generator's next, as diffusers' pipeline does: (1, 4, h, w) in float32."""
     side = pipe.unet.config.sample_size
     shape = (1, pipe.unet.config.in_channels, side, side)
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def guided(noise_text: Tensor, noise_empty: Tensor, scale: float) -> Tensor:
 
 
 def predicted_original(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, timestep: int) -> Tensor:
-    """z_0 as the UNet's answer implies it: (z_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ), or the same for v."""
+    """Return the z_0 that the UNet's answer implies: (z_t - sqrt(1 - ᾱ) ε) / sqrt(ᾱ), or the same for v."""
     a = scheduler.alphas_cumprod[int(timestep)].to(z_t)
     if scheduler.config.prediction_type == "v_prediction":
         return a.sqrt() * z_t - (1 - a).sqrt() * answer
@@ -96,7 +96,7 @@ def predicted_original(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, t
 
 
 def ddpm_mean(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, index: int) -> Tensor:
-    """μ_t, where the DDPM step number `index` leads before noise is added (Song et al. 2021, eq. 12 with η_DDIM = 1).
+    """μ_t, the mean of DDPM step number `index`, before noise is added (Song et al. 2021, eq. 12 with η_DDIM = 1).
 
     μ_t = √ᾱ_{t-1} ẑ_0 + √(1 - ᾱ_{t-1} - σ_t²) ε̂, with σ_t² = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) · (1 - ᾱ_t / ᾱ_{t-1})."""
     times = [*scheduler.timesteps.tolist(), 0]
@@ -111,13 +111,13 @@ def ddpm_mean(scheduler: SchedulerMixin, z_t: Tensor, answer: Tensor, index: int
 def own_noise(pipe: StableDiffusionPipeline, image: Tensor, embedding: Tensor, seeds: Sequence[int] = (0,), *,
               steps: int | None = None, guidance_scale: float | None = None, scale: float = 1.0,
               half: bool = False) -> NoisePath:  # fmt: skip
-    """The noise that leads the model, given this embedding, to exactly this picture: one path for every seed.
+    """Find the noise that leads the model, with this embedding, to exactly this picture: one path for each seed.
 
-    Noise the picture to every level, each time afresh, z_t = √ᾱ_t z + √(1 - ᾱ_t) ε_t, then write down what each DDPM
-    step lacks on the way to the next level: z_{t-1} - μ_t(z_t, embedding). That is the edit-friendly inversion of
-    Huberman-Spiegelglas et al. (arXiv 2304.06140), here at e_opt with θ_λ. `generate` along this path draws the picture
-    again from the same embedding, whatever λ is; from another one it changes only what that one says differently.
-    Settings as in `generate`, which must be given the same."""
+    Noise the picture to every level, each time afresh, z_t = √ᾱ_t z + √(1 - ᾱ_t) ε_t. Then record what each DDPM step
+    is missing to reach the next level: z_{t-1} - μ_t(z_t, embedding). This is the edit-friendly inversion of
+    Huberman-Spiegelglas et al. (arXiv 2304.06140), here at e_opt with θ_λ. `generate` with this path and the same
+    embedding draws the picture again, whatever λ is; from another embedding, it changes only what that embedding
+    describes differently. Give `generate` the same settings as here. Raises ValueError for invalid settings."""
     guidance = OWN_GUIDANCE[family(pipe)] if guidance_scale is None else guidance_scale
     given, seeds = settings_for(pipe, DEFAULTS, steps=steps, guidance_scale=guidance), seeds_of(seeds)
     check_one_image_one_embedding(image, embedding)
@@ -141,17 +141,16 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
              steps: int | None = None, guidance_scale: float | None = None, scale: float = 1.0,
              scheduler: SchedulerMixin | str | None = None, noise: NoisePath | None = None,
              callback: Callable[[Step], None] | None = None, half: bool = False) -> list[Image.Image]:  # fmt: skip
-    """Pictures for every embedding and every seed, embedding by embedding: n x len(seeds) of them.
+    """Draw a picture for every embedding and seed: n x len(seeds) of them, all seeds of the first embedding first.
 
-    embeddings: (n, tokens, width), e.g. from `interpolate`. The noise of a seed is the same for every embedding, and so
-    is the noise that a sampler adds on its way. guidance_scale: 1 is the text alone, 0 no text at all
-    (`guided`). scale: the share of the fine-tuning, λ in formulas, from 0 to 2 (`unets.scaled`). scheduler: a name for
-    `sampler`, or a scheduler; the pipeline's own if left out. noise: from `own_noise`, with a row for each seed; it
-    replaces the random noise and the sampler, and guidance has another default (`OWN_GUIDANCE`). callback: called with
-    a `Step` at each denoising step of each batch. half: on a GPU, draw with a UNet in half precision
-    (`strategies.precision`); on a CPU, where that is slower, it changes nothing. A safety checker that the model ships
-    blackens what it flags, and says so. Raises ValueError for invalid settings. Taught in
-    notebooks/05_inference.ipynb."""
+    embeddings: (n, tokens, width), e.g. from `interpolate`. Each seed has the same noise for every embedding, also the
+    noise that a sampler adds on its way. guidance_scale: 1 uses the text without guidance, 0 no text (`guided`).
+    scale: tuning strength λ from 0 to 2, the share of the fine-tuning (`unets.scaled`). scheduler: a sampler's name,
+    or a scheduler; by default the pipeline's. noise: from `own_noise`, with one path for each seed; it replaces the
+    random noise and the sampler, and guidance has another default (`OWN_GUIDANCE`). callback: called with a `Step` at
+    each denoising step of each batch. half: on a GPU, draw with a UNet in half precision (`strategies.precision`); on
+    a CPU, where that is slower, ignored. If the model has a safety checker, flagged pictures are black, with a
+    warning. Raises ValueError for invalid settings. Taught in notebooks/05_inference.ipynb."""
     seeds = seeds_of(seeds)
     if embeddings.ndim != 3 or len(embeddings) == 0:
         raise ValueError(f"the embeddings have the shape {tuple(embeddings.shape)}, not (n, tokens, width) with n > 0")
@@ -185,12 +184,12 @@ def generate(pipe: StableDiffusionPipeline, embeddings: Tensor, seeds: Sequence[
 
 
 def embedding_of_negative(pipe: StableDiffusionPipeline) -> Tensor:
-    """What guidance leads away from: the embedding of no text, (1, tokens, width)."""
+    """Return the embedding of the empty text, (1, tokens, width), from which guidance leads away."""
     return encode_ids(pipe, token_ids(pipe, ""))
 
 
 def check_noise(pipe: StableDiffusionPipeline, noise: NoisePath, steps: int, seeds: int, scheduler) -> None:
-    """Raises ValueError for a noise path that is not for so many steps and seeds, or beside a scheduler."""
+    """Raise ValueError if the noise path has other steps or seeds, or if a scheduler is given as well."""
     if scheduler is not None:
         raise ValueError("a noise path is made of DDPM's steps: leave scheduler out, or leave noise out")
     wanted = (steps, seeds, *initial_noise(pipe, 0).shape[1:])
@@ -200,7 +199,7 @@ def check_noise(pipe: StableDiffusionPipeline, noise: NoisePath, steps: int, see
 
 
 def safety_checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
-    """The pictures, with those that the model's safety checker flags made black, and a warning."""
+    """Return the pictures. Those that the model's safety checker flags become black, with a warning."""
     if pipe.safety_checker is None:
         return pictures
     arrays = np.stack([np.asarray(p, dtype=np.float32) / 255 for p in pictures])
@@ -211,7 +210,7 @@ def safety_checked(pipe: StableDiffusionPipeline, pictures: list[Image.Image]) -
 
 
 def denoiser(unet: nn.Module, text: Tensor, empty: Tensor, scale: float) -> Guess:
-    """guess(z_t, t): the UNet's answer for these texts, guided. text: (n, tokens, width); empty: (1, tokens, width)."""
+    """Return guess(z_t, t): the UNet's guided answer. text: (n, tokens, width); empty: (1, tokens, width)."""
     both = torch.cat([empty.expand(len(text), -1, -1), text])
 
     def guess(z_t: Tensor, t: Tensor) -> Tensor:
@@ -225,9 +224,10 @@ def denoiser(unet: nn.Module, text: Tensor, empty: Tensor, scale: float) -> Gues
 
 
 def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None, generators=None, added=None) -> Tensor:
-    """The sampling loop: z_T (n, 4, h, w) -> z_0, by a function guess(z_t, t) and a scheduler whose steps are set.
-    generators: one for each picture, of the noise that some samplers add at every step."""
-    more = {} if isinstance(scheduler, PNDMScheduler) else {"generator": generators}  # PNDM adds no noise
+    """The sampling loop, from z_T to z_0, (n, 4, h, w), with a function guess(z_t, t) and a scheduler whose steps are
+    already set. generators: one for each picture, for the noise that some samplers add at every step. added: noise to
+    add instead, (steps, n, 4, h, w)."""
+    more = {} if generators is None or isinstance(scheduler, PNDMScheduler) else {"generator": generators}
     z = z * scheduler.init_noise_sigma
     for index, t in enumerate(scheduler.timesteps):
         answer = guess(scheduler.scale_model_input(z, t), t)
@@ -241,5 +241,5 @@ def denoise(guess: Guess, z: Tensor, scheduler: SchedulerMixin, callback=None, g
 
 
 def sample_text(pipe: StableDiffusionPipeline, text: str, seeds: Sequence[int] = (0,), **settings) -> list[Image.Image]:
-    """Pictures of a text, without any edit: what the model itself makes of it."""
+    """Draw pictures of a text without any edit, one for each seed. settings: as in `generate`."""
     return generate(pipe, encode_text(pipe, text), seeds, **settings)

@@ -1,4 +1,4 @@
-"""A finished edit as files: written into its folder, read back, and the weights of stage 2 by themselves."""
+"""Write a finished edit into its folder and read it back; also the weights of stage 2 alone."""
 
 import copy
 import dataclasses
@@ -24,8 +24,8 @@ from imagic_lib.unets import with_unet
 
 
 def identity_of_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, settings: dict) -> dict:
-    """Which edit it is: text, settings, the picture's bytes and the model; nothing of the machine or the precision, and
-    of a model's folder its name alone. Raises ValueError for an invalid image or text."""
+    """Return what identifies an edit: text, settings, hash of the picture, and model. It does not depend on machine or
+    precision; if the model is a folder, only its name counts. Raises ValueError for an invalid image or text."""
     size, name = picture_size(pipe), name_of(pipe)
     if tuple(image.shape) != (1, 3, size, size):
         raise ValueError(f"image is {tuple(image.shape)}, not {(1, 3, size, size)}: give what `load_image` returns")
@@ -38,9 +38,9 @@ def identity_of_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, se
 
 
 def save_edit(edit, folder: str | Path) -> Path:
-    """Write an `edit.ImagicEdit` into a folder: input.png, embeddings.safetensors, the LoRA in diffusers' own file or
-    the UNet's difference, and edit.json, last, so that it marks a whole edit. Raises ValueError, and leaves everything
-    as it was, if the folder holds another edit or a file of the user's (`folder.state_of`)."""
+    """Write an `edit.ImagicEdit` into a folder, and return that. Its files are input.png, embeddings.safetensors, the
+    UNet's difference or a LoRA in diffusers' format, and last edit.json, which marks a complete edit. Raises
+    ValueError, and changes nothing, if the folder holds another edit or files of the user's (`folder.state_of`)."""
     folder, identity = Path(folder), identity_of_edit(edit.pipe, edit.image, edit.text, edit.settings)
     history = {"embedding": dataclasses.asdict(edit.embedding_history), "unet": dataclasses.asdict(edit.unet_history)}
     with folders.locked(folder):
@@ -65,8 +65,8 @@ def save_edit(edit, folder: str | Path) -> Path:
 
 
 def load_edit(kind: type, folder: str | Path, pipe: StableDiffusionPipeline):
-    """A saved edit, of the kind `edit.ImagicEdit`, ready to sample from. Raises FileNotFoundError if there is none, and
-    ValueError if it was made with another base model than `pipe`, or is damaged."""
+    """Load a saved edit, ready to sample from. kind: `edit.ImagicEdit`. Raises FileNotFoundError if there is none, and
+    ValueError if it was made with a base model other than `pipe`, or is damaged."""
     folder, facts = Path(folder), folders.read_facts(folder)
     if facts["base_model"]["fingerprint"] != fingerprint(pipe):
         other = f"was made with other weights ({facts['base_model']['name']}) than those loaded ({name_of(pipe)})"
@@ -86,7 +86,7 @@ def load_edit(kind: type, folder: str | Path, pipe: StableDiffusionPipeline):
 
 
 def load_difference(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionPipeline:
-    """`pipe` with a copy of its UNet, the saved difference added: θ + (θ* - θ)."""
+    """Return `pipe` with a copy of its UNet to which the saved difference is added: θ + (θ* - θ)."""
     loaded, unet = weights_of(pipe.unet), copy.deepcopy(pipe.unet)
     difference, _ = load_tensors(folder / DIFFERENCE_FILE, loaded)
     for name, weight in weights_of(unet).items():
@@ -95,8 +95,8 @@ def load_difference(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffus
 
 
 def load_lora(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionPipeline:
-    """`pipe` with a copy of its UNet, the saved adapters in it. The file's own metadata is not read, and its tensors
-    must be the UNet's: the text encoder, which both pipelines share, stays as it was."""
+    """Return `pipe` with a copy of its UNet that has the saved adapters. The file may hold adapters of the UNet only,
+    because both pipelines share the text encoder. Its metadata is not read."""
     layers, _ = load_tensors(folder / LORA_FILE, largest=sum(p.nbytes for p in pipe.unet.parameters()))
     named = all(re.fullmatch(r"unet\..+\.lora_[AB]\.weight", name) for name in layers)
     if not layers or not named or not all(value.is_floating_point() for value in layers.values()):
@@ -109,10 +109,10 @@ def load_lora(pipe: StableDiffusionPipeline, folder: Path) -> StableDiffusionPip
 
 
 def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:
-    """The adapters alone, in the file that `pipe.load_lora_weights(folder)` opens.
+    """Save only the adapters, in the file that `pipe.load_lora_weights(folder)` opens.
 
-    The names are peft's, for all layers. diffusers' `convert_state_dict_to_diffusers` would rename those of attention
-    but not those of convolutions, and of such a mixture the loader silently takes the convolutions alone."""
+    All layers keep peft's names. diffusers' `convert_state_dict_to_diffusers` would rename those of attention but not
+    those of convolutions, and from such a mixture the loader silently takes only the convolutions."""
     from peft import get_peft_model_state_dict
 
     layers = get_peft_model_state_dict(tuned.unet)
@@ -120,6 +120,6 @@ def save_lora(tuned: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that compute."""
+    """Return the versions of Python and of the libraries that compute."""
     libraries = {library.__name__: library.__version__ for library in (torch, diffusers, transformers)}
     return {"python": platform.python_version()} | libraries

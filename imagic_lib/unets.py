@@ -1,4 +1,4 @@
-"""UNets: copied, given a LoRA, put into a pipeline, or taken with only a part of their fine-tuning."""
+"""Copy a UNet, add a LoRA to it, put it into a pipeline, or take only a share of its fine-tuning."""
 
 import copy
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ MOST_SCALE, MOST_RANK = 2.0, 1024
 
 @dataclass(frozen=True)
 class LoRA:
-    """What a LoRA adds to the UNet: adapters of this rank on the layers with these names (Hu et al. 2021: two kinds of
-    layers and a small rank suffice, tables 5 and 6). Raises ValueError for an invalid rank."""
+    """Adapters of this rank for the layers with these names (in Hu et al. 2021, tables 5 and 6, two kinds of layers and
+    a small rank suffice). Raises ValueError for an invalid rank, or if the names are not a list."""
 
     rank: int = 4
     targets: Sequence[str] = ("to_q", "to_v")
@@ -34,24 +34,24 @@ class LoRA:
 
 def unet_copy(unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype | None = None,
               checkpointing: bool = False, share: bool = False) -> UNet2DConditionModel:  # fmt: skip
-    """The UNet again, on `device`, in another precision (dtype) or with gradient checkpointing. Each tensor
-    goes straight to its place: copied first and moved later, the UNet would be in the computer's memory twice. share:
-    tensors that change neither place nor precision are the UNet's own; their flags and a LoRA's scale are not."""
+    """Copy the UNet to `device`, in the precision `dtype`, with or without gradient checkpointing. Each tensor goes
+    straight to its device, so that the computer's memory never holds two UNets. share: tensors that keep their device
+    and precision are shared with the UNet; their flags and a LoRA's scale are not."""
 
     def placed(tensor: Tensor) -> Tensor:
         return tensor.detach().to(device, dtype if tensor.is_floating_point() else None, copy=not share)
 
     known = {id(p): nn.Parameter(placed(p), requires_grad=p.requires_grad) for p in unet.parameters()}
     known |= {id(b): placed(b) for b in unet.buffers()}
-    other = copy.deepcopy(unet, known)  # `known` says which tensor of the copy stands for which of the original
+    other = copy.deepcopy(unet, known)  # `known` maps each tensor of the original to that of the copy
     if checkpointing:
         other.enable_gradient_checkpointing()
     return other
 
 
 def add_lora(unet: UNet2DConditionModel, lora: LoRA, *, seed: int = 0) -> None:
-    """Freeze the UNet and add trainable adapters W + (α/r)·B·A, with α = r, in float32; they start from `seed`.
-    Raises ValueError if no layer has such a name."""
+    """Freeze the UNet and add trainable adapters in float32: W + (α/r)·B·A, with α = r. seed: of A; B starts at 0.
+    Raises ValueError if no layer has a name in `lora.targets`."""
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
@@ -60,12 +60,12 @@ def add_lora(unet: UNet2DConditionModel, lora: LoRA, *, seed: int = 0) -> None:
         if not any(name == target or name.endswith("." + target) for name in names):
             raise ValueError(f"this UNet has no layer named {target!r}: try to_q, to_k, to_v, to_out.0")
     r = lora.rank
-    with torch.device("meta"):  # where no one draws from the random state that all threads share
+    with torch.device("meta"):  # so that nothing is drawn from the random state that all threads share
         unet.add_adapter(LoraConfig(r=r, lora_alpha=r, init_lora_weights=False, target_modules=lora.targets))
     generator = torch.Generator().manual_seed(seed)
     for layer in (module for module in unet.modules() if isinstance(module, LoraLayer)):
         halves = layer.lora_A["default"], layer.lora_B["default"]
-        # peft draws from a uniform distribution first; so do we, and a seed keeps its numbers
+        # draw from a uniform distribution first, as peft does, so that a seed gives the same numbers
         a, b = (torch.empty(half.weight.shape).uniform_(generator=generator) for half in halves)
         for half, value in zip(halves, (a.normal_(std=1 / r, generator=generator), b.zero_()), strict=True):
             half.weight = nn.Parameter(value.to(layer.get_base_layer().weight))
@@ -73,7 +73,7 @@ def add_lora(unet: UNet2DConditionModel, lora: LoRA, *, seed: int = 0) -> None:
 
 
 def with_unet(pipe: StableDiffusionPipeline, unet: nn.Module) -> StableDiffusionPipeline:
-    """A pipeline that shares every part with `pipe` but its UNet, and remembers that one as `loaded_unet`."""
+    """Return a pipeline with this UNet. All other parts are shared with `pipe`, whose UNet is kept as `loaded_unet`."""
     other = StableDiffusionPipeline(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     other.loaded_unet = pipe.unet
@@ -81,17 +81,17 @@ def with_unet(pipe: StableDiffusionPipeline, unet: nn.Module) -> StableDiffusion
 
 
 def check_scale(scale: float) -> None:
-    """Raises ValueError for a share of the fine-tuning outside [0, 2]."""
+    """Raise ValueError for a tuning strength outside [0, 2]."""
     if not 0 <= scale <= MOST_SCALE:
         raise ValueError(f"scale is {scale}: it goes from 0, no fine-tuning, over 1, all of it, to {MOST_SCALE:g}")
 
 
 @contextmanager
 def scaled(pipe: StableDiffusionPipeline, scale: float, dtype: torch.dtype | None = None):
-    """The UNet of a fine-tuned pipeline with a part of its fine-tuning: θ_λ = θ + λ(θ* - θ), λ = `scale`.
+    """A context with the UNet of a fine-tuned pipeline at the tuning strength λ = `scale`: θ_λ = θ + λ(θ* - θ).
 
-    The tuned UNet stays as it is, for others who draw with it: a LoRA is scaled in a copy that shares its weights.
-    Raises ValueError for a scale outside [0, 2], or if `pipe` was not fine-tuned."""
+    The tuned UNet itself is left unchanged, since other threads may draw with it; a LoRA is scaled in a copy that
+    shares its weights. Raises ValueError for a scale outside [0, 2], or if `pipe` was not fine-tuned."""
     check_scale(scale)
     if scale != 1 and not hasattr(pipe, "loaded_unet"):
         raise ValueError(f"scale is {scale}, but this model was not fine-tuned: leave scale out")
@@ -100,7 +100,7 @@ def scaled(pipe: StableDiffusionPipeline, scale: float, dtype: torch.dtype | Non
     if scale != 1 or dtype not in (None, tuned.dtype):
         unet = unet_copy(tuned, tuned.device, dtype, share=has_lora or scale == 1)
     if has_lora and scale != 1:
-        scale_lora_layers(unet, scale)  # another thread can draw with the tuned UNet meanwhile
+        scale_lora_layers(unet, scale)  # in the copy, as another thread may be using the original
     elif scale != 1:
         for weight, a, b in zip(*(u.parameters() for u in (unet, pipe.loaded_unet, tuned)), strict=True):
             weight.data.copy_(torch.lerp(a.to(b), b, scale))

@@ -33,6 +33,7 @@ MODULES = ["diffusion.py", "stage*.py", "edit.py", "storage.py", "files.py", "pi
 ALSO = {  # besides tests/test_MODULE*.py these tests are about a module
     "diffusion": ["test_stage*.py", "training/test_loop.py"],
     "stage": ["training/test_strategies.py"],
+    "stage4": ["test_own_noise.py", "test_outside.py"],
     "edit": ["test_cli*.py", "test_folder*.py", "test_suggestion*.py"],
     "storage": ["test_edit.py", "test_folder.py", "test_strangers.py"],
     "files": ["training/test_*.py"],

@@ -1,6 +1,7 @@
 """The command line as a student meets it: bad input gets one sentence and exit 2, and leaves no half-written output."""
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -213,12 +214,26 @@ def test_long_texts_and_unknown_words_are_noted_and_run(edit, picture):
     assert "never saw 'zebra', 'and'" in said and "cut off is '" in said and "a dog and" in said
 
 
-def test_a_note_is_one_line_without_python_s_own_words(picture, model_folder, tmp_path):
-    command = [sys.executable, "-m", "imagic_lib", "edit", picture, "a zebra", "--eta", "1", *STEPS]
-    command += ["--model", str(model_folder), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert any(line.startswith("note: ") and "never saw 'zebra'" in line for line in done.stderr.splitlines())
-    assert not any(word in done.stderr for word in ("UserWarning", "torchvision", "http"))
+@pytest.fixture(scope="module")
+def on_a_poor_terminal(model_folder, tmp_path_factory):
+    """The whole command in a process, in a notebook's environment, with a terminal that has neither η nor 犬."""
+    place = tmp_path_factory.mktemp("poor")
+    Scene.sample(1).render().save(place / "in.png")
+    command = [sys.executable, "-m", "imagic_lib", "edit", str(place / "in.png"), "a zebra 犬", "--eta", "1", *STEPS]
+    command += ["--model", str(model_folder), "--out", str(place / "out")]
+    more = {"PYTHONIOENCODING": "cp1252", "MPLBACKEND": "inline"}
+    return subprocess.run(command, env=os.environ | more, capture_output=True, encoding="cp1252", check=True)
+
+
+def test_a_note_is_one_line_without_python_s_own_words(on_a_poor_terminal):
+    said = on_a_poor_terminal.stderr  # notes and progress bars alone
+    assert all(line.startswith("note: ") or "%|" in line for line in said.splitlines() if line.strip())
+    assert any(line.startswith("note: ") and "never saw 'zebra'" in line for line in said.splitlines())
+    assert not any(word in said for word in ("UserWarning", "torchvision", "http"))
+
+
+def test_a_terminal_that_lacks_letters_and_a_notebooks_backend_lose_no_work(on_a_poor_terminal):
+    assert "?  distance to input" in on_a_poor_terminal.stdout and "'?'" in on_a_poor_terminal.stderr
 
 
 # --------------------------------------------------------------------------------- what is drawn, and where

@@ -7,7 +7,15 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from imagic_lib.arguments import check_one_image_one_embedding
-from imagic_lib.diffusion import Probe, decode_latents, encode_image, forward_process, noised, stratified_timesteps
+from imagic_lib.diffusion import (
+    Probe,
+    decode_latents,
+    encode_image,
+    forward_process,
+    frozen,
+    noised,
+    stratified_timesteps,
+)
 from tests.common import seeded
 
 
@@ -92,3 +100,12 @@ def test_anything_but_one_picture_and_one_embedding_is_one_clear_sentence(image,
     for pair in ((image * float("nan"), e_tgt), (image, e_tgt / 0)):
         with pytest.raises(ValueError, match="values that are not finite"):
             check_one_image_one_embedding(*pair)
+
+
+def test_frozen_weights_need_no_gradients_and_are_as_before_afterwards():
+    one, two = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    two.bias.requires_grad_(False)  # it was frozen already, and stays so
+    with pytest.raises(KeyError), frozen(one, two):
+        assert not any(p.requires_grad for module in (one, two) for p in module.parameters())
+        raise KeyError
+    assert [p.requires_grad for module in (one, two) for p in module.parameters()] == [True, True, True, False]

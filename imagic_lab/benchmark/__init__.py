@@ -1,7 +1,7 @@
-"""Methods compared on edits whose right answer is known.
+"""Compare methods on edits whose ground truth is known.
 
 `measuring` makes one edit by one method and measures it, `rows` keeps the results and chooses each method's knob,
-`tables` prints them, `jobs` does many edits as a sweep. The command: `python -m imagic_lab.benchmark --help`.
+`tables` prints them, and `jobs` runs many edits as a sweep. The command: `python -m imagic_lab.benchmark --help`.
 """
 
 from imagic_lab.benchmark.measuring import counted, measure_edit

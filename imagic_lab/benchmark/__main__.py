@@ -42,7 +42,7 @@ def parser() -> Parser:
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
-    """Measure what is missing and print the tables. 0 if every edit has its row, 1 if workers were lost before that."""
+    """Measure what is missing and print the tables. Returns 0, or 1 if lost workers left edits without a row."""
     methods, split, out = chosen_methods(args.methods, args.community), args.split, args.out
     count = EDIT_COUNTS[split] if args.edits is None else args.edits
     if not 1 <= count <= EDIT_COUNTS[split]:
@@ -65,13 +65,13 @@ def run_benchmark(args: argparse.Namespace) -> int:
 
 
 def at_chosen_value(method: Method, dev: list[dict], name: str) -> Method:
-    """The method with the value of its knob that was best on dev, and with the first one if that rebuilds the input."""
+    """Return the method with only the knob's best value on dev, and its first one if that rebuilds the input."""
     best, first = best_value(dev, name), method.values[0]
     return replace(method, values=(first, best) if method.rebuilds and best != first else (best,))
 
 
 def knob_rows(path: Path, versions: dict[str, str], methods: dict[str, Method]) -> list[dict]:
-    """The rows of dev by which the knobs are chosen. Raises ValueError if a method has none."""
+    """Read the rows of dev from which the knobs are chosen. Raises ValueError if a method has none."""
     advice = "measure dev here, with --split dev, and give its rows with --dev"
     known = current_rows(read_rows(path, versions, advice), methods)
     if unknown := [name for name in methods if not measured_rows(known, name)]:
@@ -80,7 +80,7 @@ def knob_rows(path: Path, versions: dict[str, str], methods: dict[str, Method]) 
 
 
 def chosen_methods(names: Sequence[str] | None, community: str | None) -> dict[str, Method]:
-    """The methods with these names, or all. Raises ValueError for an unknown name, FileNotFoundError for the path."""
+    """Return the named methods, or all. Raises ValueError for an unknown name, FileNotFoundError for a missing file."""
     if community and not Path(community).is_file():
         raise FileNotFoundError(f"{community} does not exist: give the path of diffusers' imagic_stable_diffusion.py")
     known = jobs.methods_by_name(community)

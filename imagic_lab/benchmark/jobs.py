@@ -1,4 +1,4 @@
-"""The benchmark as jobs of a sweep, one for each edit and method. All that knows `imagic_lab.sweep` is here."""
+"""The benchmark as jobs of a sweep, one for each edit and method. Only this module uses `imagic_lab.sweep`."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from imagic_lib.models import load_pipeline
 
 MEASURE_JOB = "imagic_lab.benchmark.jobs:measure_job"
 PICTURE_SHEET, COMMUNITY_COPY = "sheet.png", "community.py"
-SHEET_LINES = 2  # pictures of so many seeds are on a job's sheet
+SHEET_LINES = 2  # seeds whose pictures are on a job's sheet
 
 # made once in each process
 the_model, the_reader, edits_of = cache(partial(load_pipeline, "tiny")), cache(load_reader), cache(toyedit)
 
 
 def methods_by_name(community: str | Path | None = None) -> dict[str, Method]:
-    """Every method by its name, including those of diffusers' community pipeline if a copy of its file is given."""
+    """Return every method by its name, with diffusers' community pipeline if a copy of its file is given."""
     return METHODS | (community_methods(community) if community else {})
 
 
 def missing_jobs(
     split: str, count: int, methods: dict[str, Method], rows: Sequence[dict], trainings: Sequence[int] = (0,)
 ) -> list[Job]:
-    """One job for each of the first `count` edits and each method that the rows do not have yet; one for each seed of
-    the training if the method trains."""
+    """Return a job for each of the first `count` edits and each method that the rows don't have yet. A method that
+    trains has one job for each training seed."""
     wanted = {name: set(cell_of(method.values).split()) for name, method in methods.items()}
     good = [r for r in rows if not r["error"] and wanted.get(r["method"], {"another"}) <= set(r["values"].split())]
     done = {(int(r["edit"]), r["method"], int(r["training"])) for r in good}
@@ -54,23 +54,23 @@ def missing_jobs(
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, rows: Sequence[dict], out: Path, engine: str) -> tuple[list[dict], int]:
-    """Do these jobs as a sweep in `folder`, where they stay. Returns all rows, which are in the file `out` as well, and
-    how many jobs are still open because workers were lost.
+    """Run these jobs as a sweep in `folder`, where their results stay. Returns all rows, which are also in the file
+    `out`, and how many jobs are still open because workers were lost.
 
-    A method that fails on an edit gives a row with the reason; the next start tries it again. Rows are also written
-    when the sweep is interrupted.
+    If a method fails on an edit, its row has the reason, and the next start tries it again. Rows are also written if
+    the sweep is interrupted.
     """
     if not jobs:
         return list(rows), 0
     try:
-        left = sweep(jobs, folder / "sweep", engine, cores=1, work=MEASURE_JOB).left  # seconds are those of one core
+        left = sweep(jobs, folder / "sweep", engine, cores=1, work=MEASURE_JOB).left  # the seconds are of one core
     finally:
         rows = add_rows(out, rows, list(rows_of_jobs(jobs, folder / "sweep")))
     return rows, left
 
 
 def job_for(split: str, index: int, name: str, method: Method, training: int = 0) -> Job:
-    """The job of one edit by one method. With other settings or other values of the knob it would be another job."""
+    """Make the job of one edit by one method. Other settings, or other values of the knob, make another job."""
     scene, change = edits_of(split)[index]
     edit, text = f"{split}-{index}", scene.edit(**change).caption()
     weights = hash_of_settings(method)
@@ -79,7 +79,7 @@ def job_for(split: str, index: int, name: str, method: Method, training: int = 0
 
 
 def rows_of_jobs(jobs: Sequence[Job], out: Path) -> Iterator[dict]:
-    """The rows of those jobs that are done or that failed."""
+    """Yield the rows of those jobs that are done or have failed."""
     setup = Setup(str(out), run="")
     for job in jobs:
         done, failed = setup.folder(job) / FACTS, setup.error_file(job)
@@ -91,7 +91,7 @@ def rows_of_jobs(jobs: Sequence[Job], out: Path) -> Iterator[dict]:
 
 
 def edit_of(job: Job) -> tuple[tuple[Scene, dict], dict]:
-    """(the edit, the cells of a row that describe it); test-3.png is the fourth edit of the test."""
+    """Return the edit, and the cells of a row that describe it. test-3.png is the fourth edit of the test split."""
     split, _, index = Path(job.image).stem.partition("-")
     scene, change = edit = edits_of(split)[int(index)]
     about = {"split": split, "edit": int(index), "kind": next(iter(change)), "from": scene.caption(), "to": job.text}
@@ -99,7 +99,7 @@ def edit_of(job: Job) -> tuple[tuple[Scene, dict], dict]:
 
 
 def measure_job(job: Job, folder: Path, setup: Setup) -> dict:
-    """What a worker does for one job. Returns its row; a sheet with its pictures is in the folder."""
+    """Do one job, in a worker. Returns its row, and leaves a sheet of its pictures in the folder."""
     (scene, change), about = edit_of(job)
     copied = Path(setup.out).parent / COMMUNITY_COPY
     method = methods_by_name(copied if copied.is_file() else None)[job.method]
@@ -112,7 +112,7 @@ def measure_job(job: Job, folder: Path, setup: Setup) -> dict:
 
 
 def picture_sheet(before: Image.Image, truth: Image.Image, drawn: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """The input, the right answer, and a picture for each value of the knob; one line for each of the first seeds."""
+    """Draw a sheet: the input, the ground truth, and a picture for each value of the knob, in a line for each seed."""
     side, lines = before.width, min(SHEET_LINES, len(drawn[0]))
     sheet = Image.new("RGB", (side * (2 + len(drawn)), side * lines), "white")
     for line in range(lines):

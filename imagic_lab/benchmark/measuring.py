@@ -1,4 +1,4 @@
-"""One edit of ToyEdit, made by one method and measured: does it succeed, what does it keep, what does it cost?"""
+"""Make one edit of ToyEdit by one method, and measure whether it succeeds, what it keeps and what it costs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from imagic_lab.toyworld.scene import Scene
 from imagic_lib.diffusion import decode_latents, encode_image
 from imagic_lib.pictures import load_image, psnr, to_picture
 
-NOISE_SEEDS = {"dev": (0, 1), "test": (0, 1, 2, 3)}  # of the pictures, for a method that depends on a seed
+NOISE_SEEDS = {"dev": (0, 1), "test": (0, 1, 2, 3)}  # of the pictures, if a method depends on a seed
 READINGS = ("success", "right", "kept", "distance")  # fields of the reader's `Report`
 
 
 @dataclass
 class Evaluations:
-    """How many latents a UNet has processed, as the sum of the batch sizes of its passes."""
+    """The number of latents that a UNet has processed, which is the sum of the batch sizes of its passes."""
 
     count: int = 0
-    with_gradient: int = 0  # how many of them a backward pass followed, which costs about twice as much again
+    with_gradient: int = 0  # those followed by a backward pass, which costs about twice as much again
 
 
 @contextmanager
 def counted(unet: UNet2DConditionModel):
-    """Counts every pass of this UNet inside the block, and those of its copies, because a copy inherits the hook."""
+    """A context that counts every pass of this UNet, and of its copies, because a copy inherits the hook."""
     found = Evaluations()
 
     def count(module: torch.nn.Module, arguments: tuple, named: dict) -> None:
@@ -54,11 +54,11 @@ def measure_edit(
     method: Method, pipe: StableDiffusionPipeline, edit: tuple, reader: Reader, seeds: Sequence[int], training: int = 0
 ) -> tuple[dict, list[list[Image.Image]]]:
     """Make one edit, (scene, change) as in `toyedit`. Returns its row, and the pictures for each value of the knob.
-    training: the seed of the method's training, if it has one.
+    training: seed of the method's training, if it trains.
 
     A cell of `READINGS` has a number for each value. For `right` and `success` it is a share of the pictures, for
-    `kept` and `distance` the mean over the successful pictures ("nan" if none is). psnr: in dB, between the pictures at
-    the first value and what the VAE makes of the input.
+    `kept` and `distance` the mean over the successful pictures ("nan" if there are none). psnr: in dB, of the pictures
+    at the first value and the VAE's reconstruction of the input.
     """
     scene, change = edit
     truth, image = scene.edit(**change), load_image(scene.render(), pipe)
@@ -74,15 +74,15 @@ def measure_edit(
 
 def draw_all(method: Method, pipe: StableDiffusionPipeline, image: Tensor, scene: Scene, truth: Scene, seeds: list[int],
              training: int) -> tuple[list[list[Image.Image]], dict]:  # fmt: skip
-    """(pictures for each value of the knob, their cost). seconds and evaluations: of what the method does once, before
-    its first picture; `…_a_picture`: of one more picture, at each value. Seconds are those of one processor core."""
+    """Return the pictures for each value of the knob, and their cost. seconds, evaluations: what the method needs once,
+    before its first picture. `…_a_picture`: for each further picture, at each value. Seconds are of one core."""
     drawn = []
     with counted(pipe.unet) as evaluations:
         marks = [(time.process_time(), replace(evaluations))]
         draw = method.start(pipe, image, truth.caption(), scene.caption(), training)
         marks.append((time.process_time(), replace(evaluations)))
         for value in method.values:
-            drawn.append([draw(value, [seed])[0] for seed in seeds])  # one by one: not every method takes several seeds
+            drawn.append([draw(value, [seed])[0] for seed in seeds])  # one by one, as some take only one
             marks.append((time.process_time(), replace(evaluations)))
     seconds, counts = np.diff([moment for moment, _ in marks]), np.diff([done.count for _, done in marks])
     cost = {"seconds": round(float(seconds[0]), 2), "seconds_a_picture": cell_of(seconds[1:] / len(seeds))}
@@ -91,7 +91,7 @@ def draw_all(method: Method, pipe: StableDiffusionPipeline, image: Tensor, scene
 
 
 def read_picture(reader: Reader, picture: Image.Image, truth: Scene, before: Scene) -> Report:
-    """The reader's report, without `kept` and `distance` if the picture is a failure. A glance finds most failures."""
+    """Return the reader's report, for a failure without `kept` and `distance`. A glance finds most failures."""
     report = reader.report(picture, truth, before) if reader.may_be(picture, truth) else None
     if report is None or not report.success:
         return Report(report is not None and report.right, False, math.nan, math.nan)
@@ -99,11 +99,11 @@ def read_picture(reader: Reader, picture: Image.Image, truth: Scene, before: Sce
 
 
 def mean_of_known(values: Sequence[float]) -> float:
-    """The mean of the values that are not nan; nan if there is none."""
+    """Return the mean of the values that are not nan, or nan if there are none."""
     known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 
 
 def cell_of(numbers: Iterable[float]) -> str:
-    """Several numbers in one cell of the table."""
+    """Put several numbers into one cell of the table."""
     return " ".join(f"{number:.4g}" for number in numbers)

@@ -1,4 +1,4 @@
-"""The rows of the benchmark: a CSV file with one row for each edit and method; and the knob, chosen on its dev rows."""
+"""The rows of the benchmark, a CSV file with one for each edit and method; and each knob, chosen on the rows of dev."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagic_lab.benchmark.versions import hash_of_settings
 from imagic_lab.methods import Method
 from imagic_lib.files import write_atomically
 
-COMPARABLE = ("toyedit", "library", "torch", "diffusers", "model", "reader")  # what must agree in rows to compare
+COMPARABLE = ("toyedit", "library", "torch", "diffusers", "model", "reader")  # must agree in rows that are compared
 LISTS = (*READINGS, "seconds_a_picture", "evaluations_a_picture")  # cells with a number for each value of the knob
 ROW_COLUMNS = (
     *("split", "edit", "kind", "from", "to", "method", "training", "settings", "knob", "values", "pictures", *LISTS),
@@ -23,8 +23,8 @@ ROW_COLUMNS = (
 
 
 def read_rows(path: Path, versions: dict[str, str], advice: str = "move it away, or give another --out") -> list[dict]:
-    """The rows of a file, none if it does not exist yet. Raises ValueError for a file that is not the benchmark's, or
-    whose rows have other versions; then `advice` says what to do."""
+    """Read the rows of a file; none if it does not exist yet. Raises ValueError if the file is not the benchmark's, or
+    if its rows have other versions. advice: what to do then."""
     if not path.exists():
         return []
     try:
@@ -34,7 +34,7 @@ def read_rows(path: Path, versions: dict[str, str], advice: str = "move it away,
     for row in rows:
         if tuple(row) != ROW_COLUMNS or None in row.values():
             raise ValueError(f"{path} does not have the benchmark's columns: {advice}")
-        # a failed edit has no versions in its row, and is tried again
+        # the row of a failed edit has no versions, and the edit is tried again
         if other := [name for name in COMPARABLE if row[name] and row[name] != versions[name]]:
             said = ", ".join(f"{name} {row[name]} (here {versions[name]})" for name in other)
             raise ValueError(f"{path} was measured with {said}: {advice}")
@@ -42,7 +42,7 @@ def read_rows(path: Path, versions: dict[str, str], advice: str = "move it away,
 
 
 def add_rows(path: Path, rows: Sequence[dict], new: Sequence[dict]) -> list[dict]:
-    """The rows with the new ones, which replace those of the same edit, method and training; all are written."""
+    """Add new rows, which replace those of the same edit, method and training. Writes and returns all rows."""
     new = [{name: str(row.get(name, "")) for name in ROW_COLUMNS} for row in new]
     found = {(int(row["edit"]), row["method"], int(row["training"])): row for row in [*rows, *new]}
     text = io.StringIO()
@@ -54,7 +54,7 @@ def add_rows(path: Path, rows: Sequence[dict], new: Sequence[dict]) -> list[dict
 
 
 def current_rows(rows: Sequence[dict], methods: dict[str, Method]) -> list[dict]:
-    """The rows of these methods, with the settings that they have now and values that they still try; and failures."""
+    """Return the rows of these methods whose settings and knob values are still in use, and failures."""
     tried = {name: set(cell_of(method.values).split()) for name, method in methods.items()}
     hashes = {name: hash_of_settings(method) for name, method in methods.items()}
     return [r for r in rows if (m := r["method"]) in tried and (r["error"] or
@@ -62,7 +62,7 @@ def current_rows(rows: Sequence[dict], methods: dict[str, Method]) -> list[dict]
 
 
 def measured_rows(rows: Sequence[dict], method: str) -> list[dict]:
-    """The rows of one method, without its failures."""
+    """Return the rows of one method, without its failures."""
     return [row for row in rows if row["method"] == method and not row["error"]]
 
 
@@ -71,18 +71,18 @@ def numbers_in(cell: str) -> list[float]:
 
 
 def success_times_kept(row: dict) -> np.ndarray:
-    """What an edit is worth, for each value of the knob: success × details kept. A failure keeps nothing."""
+    """Return the worth of an edit, success × details kept, for each value of the knob. A failure keeps nothing."""
     success, kept = (np.array(numbers_in(row[name])) for name in ("success", "kept"))
     return success * np.nan_to_num(kept)
 
 
 def best_value(rows: Sequence[dict], method: str) -> float:
-    """The value of the knob that is worth most on these edits; of equally good values the first, the most faithful."""
+    """Return the knob's value with the highest worth on these edits; of equal ones the first, which keeps the most."""
     own = measured_rows(rows, method)
     return numbers_in(own[0]["values"])[int(np.mean([success_times_kept(row) for row in own], axis=0).argmax())]
 
 
 def at_value(row: dict, what: str, value: float) -> float:
-    """A cell's number at a value of the knob; what: one of `LISTS`, or "worth", which is success × details kept."""
+    """Return a cell's number at a value of the knob. what: one of `LISTS`, or "worth" (success × details kept)."""
     numbers = success_times_kept(row) if what == "worth" else numbers_in(row[what])
     return float(numbers[numbers_in(row["values"]).index(value)])

@@ -1,4 +1,4 @@
-"""What a measured number depends on, in short strings: all that took part, and the settings of the method."""
+"""Versions and hashes, as short strings, of everything on which a measured number depends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagic_lib.models import DATA, fingerprint
 
 
 def versions_of(pipe: StableDiffusionPipeline, reader: Reader) -> dict[str, str]:
-    """What a number depends on, apart from its edit and its method; torch's version without the kind of its build."""
+    """Return what a number depends on, apart from edit and method. torch's version is without the kind of build."""
     return {
         "toyedit": VERSION,
         "library": library_version(),
@@ -30,13 +30,13 @@ def versions_of(pipe: StableDiffusionPipeline, reader: Reader) -> dict[str, str]
 
 
 def library_version() -> str:
-    """The one in pyproject.toml, which lies beside data/."""
+    """Return the version in pyproject.toml, which is next to data/."""
     text = (DATA.parent / "pyproject.toml").read_text(encoding="utf-8")
     return re.search(r'^version = "(.+)"', text, re.MULTILINE)[1]
 
 
 def hash_of_reader(reader: Reader) -> str:
-    """A short name for the reader's weights and its bound for 'drawn well'."""
+    """Return a short hash of the reader's weights and its bound for 'drawn well'."""
     digest = hashlib.sha256(f"{reader.bound:.6g}".encode())
     for name, value in sorted(reader.net.state_dict().items()):
         digest.update(name.encode() + value.detach().half().cpu().numpy().tobytes())
@@ -44,7 +44,7 @@ def hash_of_reader(reader: Reader) -> str:
 
 
 def hash_of_settings(method: Method) -> str:
-    """A short name for everything that a method's result depends on, such as steps and rates, except its knob."""
+    """Return a short hash of everything that a method's result depends on, such as steps and rates, except its knob."""
     given = getattr(method.prepare, "keywords", {}).items()
     facts = [stage4_inference.DEFAULTS, *method.settings, {name: str(value) for name, value in given if name != "path"}]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

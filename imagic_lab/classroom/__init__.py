@@ -1,4 +1,4 @@
-"""Tools for teaching: maps, figures and films, predictions and checks of exercises."""
+"""Tools for teaching: maps, figures and films, predictions, and checks of exercises."""
 
 from imagic_lab.classroom.course import score
 from imagic_lab.classroom.ladder import check

@@ -1,4 +1,4 @@
-"""Run the notebooks and store their outputs; keep their badges and Colab cells at the address in pyproject.toml.
+"""Run the notebooks and store their outputs. Badges and Colab cells get the address in pyproject.toml.
 
 python -m imagic_lab.classroom.build              # all notebooks; this is `make notebooks`
 python -m imagic_lab.classroom.build 02 04        # these only
@@ -19,17 +19,17 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS, PYPROJECT = ROOT / "notebooks", ROOT / "pyproject.toml"
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
-# Nothing is downloaded while notebooks are built or checked, all stored numbers come from a CPU, and no reader's
-# predictions and points come in.
+# While notebooks are built or checked, nothing is downloaded, all numbers come from a CPU, and no reader's predictions
+# and points are used.
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "IMAGIC_PROGRESS": ""}
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PLACEHOLDER = "/OWNER/"  # in an address: the repository has none yet, and a stranger could take the name
-COLAB_CELL = Path(__file__).with_name("colab.txt")  # its code, with the address and the version left open
-LAST = "sys.path.insert(0, str(found[0]))"  # the line of that cell after which a notebook may go on in it
+PLACEHOLDER = "/OWNER/"  # marks a repository that has no address yet; a stranger could take the name
+COLAB_CELL = Path(__file__).with_name("colab.txt")  # its code, with blanks for the address and the version
+LAST = "sys.path.insert(0, str(found[0]))"  # the last line of that code; a notebook can add its own lines below
 
 
 def address() -> tuple[str | None, str]:
-    """(the repository's address or None while it has none, the tag of this version), from pyproject.toml."""
+    """Return the repository's address, or None while it has none, and the tag of this version, from pyproject.toml."""
     text = PYPROJECT.read_text(encoding="utf-8")
     repository = re.search(r'^Repository = "(.+)"', text, re.MULTILINE).group(1)
     version = re.search(r'^version = "(.+)"', text, re.MULTILINE).group(1)
@@ -37,7 +37,7 @@ def address() -> tuple[str | None, str]:
 
 
 def badge(name: str) -> str:
-    """The Markdown of a button that opens this notebook, at this version, in Colab. Without an address: Colab alone."""
+    """Return the Markdown of a button that opens this version of a notebook in Colab; without an address, Colab."""
     repository, tag = address()
     target = "https://colab.research.google.com/"
     if repository:
@@ -46,14 +46,14 @@ def badge(name: str) -> str:
 
 
 def colab_cell() -> str:
-    """The code that finds the library. On Colab it clones the repository, or asks for its address or its zip, until it
-    is there."""
+    """Return the code that finds the library. On Colab it clones the repository, or keeps asking for its address or a
+    zip of it."""
     repository, tag = address()
     return COLAB_CELL.read_text(encoding="utf-8").strip().format(address=repository or "", tag=tag, last=LAST)
 
 
 def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
-    """Write the badge into the first cell and the Colab cell into the cell that is tagged "colab"."""
+    """Write the badge into the first cell, and the code that finds the library into the cell tagged "colab"."""
     notebook.cells[0].source = BADGE.sub(lambda _: badge(name), notebook.cells[0].source)
     for cell in notebook.cells:
         if "colab" in cell.metadata.get("tags", []):
@@ -61,7 +61,7 @@ def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
 
 
 def without_widgets(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """The outputs without widgets, which are dead on paper. What a widget shows in HTML instead stays."""
+    """Return the outputs without widgets, which do nothing in a stored notebook. Their HTML, if any, stays."""
     for output in outputs:
         if output.get("data", {}).pop(WIDGET, None) and "text/html" not in output.data:
             output.data = {}
@@ -69,8 +69,8 @@ def without_widgets(outputs: list[nbformat.NotebookNode]) -> list[nbformat.Noteb
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Leave out what changes from run to run and what no reader sees: times, versions, progress bars, widgets. Fold
-    the solutions of exercises, in JupyterLab and (by a title) in Colab, and the results that readers predict."""
+    """Remove what changes from run to run or what no reader sees: times, versions, progress bars, widgets. Fold the
+    solutions of exercises, in JupyterLab and (by a title) in Colab, and the results that readers predict."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -87,7 +87,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
 
 
 def build(path: Path, run: bool = True) -> None:
-    """Address the notebook, run it if asked, and store it. One that fails stays on disk as it was."""
+    """Put the address into the notebook, run it if `run`, and store it. If it fails, the file stays as it was."""
     notebook = nbformat.read(path, as_version=4)
     put_address(notebook, path.name)
     if run:
@@ -98,7 +98,7 @@ def build(path: Path, run: bool = True) -> None:
         tidy(notebook)
     whole = path.with_suffix(".tmp")
     nbformat.write(notebook, whole)
-    os.replace(whole, path)  # in one move: an interrupted write leaves the old file
+    os.replace(whole, path)  # in one move, so that an interrupted write leaves the old file
 
 
 def main(arguments: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""Tables that all notebooks share, `notebooks/*.toml`, and what a reader has answered so far.
+"""The tables that all notebooks share, `notebooks/*.toml`, and the reader's answers so far.
 
-Predictions, answers and points are kept in `out/progress.json`, so a restarted kernel still knows them; to start the
-course again, delete that file. The environment variable IMAGIC_PROGRESS names another file; if it is empty, nothing is
-read or written, and a run of a notebook depends on nothing but the notebook.
+Predictions, answers and points are kept in `out/progress.json`, so a restarted kernel still knows them. To start the
+course again, delete that file. The environment variable IMAGIC_PROGRESS names another file. If it is empty, nothing is
+read or written, so that a run depends only on the notebook.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ else:
     import tomli as tomllib  # JupyterLab brings it
 
 NOTEBOOKS = DATA.parent / "notebooks"
-MEMORY: dict[str, dict] = {}  # the progress, where no file keeps it
+MEMORY: dict[str, dict] = {}  # the progress, if it is not kept in a file
 
 
 def table_of(name: str) -> dict[str, dict]:
-    """The table `notebooks/NAME.toml`: for each notebook ("02") its entries by name. Empty if there is no such file."""
+    """Read `notebooks/NAME.toml`: for each notebook ("02"), its entries by name. Empty if there is no such file."""
     path = NOTEBOOKS / f"{name}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def entry(name: str, key: str):
-    """The entry `key`, such as "02.rebuilt", of a table. Raises ValueError, in one sentence, if it is not there."""
+    """Return the entry `key` of a table, such as "02.rebuilt". Raises ValueError, in one sentence, if it is missing."""
     number, _, rest = key.partition(".")
     found = table_of(name).get(number, {}).get(rest)
     if found is None:
@@ -43,14 +43,14 @@ def entry(name: str, key: str):
 
 
 def kept_in() -> Path | None:
-    """The file that keeps the progress; None if nothing is kept, as in a read-only repository."""
+    """Return the file that keeps the progress, or None if nothing is kept, as in a read-only repository."""
     usual = DATA.parent / "out" / "progress.json" if os.access(DATA.parent, os.W_OK) else ""
     path = os.environ.get("IMAGIC_PROGRESS", str(usual))
     return Path(path) if path else None
 
 
 def recall() -> dict[str, dict]:
-    """What has been answered so far, by key. Raises ValueError if the file can't be read."""
+    """Return the progress so far, by prediction and exercise. Raises ValueError if its file can't be read."""
     path = kept_in()
     if path is None or not path.is_file():
         return {} if path else MEMORY
@@ -61,7 +61,7 @@ def recall() -> dict[str, dict]:
 
 
 def note(key: str, **what) -> dict:
-    """Add to what is known about a prediction or an exercise; returns all that is known about it."""
+    """Add facts about a prediction or an exercise. Returns everything that is known about it."""
     progress, path = recall(), kept_in()
     progress[key] = progress.get(key, {}) | what
     if path:
@@ -71,17 +71,19 @@ def note(key: str, **what) -> dict:
 
 
 def page(progress: dict[str, dict]) -> str:
-    """The progress as an HTML page to hand in: predictions, answers and points, and nothing about the person."""
+    """Return the progress as an HTML page to hand in: predictions, answers and points, and nothing about the person."""
     rows, columns = "", ("question", "answer", "measured", "points")
     for key, known in sorted(progress.items()):
         cells = [key, *(known.get(column, "") for column in columns)]
         rows += "<tr>" + "".join(f"<td><pre>{html.escape(str(cell))}</pre></td>" for cell in cells) + "</tr>\n"
-    points, template = sum(known["points"] for known in progress.values()), Path(__file__).with_name("progress.html")
-    return Template(template.read_text(encoding="utf-8")).substitute(points=points, of=len(progress), rows=rows)
+    guesses = [known["points"] for known in progress.values() if "options" in known]
+    solved, tried = sum(known["points"] for known in progress.values()) - sum(guesses), len(progress) - len(guesses)
+    template = Template(Path(__file__).with_name("progress.html").read_text(encoding="utf-8"))
+    return template.substitute(solved=solved, tried=tried, right=sum(guesses), guesses=len(guesses), rows=rows)
 
 
 def score(notebook: str) -> None:
-    """Add up the points of a notebook, such as "02", and write `progress.html` next to `progress.json`, to hand in."""
+    """Print the points of a notebook, such as "02", and write `progress.html`, to hand in, next to `progress.json`."""
     progress, path = recall(), kept_in()
     mine = {key: known for key, known in progress.items() if key.startswith(f"{notebook}.")}
     guesses = [known for known in mine.values() if "options" in known]

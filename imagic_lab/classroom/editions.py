@@ -1,12 +1,12 @@
-"""Write two editions of the notebooks, from the one set in notebooks/; this is `make editions`.
+"""Write two editions of the notebooks from the one set in notebooks/. This is `make editions`.
 
-build/student/   without outputs, solutions and the lecturer's notes: exercises are stubs that run as they are
+build/student/   without outputs, solutions and the lecturer's notes; the exercises are stubs that run as they are
 build/teacher/   everything, with outputs, and nothing folded
 build/imagic-student.zip   one file to hand out: the package, with the student's notebooks as its notebooks
 
-A cell's tags say where it belongs: `solution` and `teacher` are for the lecturer, every other cell is for both. In the
-checks the solutions run after all other cells of a notebook (tests/notebook_run.py), so the student's edition is run
-there, unfilled.
+A cell's tags say where it belongs. Cells tagged `solution` or `teacher` are for the lecturer, all others are for both.
+The tests run the solutions after all other cells of a notebook (tests/notebook_run.py), and so they also run the
+student's edition with its stubs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ OUTSIDE = re.compile(r"(\]\(|(?:src|href)=\")\.\./")  # a link to a file outside
 
 
 def edition(notebook: nbformat.NotebookNode, kind: str, deeper: bool = True) -> nbformat.NotebookNode:
-    """The "student" or "teacher" edition of a notebook, which stays as it is.
+    """Return the "student" or "teacher" edition of a notebook, which itself is left unchanged.
 
-    deeper: an edition in build/ lies one folder deeper, so its links out of the folder are lengthened. It has no badge,
-    for that would open the notebook with its solutions.
+    deeper: an edition in build/ is one folder deeper, so its links out of the folder get longer. It has no badge,
+    because that would open the notebook with the solutions.
     """
     mine = deepcopy(notebook)
     mine.cells = [cell for cell in mine.cells if not LEFT_OUT[kind] & set(cell.metadata.get("tags", []))]

@@ -1,10 +1,10 @@
-"""`check(key, answer)`: prints what it was given, says which likely mistake fits it, and gives a point if it is right.
+"""`check(key, answer)` prints the answer, gives a point if it is right, and else names the likely mistake.
 
-The exercises are data, `notebooks/exercises.toml`. Each has a `solution`, three or more `mistakes` with what to say to
-them, a `praise` and a `hint` for everything else. Solutions and mistakes are Python: an expression, or the text of a
-function, which is then tried on the `calls`. `within` is the tolerance of numbers (0.001), `accept` lists further right
-answers, `seen` is a function that is applied to results before they are compared, and `given` names example values of
-what the notebook passes to `check` as keywords.
+The exercises are data, in `notebooks/exercises.toml`. Each has a `solution`, at least three `mistakes`, each with a
+reply, a `praise`, and a `hint` for all other answers. Solutions and mistakes are Python, either an expression or the
+text of a function, which is then tried on the `calls`. `within` is the tolerance of numbers (0.001), and `accept` lists
+further right answers. `seen` is a function that is applied to results before they are compared. `given` has example
+values for the keywords that the notebook passes to `check`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ NO_RETURN = "your function returns None: is a `return` missing at its end?"
 def check(key: str, answer, **given) -> None:
     """Print a verdict on the answer to the exercise `key` ("02.stop_at"); a right one is worth a point.
 
-    given: values of the notebook that the solution needs, by the names that the exercise gives them. Raises ValueError
-    if there is no such exercise.
+    given: values from the notebook that the solution needs, under their names in the exercise. Raises ValueError if
+    there is no such exercise.
     """
     exercise = entry("exercises", key)
     names = NAMES | {name: evaluate(text, NAMES) for name, text in exercise.get("given", {}).items()} | given
@@ -64,7 +64,7 @@ def check(key: str, answer, **given) -> None:
 
 
 def evaluate(text: str, names: dict):
-    """The value of an expression, or the function that a text defines."""
+    """Return the value of an expression, or the function that a text defines."""
     if not text.lstrip().startswith("def "):
         return eval(text, dict(names))
     exec(text, space := dict(names))
@@ -72,12 +72,12 @@ def evaluate(text: str, names: dict):
 
 
 def outcomes(answer, calls: list[tuple]) -> list:
-    """What a function returns for each of the calls, or an answer that is a value. The calls stay as they are."""
+    """Return what a function gives for each of the calls, which are left unchanged; or the answer, if it is a value."""
     return [answer(*deepcopy(inputs)) for inputs in calls] if callable(answer) else [answer]
 
 
 def look(answer, solution, calls: list[tuple]) -> tuple[list, str]:
-    """(what to compare with the outcomes of the solution, a sentence on why that is impossible or "")."""
+    """Return the outcomes to compare with the solution's, and "" or a sentence that says why there are none."""
     if answer is ... or answer is None:
         return [], MISSING
     if callable(answer) != callable(solution):
@@ -94,7 +94,7 @@ def look(answer, solution, calls: list[tuple]) -> tuple[list, str]:
 
 
 def stopped(error: Exception, function: Callable) -> str:
-    """A student's exception as a sentence, with the line of the function that raised it."""
+    """Return a student's exception as a sentence, with the line of the function that raised it."""
     file = getattr(getattr(function, "__code__", None), "co_filename", None)
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file and frame.line]
     where = f" at `{lines[-1]}`" if lines else ""
@@ -102,9 +102,9 @@ def stopped(error: Exception, function: Callable) -> str:
 
 
 def agree(found, right, within: float = 1e-3, seen: Callable | None = None) -> bool:
-    """Do two answers mean the same? Case, spaces, quotes, kinds of minus signs and of brackets make no difference.
+    """Whether two answers mean the same. Case, spaces, quotes, and the kind of minus sign or bracket don't matter.
 
-    The order of the parts counts, unless `right` is a set. seen: applied to both before they are compared.
+    The order of the parts does, unless `right` is a set. seen: a function to apply to both before they are compared.
     """
     try:
         if seen:
@@ -123,7 +123,7 @@ def agree(found, right, within: float = 1e-3, seen: Callable | None = None) -> b
 
 
 def parts(answer, count: int) -> list:
-    """The parts of an answer that should have `count` of them, also of one that came as a text: "b, c", "bc"."""
+    """Split an answer that should have `count` parts; it can also be a text, such as "b, c" or "bc"."""
     if isinstance(answer, str):
         if count == 1:
             return [answer]
@@ -134,7 +134,7 @@ def parts(answer, count: int) -> list:
 
 
 def plain(answer) -> str:
-    """An answer as a text in which only what matters is left."""
+    """Return an answer as a text, reduced to what matters."""
     text = unicodedata.normalize("NFKC", str(answer)).replace("−", "-").replace("–", "-").casefold()
     for name, letter in GREEK.items():
         text = re.sub(name, letter, text)
@@ -142,7 +142,7 @@ def plain(answer) -> str:
 
 
 def number(answer) -> Tensor:
-    """A number, also as a text ("16,384", "−0,5"), or numbers, as a tensor. Raises ValueError or TypeError."""
+    """Return a tensor from one or more numbers, or from a text ("16,384", "−0,5"). Raises ValueError or TypeError."""
     if isinstance(answer, str):
         text = re.sub(r"(?<=\d)[^\d.,]+$", "", plain(answer)).replace(" ", "").replace("_", "")  # without a unit
         thousands = re.fullmatch(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text)
@@ -153,7 +153,7 @@ def number(answer) -> Tensor:
 
 
 def describe(value) -> str:
-    """A short text for an answer: no long tensor, no digits that differ between processors."""
+    """Describe an answer in a short text, without long tensors or digits that differ between processors."""
     if isinstance(value, Tensor | np.ndarray):
         few = value.ndim < 2 and (value.size if isinstance(value, np.ndarray) else value.numel()) <= 6
         return describe(value.tolist()) if few else f"a tensor of shape {tuple(value.shape)}"
@@ -168,7 +168,7 @@ def describe(value) -> str:
 
 
 def source_of(answer) -> str:
-    """The text of a function, or the answer in short, to be handed in."""
+    """Return the source of a function, or else a short text for the answer, to be handed in."""
     try:
         return inspect.getsource(answer) if callable(answer) else describe(answer)
     except (OSError, TypeError):

@@ -1,7 +1,7 @@
-"""Drawings of the whole method (this map opens the notebooks from 00 to 06), of the UNet, and of latents.
+"""Drawings of the whole method (the map that opens notebooks 00 to 06), of the UNet, and of latents.
 
-They are the SVG files of this folder. They stand on a light card, so that they look the same in a dark theme,
-and are shown as pictures, with an `alt=`.
+They are SVG files in this folder. Each has a light background, so that it looks the same in a dark theme, and is shown
+as a picture with an `alt=`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LATENTS = (
 
 
 def drawing(name: str, alt: str, **values) -> Html:
-    """A drawing in which each $name has its value."""
+    """Fill in a drawing: each $name gets its value."""
     text = Template(Path(__file__).with_name(f"{name}.svg").read_text(encoding="utf-8")).substitute(values)
     return Html(img(text.encode(), "svg+xml", alt, "width:720px"), alt)
 
 
 def the_map(lit: str = "everything") -> Html:
-    """The map of Imagic on Stable Diffusion, with one part in colour and the others pale.
+    """Draw the map of Imagic on Stable Diffusion, with one part in colour and the others pale.
 
     lit: "everything", "model" (all but the stages), "text", "embedding", "unet", "latents", "vae", or "stage 1" to
     "stage 4". Raises ValueError for another name.
@@ -49,7 +49,7 @@ def the_map(lit: str = "everything") -> Html:
 
 
 def unet_map(unet) -> Html:
-    """The levels of a UNet, from its config, with size and channels of their maps, and where the text enters.
+    """Draw the levels of a UNet from its config, with the size and channels of their maps, and where the text enters.
 
     Raises ValueError unless it has three levels, as tiny-sd does.
     """
@@ -73,7 +73,7 @@ def unet_map(unet) -> Html:
 
 
 def latents_stack(picture: Image.Image, z: Tensor, row: int = 8, column: int = 8) -> Html:
-    """A picture in blocks of 8×8 pixels, and its latents (1, 4, 16, 16) as a stack of maps, with one place marked."""
+    """Draw a picture in blocks of 8×8 pixels, and its latents (1, 4, 16, 16) as a stack of maps, one place marked."""
     lowest, highest = z.amin((2, 3), keepdim=True), z.amax((2, 3), keepdim=True)
     greys = (255 * (z - lowest) / (highest - lowest)).byte().cpu().numpy()[0]
     files = {f"map{k}": url_of(webp_of([Image.fromarray(grey)], lossless=True), "webp") for k, grey in enumerate(greys)}

@@ -1,6 +1,6 @@
-"""How a notebook shows figures, pictures and films, each with its alternative text from `notebooks/alt.toml`.
+"""Show figures, pictures and films in a notebook, each with its alternative text from `notebooks/alt.toml`.
 
-They are displayed as HTML, because there alone an `alt=` reaches JupyterLab, Colab and exported pages alike.
+They are displayed as HTML, because only there an `alt=` reaches JupyterLab, Colab and exported pages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from imagic_lib.figures import PROBE, RAW, edit_sheet, loss_curve, loss_curves, 
 __all__ = ["PROBE", "RAW", "edit_sheet", "film", "loss_curve", "loss_curves", "picture_grid", "png_of", "show", "slide"]
 
 COLUMNS = 6  # more would be too small on a projector
-WIDTH = 136, 260  # pixels on the page: how narrow and how wide a picture in a row becomes, but for phones
+WIDTH = 136, 260  # smallest and largest width of a picture in a row, in pixels on the page, except on phones
 LARGEST_FILM = 300_000  # bytes
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 SLIDE = (
@@ -33,7 +33,7 @@ Pictures = Sequence[Image.Image] | Mapping[str, Image.Image]
 
 
 class Html:
-    """HTML that a notebook displays, and a text for readers without HTML."""
+    """HTML that a notebook displays, and a text where HTML can't be shown."""
 
     def __init__(self, code: str, text: str):
         self.html, self.text = code, text
@@ -49,9 +49,9 @@ def show_page(code: str, text: str) -> None:
 
 
 def png_of(figure: Figure | Image.Image, dpi: int = 80) -> bytes:
-    """A figure or picture as a small PNG of 256 colours: a notebook with ten of them stays under 1 MB.
+    """Return a figure or picture as a small PNG of 256 colours, so that a notebook with ten of them stays under 1 MB.
 
-    Pillow chooses the colours by how many pixels have them; `kmeans` then corrects this choice, or else a small red
+    Pillow chooses the colours by their number of pixels. `kmeans` then corrects this choice; otherwise a small red
     collar would turn orange.
     """
     buffer = io.BytesIO()
@@ -60,7 +60,7 @@ def png_of(figure: Figure | Image.Image, dpi: int = 80) -> bytes:
 
 
 def webp_of(pictures: Sequence[Image.Image], **options) -> bytes:
-    """A picture, or several as a film, as a WebP file."""
+    """Return the WebP file of a picture, or of several as a film."""
     buffer = io.BytesIO()
     more = {"save_all": True, "append_images": pictures[1:]} if len(pictures) > 1 else {}
     pictures[0].convert("RGB").save(buffer, format="WebP", **more, **options)
@@ -76,7 +76,7 @@ def picture_of(figure: Figure | Image.Image, dpi: int = 80) -> Image.Image:
 
 
 def url_of(data: bytes, kind: str) -> str:
-    """A file as an address that contains it. kind: such as "png"."""
+    """Return a data: URL that contains the file. kind: such as "png"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -85,7 +85,7 @@ def img(data: bytes, kind: str, alt: str, style: str) -> str:
 
 
 def grid(columns: int) -> str:
-    """The style of tiles in so many columns, as wide as the page allows; on a phone in two."""
+    """Return the style of a grid with this many columns, as wide as the page allows; on a phone it has two."""
     smallest = f"max(min({WIDTH[0]}px,45%),calc((100% - {12 * (columns - 1)}px)/{columns}))"
     widest = WIDTH[1] * columns + 12 * (columns - 1)
     tracks = f"display:grid;grid-template-columns:repeat(auto-fit,minmax({smallest},1fr));gap:12px"
@@ -93,7 +93,7 @@ def grid(columns: int) -> str:
 
 
 def one_tile(pictures: Sequence[Image.Image], alts: Sequence[str], caption: str, **options) -> str:
-    """The HTML of a picture with a caption below it; of several pictures only the first is seen."""
+    """Return the HTML of a picture with a caption below it. Of several pictures, only the first is visible."""
     code = "".join(
         img(webp_of([picture], **options), "webp", alt, f"width:100%;display:{'none' if k else 'block'}")
         for k, (picture, alt) in enumerate(zip(pictures, alts, strict=True))
@@ -103,7 +103,7 @@ def one_tile(pictures: Sequence[Image.Image], alts: Sequence[str], caption: str,
 
 
 def row_of(pictures: Pictures, captions: Sequence[str], alt: str, label: str = "") -> str:
-    """Pictures side by side, on narrow screens in several lines. The first one has the alternative text of all."""
+    """Return the HTML of pictures side by side, which wrap on narrow screens. `alt` describes them all."""
     if isinstance(pictures, Mapping):
         captions, pictures = list(pictures), list(pictures.values())
     if len(pictures) > COLUMNS:
@@ -120,8 +120,8 @@ def show(shown: Figure | Image.Image | Pictures | Mapping[str, Pictures], key: s
     """Show a figure, or pictures in rows of six at most, with the alternative text "02.rebuilt" of alt.toml.
 
     shown: a figure, a picture, pictures, {caption: picture}, or {label: pictures} for several rows. titles: captions of
-    the pictures in each row. Raises ValueError for a row that is too long and for a key without a text. A key with
-    spaces is itself the text.
+    the pictures in each row. A key with spaces is itself the alternative text. Raises ValueError for a row that is too
+    long, and for a key without a text.
     """
     if " " in key:
         from IPython.display import Image as Shown
@@ -140,11 +140,11 @@ def show(shown: Figure | Image.Image | Pictures | Mapping[str, Pictures], key: s
 
 
 def slide(rows: Mapping[str, Sequence[Image.Image]], stops: Sequence[str], key: str) -> None:
-    """Show a slider over finished pictures. It needs no kernel, so it also works on an exported page.
+    """Show a slider that changes between finished pictures. It needs no kernel, so it also works on an exported page.
 
-    rows: side by side, by caption; a list of one picture stays as it is, e.g. {"input": [x], "edit": edits}. stops:
-    what the slider says for each picture, e.g. "η = 0.5". key: of its alternative text in alt.toml. Raises ValueError
-    unless each row has one picture or as many as there are stops.
+    rows: lists of pictures by caption, shown side by side, such as {"input": [x], "edit": edits}; a single picture does
+    not change. stops: text of the slider at each picture, such as "η = 0.5". key: of the alternative text in
+    alt.toml. Raises ValueError unless each row has one picture, or one for each stop.
     """
     alt, figures = entry("alt", key), ""
     for caption, row in rows.items():
@@ -160,9 +160,9 @@ def slide(rows: Mapping[str, Sequence[Image.Image]], stops: Sequence[str], key: 
 
 
 def film(frames: Sequence[Figure | Image.Image], key: str, fps: float = 4, labels: Sequence[str] = ()) -> None:
-    """Show frames of one size as an animated picture, 320 pixels wide or more, that begins anew after a rest.
+    """Show frames of one size as an animated picture, at least 320 pixels wide, that pauses and then starts again.
 
-    key: of its alternative text in alt.toml. labels: a text below each frame. Raises ValueError without frames, with
+    key: of the alternative text in alt.toml. labels: a text below each frame. Raises ValueError without frames, with
     more or fewer labels than frames, and for a film of more than 300 kB.
     """
     alt, labels = entry("alt", key), list(labels) or [""] * len(frames)
@@ -178,7 +178,7 @@ def film(frames: Sequence[Figure | Image.Image], key: str, fps: float = 4, label
 
 
 def labelled(picture: Image.Image, label: str) -> Image.Image:
-    """The picture, enlarged to 320 pixels or more, with a line of text below it."""
+    """Return the picture, enlarged to at least 320 pixels, with a line of text below it."""
     factor = max(1, -(-320 // picture.width))
     picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.LANCZOS)
     if not label:

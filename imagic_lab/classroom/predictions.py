@@ -1,4 +1,4 @@
-"""Predictions that are kept: `predict` asks before the result exists, `reveal` compares when it does."""
+"""Predictions, which are kept: `predict` asks before there is a result, and `reveal` compares once there is one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ white-space:normal;text-align:left;font-size:1rem}</style>"""
 
 
 def predict(key: str, question: str, options: Sequence[str]) -> None:
-    """Show the question with a button for each option. A click is kept, and can be changed until the result is there.
+    """Show the question with a button for each option. A click is kept; it can be changed until the result is shown.
 
-    key: such as "02.reader", the same as in `reveal`. Raises ValueError unless there are two options or more, all
-    different. Without a click nothing is kept, and `reveal` shows the measurement alone.
+    key: such as "02.reader", the same as in `reveal`. Without a click nothing is kept, and `reveal` shows only the
+    measurement. Raises ValueError unless there are two or more options, all different.
     """
     options = list(options)
     if not len(options) == len(set(options)) >= 2:
@@ -52,7 +52,7 @@ def predict(key: str, question: str, options: Sequence[str]) -> None:
 
 
 def show_widget(widget: widgets.Widget, code: str, text: str) -> None:
-    """Display a widget, and HTML code, or a text, on pages where no kernel runs."""
+    """Display a widget; pages without a kernel show the HTML code or the text instead."""
     from IPython.display import display
 
     view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
@@ -60,10 +60,10 @@ def show_widget(widget: widgets.Widget, code: str, text: str) -> None:
 
 
 def reveal(key: str, answer: str, measured: str = "") -> None:
-    """Print what was measured, after what was predicted, with a point for a right prediction.
+    """Print the prediction and what was measured, with a point if the prediction is right.
 
-    answer: option that the measurement has shown to be right. measured: numbers behind it, as a text. Raises ValueError
-    if `answer` is not an option of the prediction.
+    answer: the option that the measurement shows to be right. measured: numbers behind it, as a text. Raises
+    ValueError if `answer` is not an option of the prediction.
     """
     known = recall().get(key, {})
     if answer not in known.get("options", [answer]):

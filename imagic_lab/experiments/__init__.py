@@ -1,1 +1,1 @@
-"""Around the method: other losses, a head that predicts distributions, a new word learned by LoRA, other methods."""
+"""Experiments with the method: other losses, a head that predicts distributions, and a new word taught with LoRA."""

@@ -1,4 +1,4 @@
-"""A head for the UNet that predicts a distribution for each number of the noise, for `losses.hl_gauss`."""
+"""A UNet head that predicts a distribution for each number of the noise, for `losses.hl_gauss`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from imagic_lib.files import load_tensors
 from imagic_lib.models import DATA
 from imagic_lib.unets import with_unet
 
-HEAD_FILE = DATA / "hl-gauss" / "head.safetensors"  # trained for tiny-sd: imagic_lab/numbers/hl_gauss_head.py
+HEAD_FILE = DATA / "hl-gauss" / "head.safetensors"  # trained for tiny-sd by imagic_lab/numbers/hl_gauss_head.py
 
 
 class DistributionHead(nn.Module):
-    """Replaces a UNet's `conv_out`: (n, width, h, w) -> (n, 4, h, w), with logits for every bin attached.
+    """Replaces a UNet's `conv_out`: (n, width, h, w) -> (n, 4, h, w), with the logits of every bin as an attribute.
 
-    logits = sharpness · (those of the Gaussian around the old prediction) + shape. Sharpness (a number for each
-    prediction) starts at 1, shape (a number for each bin) at 0. So the head starts as the loaded model, read as a
-    distribution, and learns what a Gaussian of fixed width cannot express. It returns the mean of the distribution, so
+    logits = sharpness · (logits of the Gaussian around the old prediction) + shape. Sharpness, a number for each
+    prediction, starts at 1; shape, a number for each bin, starts at 0. So the head begins as the loaded model, read as
+    a distribution, and learns what a Gaussian of fixed width can't express. It returns the mean of the distribution, so
     for sampling, the probe and all other losses the UNet is an ordinary one.
     """
 
@@ -45,7 +45,7 @@ class DistributionHead(nn.Module):
 
 
 def zero_convolution(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """A convolution of the same size, with another number of output channels and all weights zero."""
+    """Make a convolution of the same size with another number of output channels, and with all weights zero."""
     place = {"dtype": conv.weight.dtype, "device": conv.weight.device}
     other = nn.Conv2d(conv.in_channels, channels, conv.kernel_size, padding=conv.padding, **place)
     for weight in other.parameters():
@@ -54,10 +54,10 @@ def zero_convolution(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
 
 
 def with_distribution(pipe: StableDiffusionPipeline, learned: bool = True) -> StableDiffusionPipeline:
-    """A pipeline whose UNet, a copy, predicts distributions. `pipe` stays as it was; its other parts are shared.
+    """Return a pipeline with a copy of the UNet that predicts distributions. All other parts are shared with `pipe`.
 
-    learned: True takes the head that was trained for the embedded model, and raises ValueError for another model. False
-    works with any model, and gives the Gaussian of fixed width around its prediction. Taught in
+    learned: True uses the head that was trained for the embedded model, and raises ValueError for another model. False
+    works with any model, and predicts a Gaussian of fixed width around its prediction. Taught in
     notebooks/09_cross_entropy.ipynb.
     """
     unet = copy.deepcopy(pipe.unet)
@@ -69,13 +69,13 @@ def with_distribution(pipe: StableDiffusionPipeline, learned: bool = True) -> St
 
 
 def hash_of(weights: Tensor) -> str:
-    """Sixteen hexadecimal digits that identify these numbers."""
+    """Return sixteen hexadecimal digits that identify these numbers."""
     return hashlib.sha256(weights.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def load_head(head: DistributionHead, path: Path = HEAD_FILE) -> dict:
-    """Load what a trained head learned; returns the facts that were saved with it. Raises ValueError if it was trained
-    for another model, or if the file is damaged."""
+    """Load the weights of a trained head, and return the facts saved with them. Raises ValueError if it was trained for
+    another model, or if the file is damaged."""
     tensors, facts = load_tensors(path)
     if facts["model"] != hash_of(head.guess.weight.float()):
         raise ValueError(f"the head in {path.name} was trained for another model: use with_distribution(learned=False)")

@@ -1,6 +1,6 @@
 """Losses for a predicted noise, all with one signature: loss(prediction, target) -> a number.
 
-prediction and target are (n, 4, h, w), with a standard deviation of about 1. All means are over every number.
+prediction and target are (n, 4, h, w), with a standard deviation of about 1. Means are over all numbers.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ VARIANCE = SIGMA**2 + BIN_WIDTH**2 / 12  # of that Gaussian, blurred by the bins
 
 
 def naive_cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    """`F.cross_entropy` on raw noise, which is **unbounded below**. It is here to show that it diverges.
+    """`F.cross_entropy` on raw noise, which is **unbounded below**; this loss is here to show that it diverges.
 
     It treats the four channels as classes and the noise as their probabilities, -Σ_c ε_c log softmax(ε̂)_c. PyTorch
-    does not object that these are negative and do not sum to 1. Where the noise is negative, the loss falls without
-    bound as the logit falls.
+    does not object that some of these are negative and that they don't sum to 1. Where the noise is negative, the loss
+    falls without bound as the logit falls.
     """
     return F.cross_entropy(prediction, target)
 
 
 def log_mass(mean: Tensor, edges: Tensor, sigma: float) -> Tensor:
-    """The log of the probability that N(mean, σ²) gives to each bin: (..., bins), for edges (bins + 1,).
+    """Return the log of the probability that N(mean, σ²) gives to each bin: (..., bins), for edges (bins + 1,).
 
-    All steps are in logarithms, so that a bin ten σ away still has a gradient.
+    All steps use logarithms, so that a bin ten σ away still has a gradient.
     """
     a, b = ((edge - mean[..., None]) / sigma for edge in (edges[:-1], edges[1:]))
     flip = a + b > 0  # Φ is precise in its left tail, so bins on the right are mirrored
@@ -40,17 +40,17 @@ def log_mass(mean: Tensor, edges: Tensor, sigma: float) -> Tensor:
 
 
 def bin_edges(like: Tensor) -> Tensor:
-    """The edges of the bins, (bins + 1,), from -`REACH` to `REACH`, in the type of `like`."""
+    """Return the edges of the bins, (bins + 1,), from -`REACH` to `REACH`, with the dtype of `like`."""
     return torch.arange(-REACH, REACH + BIN_WIDTH / 2, BIN_WIDTH, dtype=like.dtype, device=like.device)
 
 
 def bin_centres(like: Tensor) -> Tensor:
-    """The centres c_k of the bins, (bins,)."""
+    """Return the centres c_k of the bins, (bins,)."""
     return bin_edges(like)[:-1] + BIN_WIDTH / 2
 
 
 def discretised_gaussian(prediction: Tensor, target: Tensor) -> Tensor:
-    """A proper cross-entropy for noise, and it is the MSE: 2σ² (CE - H) = d² away from the outermost bins.
+    """A proper cross-entropy for noise, which is again the MSE: 2σ² (CE - H) = d² away from the outermost bins.
 
     We divide the range of noise into bins of width `BIN_WIDTH` and replace the true value ε by the distribution
     p = N(ε, σ²) over the bins, the guess ε̂ by q = N(ε̂, σ²). Then CE = -Σ_k p_k log q_k, and its smallest value is H,
@@ -64,7 +64,7 @@ def discretised_gaussian(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def gaussian_logits(prediction: Tensor) -> Tensor:
-    """The logits of the Gaussian around a prediction, -(c_k - ε̂)² / 2σ²: (n, 4, h, w) -> (n, 4, h, w, bins).
+    """Return logits of the Gaussian around a prediction, -(c_k - ε̂)² / 2σ²: (n, 4, h, w) -> (n, 4, h, w, bins).
 
     Except for a constant, which a softmax ignores, they are c_k ε̂ / σ² - c_k² / 2σ², and so linear in ε̂. For σ² we
     take `VARIANCE`, because of the bins' width.
@@ -83,12 +83,12 @@ def expectation(logits: Tensor) -> Tensor:
 
 
 def hl_gauss(prediction: Tensor, target: Tensor) -> Tensor:
-    """2σ² (CE - H) between N(ε, σ²) over the bins and the *predicted* distribution, which may have any shape.
+    """2σ² (CE - H) between N(ε, σ²) over the bins and the *predicted* distribution, which can have any shape.
 
-    HL-Gauss, the histogram loss with Gaussian targets (Imani & White 2018, arXiv 1806.04613; Farebrother et al.
-    2024, arXiv 2403.03950). prediction: from a model whose head has a logit for each bin
-    (`distribution.with_distribution`), in float32 or better. Raises ValueError for any other. The scale is that of
-    `discretised_gaussian`, so while the predicted distribution is that Gaussian, this is the MSE.
+    This is HL-Gauss, the histogram loss with Gaussian targets (Imani & White 2018, arXiv 1806.04613; Farebrother et al.
+    2024, arXiv 2403.03950). It is scaled as `discretised_gaussian`, so if the predicted distribution is that Gaussian,
+    this is the MSE. prediction: from a model whose head has a logit for each bin (`distribution.with_distribution`),
+    in float32 or better. Raises ValueError for any other.
     """
     logits = getattr(prediction, "logits", None)
     if logits is None:
@@ -103,16 +103,16 @@ def hl_gauss(prediction: Tensor, target: Tensor) -> Tensor:
 def spatial_kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
     """2τ² KL(p ‖ q), with p, q = softmax of each channel over its places. Bounded, but **blind to a channel's mean**.
 
-    A softmax does not change when a constant is added, so nothing controls the mean of the predicted noise. This is
-    channel-wise distillation (Shu et al. 2021, arXiv 2011.13256). For large τ it approaches the variance of the
-    difference over the places.
+    A softmax ignores an added constant, so nothing controls the mean of the predicted noise. This loss is channel-wise
+    distillation (Shu et al. 2021, arXiv 2011.13256). For large τ it approaches the variance of the difference over the
+    places.
     """
     log_p, log_q = ((x.flatten(2) / temperature).log_softmax(dim=-1) for x in (target, prediction))
     return 2 * temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
 
 
 def spatial_kl_with_mean(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """`spatial_kl` plus the squared difference of the channels' means, which it ignores.
+    """`spatial_kl`, plus the squared difference of the channels' means, which that loss ignores.
 
     Variance + mean² is the mean square, so for large τ this is the MSE.
     """

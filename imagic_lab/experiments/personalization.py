@@ -1,4 +1,4 @@
-"""A new word for one particular thing, learned from a few pictures: LoRA for one's own car, dog or mug."""
+"""Teach a new word for one particular thing, such as your car, dog or mug, from a few pictures, with LoRA."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from imagic_lib.training.strategies import learning_copy, scaler_for, stepping
 from imagic_lib.unets import LoRA, with_unet
 
 DEFAULTS = {
-    "tiny": {"steps": 200, "lr": 5e-3, "batch": 2, "decay": 0.5},  # measured: imagic_lab/numbers/new_word.py
-    # README of diffusers' train_dreambooth_lora.py
+    "tiny": {"steps": 200, "lr": 5e-3, "batch": 2, "decay": 0.5},  # measured by imagic_lab/numbers/new_word.py
+    # from the README of diffusers' train_dreambooth_lora.py
     "stable-diffusion": {"steps": 500, "lr": 1e-4, "batch": 1, "decay": 0.0},
 }
 PRIOR_WEIGHT = 1.0  # λ of Ruiz et al. 2022, eq. 2
@@ -31,7 +31,7 @@ PROBE_EVERY = 50  # steps; a probe looks at every picture
 
 
 class Prior(NamedTuple):
-    """What holds the class of the thing where it was: pictures of it (`load_image`), their text or texts, and λ."""
+    """Pictures of the thing's class (`load_image`), their text or texts, and λ. They keep the class as it was."""
 
     images: Sequence[Tensor]
     text: str | Sequence[str]
@@ -42,14 +42,14 @@ def personalize(pipe: StableDiffusionPipeline, images: Sequence[Tensor], text: s
                 prior: Prior | None = None, lora: LoRA = LoRA(), steps: int | None = None, lr: float | None = None,
                 batch: int | None = None, decay: float | None = None, generator: torch.Generator | None = None,
                 run: Run = Run()) -> tuple[StableDiffusionPipeline, History]:  # fmt: skip
-    """min_φ E ‖ε - f_φ(z_t, t, e)‖² + λ E ‖ε' - f_φ(z'_t, t', e')‖², φ the weights of a LoRA.
+    """min_φ E ‖ε - f_φ(z_t, t, e)‖² + λ E ‖ε' - f_φ(z'_t, t', e')‖², where φ are the weights of a LoRA.
 
-    images: n pictures of one thing, (1, 3, size, size) in [-1, 1] each (`load_image`). text: what they show, with a
-    new word for the thing ('a photo of sks car'), or n texts. prior: pictures of the thing's class and their text
-    (z', e'), from `class_pictures`: they hold the class where it was (Ruiz et al. 2022, DreamBooth, arXiv 2208.12242).
-    batch: pictures a step, of either kind. Everything else as in `fine_tune`; defaults in
-    `personalization.DEFAULTS`. The probe is of the pictures, without the prior. Returns a new pipeline, whose UNet
-    alone is new, and the history. `storage.save_lora` writes the adapters. Taught in notebooks/10_lora.ipynb.
+    images: n pictures of one thing, (1, 3, size, size) in [-1, 1] each (`load_image`). text: describes them, with a new
+    word for the thing ('a photo of sks car'); or n texts. prior: pictures of the thing's class and their text (z', e'),
+    from `class_pictures`, which keep the class as it was (Ruiz et al. 2022, DreamBooth, arXiv 2208.12242). batch:
+    pictures per step, of either kind. All else is as in `fine_tune`, with `personalization.DEFAULTS`. The probe uses
+    the pictures without the prior. Returns a new pipeline with the tuned UNet (its other parts are shared with `pipe`)
+    and the history. `storage.save_lora` writes the adapters. Taught in notebooks/10_lora.ipynb.
     """
     if prior and not 0 < prior.weight < float("inf"):
         raise ValueError(f"the prior's weight is {prior.weight}: it must be above 0")
@@ -85,9 +85,9 @@ def personalize(pipe: StableDiffusionPipeline, images: Sequence[Tensor], text: s
 def encoded(
     pipe: StableDiffusionPipeline, images: Sequence[Tensor], text: str | Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """(latents (n, 4, h, w), embeddings (n, tokens, width)) of n pictures and their one text or n texts.
+    """Encode n pictures and their one text or n texts: latents (n, 4, h, w), embeddings (n, tokens, width).
 
-    Raises ValueError if there is no picture, or if the texts are neither one nor n.
+    Raises ValueError without a picture, or if the texts are neither one nor n.
     """
     if len(images) == 0:
         raise ValueError("there is no picture: give at least one, from load_image")
@@ -102,17 +102,17 @@ def encoded(
 
 
 def on_device_of(unet: torch.nn.Module, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Both where the UNet is, in its precision."""
+    """Move both tensors to the UNet's device and precision."""
     return tuple(x.detach().to(unet.device, unet.dtype) for x in pair)
 
 
 def thumbnails(images: Sequence[Tensor]) -> Tensor:
-    """(n, 192): small enough for a checkpoint, and near for pictures that two machines draw from one seed."""
+    """Shrink pictures to (n, 192), small enough for a checkpoint. If two machines draw a picture, its rows are near."""
     return torch.cat([F.adaptive_avg_pool2d(image.float().cpu(), 8).flatten(1) for image in images])
 
 
 def drawn(pair: tuple[Tensor, Tensor], batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents and embeddings of `batch` pictures that are drawn at random."""
+    """Return the latents and embeddings of `batch` pictures, chosen at random."""
     which = torch.randint(len(pair[0]), (batch,), generator=generator)
     return pair[0][which], pair[1][which]
 
@@ -120,10 +120,10 @@ def drawn(pair: tuple[Tensor, Tensor], batch: int, generator: torch.Generator) -
 def class_pictures(
     pipe: StableDiffusionPipeline, text: str | Sequence[str], count: int, *, seed: int = 0, **settings
 ) -> Prior:
-    """What the model itself draws for a class ('a photo of a car'), ready to be the `prior` of `personalize`.
+    """Draw pictures of a class ('a photo of a car') with the model itself, for the `prior` of `personalize`.
 
-    count pictures from the seeds seed, seed + 1, …, of the texts in turn if there are several; settings go to
-    `generate`. Ruiz et al. 2022 take about 1000 of one text.
+    There are `count` of them, from the seeds seed, seed + 1, …; several texts take turns. settings: go to `generate`.
+    Ruiz et al. 2022 use about 1000 pictures of one text.
     """
     texts = [text] if isinstance(text, str) else list(text)
     if not texts or count < len(texts):

@@ -1,8 +1,8 @@
-"""Ways to edit one picture by a text, each a function that fits on a slide, all with one interface (`Method`).
+"""Methods that edit one picture by a text, each a function that fits on a slide, all with one interface (`Method`).
 
-`tuning` has Imagic and what remains of it without one of its stages, `inversion`, `attention` and `own_noise` have
-methods that start from the noise of the picture, `others` has methods from diffusers. `imagic_lab.benchmark` compares
-them.
+`tuning` has Imagic, and Imagic without one of its stages. `inversion`, `attention` and `own_noise` have methods that
+start from the noise of the picture, and `others` has methods from diffusers. `imagic_lab.benchmark` compares them
+all.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ METHODS = {
 
 
 def community_methods(path: str | Path) -> dict[str, Method]:
-    """Two rows for diffusers' community pipeline, from a copy of its file: with steps and rates that suit the model,
-    and as it comes, where alpha is 1.2 by default."""
+    """Return two entries for diffusers' community pipeline, from a copy of its file: one with steps and rates that suit
+    the model, and one unchanged, whose alpha is 1.2 by default."""
     paper, alpha = f"{IMAGIC}; diffusers, {COMMUNITY_FILE}", ETA | {"knob": "alpha"}
     tuned, plain = (partial(community, path=path, as_it_comes=plain) for plain in (False, True))
     return {

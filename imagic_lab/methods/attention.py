@@ -1,4 +1,4 @@
-"""Prompt-to-prompt draws the new picture with the attention maps of the old one."""
+"""Prompt-to-prompt: draw the new picture with the attention maps of the old one."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def prompt_to_prompt(
 ) -> Draw:
     """Prompt-to-prompt (Hertz et al. 2022, arXiv 2208.01626) on the inverted picture.
 
-    At every step the UNet also sees the old picture, from the path of the inversion, and its attention maps replace
-    those of the new picture in the first `share` of the steps. That share is the knob. 1 keeps the layout of the input,
-    0 is plain sampling. empty: what guidance leads away from. "caption" is that of the input (Miyake et al. 2023);
-    "optimised" is an embedding found for each step (Mokady et al. 2022; slower); "none" is no text, where only the old
-    picture is held on the path of the inversion (PnP inversion, Ju et al. 2023, arXiv 2310.01506).
+    At every step the UNet also sees the old picture, from the path of the inversion. In the first `share` of the steps
+    the attention maps of the old picture replace those of the new one. That share is the knob: 1 keeps the layout of
+    the input, 0 is plain sampling. empty: the embedding from which guidance leads away. "caption" is that of the
+    input's caption (Miyake et al. 2023); "optimised" is found for each step (Mokady et al. 2022; slower); "none" is the
+    empty text's, and then only the old picture follows the path (PnP inversion, Ju et al. 2023, arXiv 2310.01506).
     """
     e_tgt, e_src = encode_text(pipe, text), encode_text(pipe, source)
     guidance = settings_for(pipe, DEFAULTS)["guidance_scale"]
@@ -62,10 +62,10 @@ def prompt_to_prompt(
 
 
 def take_maps(layer: Attention, maps: Tensor, *, taken: Tensor, own_self: bool) -> Tensor:
-    """Gives the last of three samples (old picture, new without text, new with text) the attention maps of the first.
+    """Give the last of three samples (old picture, new without text, new with text) the attention maps of the first.
 
-    Cross-attention: M'[:, j] = M_old[:, taken[j]] for each token j that is in the old text, too; a new token keeps its
-    map. Self-attention: M' = M_old, unless own_self. maps: (3 x heads, places, keys), each row adds up to 1.
+    Cross-attention: M'[:, j] = M_old[:, taken[j]] for each token j that has a partner in the old text; a new token
+    keeps its map. Self-attention: M' = M_old, unless own_self. maps: (3 x heads, places, keys), each row sums to 1.
     """
     old, empty, new = maps.chunk(3)
     if layer.is_cross_attention:
@@ -76,10 +76,10 @@ def take_maps(layer: Attention, maps: Tensor, *, taken: Tensor, own_self: bool) 
 
 
 def aligned(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> Tensor:
-    """For each token of the target, the place of its partner in the source, or -1 for a new token: (tokens,).
+    """For each token of the target, return the position of its partner in the source, or -1 if it is new: (tokens,).
 
     Partners are equal tokens in the same order. Where tokens are replaced by the same number of others ('sitting' by
-    'jumping'), each is paired with the one it replaces. Hertz et al. call that a word swap, and the rest a refinement.
+    'jumping'), each is paired with the one it replaces. Hertz et al. call this a word swap, and the rest a refinement.
     """
     given = {"padding": "max_length", "max_length": tokenizer.model_max_length, "truncation": True}
     old, new = (tokenizer(text, **given).input_ids for text in (source, target))
@@ -92,7 +92,7 @@ def aligned(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> Ten
 
 @contextmanager
 def changed_attention(unet: UNet2DConditionModel, change: Change):
-    """Inside the block every attention layer of the UNet uses change(layer, maps) instead of its maps."""
+    """A context in which every attention layer of the UNet uses change(layer, maps) instead of its maps."""
     layers = [module for module in unet.modules() if isinstance(module, Attention)]
     before = [layer.processor for layer in layers]
     for layer in layers:
@@ -107,5 +107,5 @@ def changed_attention(unet: UNet2DConditionModel, change: Change):
 
 
 def changed_scores(layer: Attention, change: Change, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-    """change(layer, softmax(Q Kᵀ / √d))."""
+    """Return change(layer, softmax(Q Kᵀ / √d))."""
     return change(layer, type(layer).get_attention_scores(layer, query, key, mask))

@@ -1,4 +1,4 @@
-"""Methods that look for the noise of a picture, by DDIM backwards, and two ways to use guidance all the same."""
+"""Methods that find the noise of a picture by running DDIM backwards, and two ways to use guidance despite that."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from imagic_lib.stage4_inference import (
 )
 from imagic_lib.training import loop
 
-# Mokady et al. 2022, section 4 and their published code
+# from section 4 of Mokady et al. 2022, and their published code
 NULL_STEPS = 10
 NULL_LR = {"tiny": 1e-1, "stable-diffusion": 1e-2}  # theirs is 1e-2; the embedded model hardly moves with it
 NULL_FALL = 100  # from one step of sampling to the next, the rate falls by 1/100 of its start
-NULL_ENOUGH, NULL_MORE = 1e-5, 2e-5  # the error at which a step is good enough, and how much it grows from step to step
+NULL_ENOUGH, NULL_MORE = 1e-5, 2e-5  # an error that is good enough for the first step, and what each later step adds
 
 
 def with_steps(pipe: StableDiffusionPipeline, scheduler: SchedulerMixin) -> SchedulerMixin:
-    """The scheduler, set to the number of steps that a picture of this model takes."""
+    """Set the scheduler to this model's number of sampling steps, and return it."""
     scheduler.set_timesteps(settings_for(pipe, DEFAULTS)["steps"], device=pipe.unet.device)
     return scheduler
 
 
 @torch.no_grad()
 def invert(pipe: StableDiffusionPipeline, image: Tensor, e: Tensor) -> list[Tensor]:
-    """DDIM inversion (Song et al. 2020, arXiv 2010.02502, section 4.3): the noise that DDIM turns into this picture.
+    """DDIM inversion (Song et al. 2020, arXiv 2010.02502, section 4.3): find noise that DDIM turns into this picture.
 
     z_{t+1} = √ᾱ_{t+1} · ẑ_0 + √(1-ᾱ_{t+1}) · f(z_t, t+1, e), with ẑ_0 = (z_t - √(1-ᾱ_t) · f) / √ᾱ_t, which is DDIM's
-    step in the other direction. image: (1, 3, size, size) in [-1, 1]; e: (1, tokens, width), the text that the UNet
-    gets, without guidance. Returns [z_0, ..., z_T], one more than there are steps, (1, 4, h, w) each. A step is exact
-    only if f does not change between t and t+1; the methods below correct the error that remains.
+    step in the other direction. image: (1, 3, size, size) in [-1, 1]. e: (1, tokens, width), the embedding that the
+    UNet gets, without guidance. Returns [z_0, ..., z_T], one more than there are steps, (1, 4, h, w) each. A step is
+    exact only if f does not change between t and t+1; the methods below correct the error that remains.
     """
     path = []
     backwards = with_steps(pipe, DDIMInverseScheduler.from_config(sampler(pipe, "ddim").config))
@@ -57,13 +57,13 @@ def invert(pipe: StableDiffusionPipeline, image: Tensor, e: Tensor) -> list[Tens
 
 @torch.no_grad()
 def draw_from(pipe: StableDiffusionPipeline, z_T: Tensor, guess: Guess) -> Image.Image:
-    """The picture that DDIM, which adds no noise on its way, makes of these latents."""
+    """Draw the picture that DDIM makes of these latents, without adding noise on its way."""
     z_0 = denoise(guess, z_T, with_steps(pipe, sampler(pipe, "ddim")))
     return safety_checked(pipe, [to_picture(decode_latents(pipe, z_0))])[0]
 
 
 def ddim_inversion(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """DDIM inversion without a text, then DDIM with the target text. The knob is the guidance s in
+    """DDIM inversion with the empty text, then DDIM with the target text. The knob is the guidance scale s in
     ε_∅ + s·(ε_text - ε_∅). s = 0 rebuilds the input, except for the error of the inversion."""
     e_tgt, empty = encode_text(pipe, text), embedding_of_negative(pipe)
     z_T = invert(pipe, image, empty)[-1]
@@ -88,11 +88,11 @@ def negative_prompt_inversion(pipe: StableDiffusionPipeline, image: Tensor, text
 
 
 def null_texts(pipe: StableDiffusionPipeline, path: Sequence[Tensor], e_src: Tensor, guidance: float) -> list[Tensor]:
-    """Null-text optimisation (Mokady et al. 2022, arXiv 2211.09794, eq. 3): another 'empty' text for every step.
+    """Null-text optimisation (Mokady et al. 2022, arXiv 2211.09794, eq. 3): find an 'empty' embedding for every step.
 
-    ∅_t = argmin_∅ ‖z*_{t-1} - z_{t-1}(z_t, ∅, e_source)‖², z_{t-1} by DDIM's step with guidance. path: [z*_0, ...,
-    z*_T] from `invert`. Returns the embeddings ∅_t in the order of sampling, from T down, (1, tokens, width) each. With
-    them, guidance and the caption of the input lead sampling back along the path.
+    ∅_t = argmin_∅ ‖z*_{t-1} - z_{t-1}(z_t, ∅, e_source)‖², where z_{t-1} is DDIM's step with guidance. path: [z*_0,
+    ..., z*_T] from `invert`. Returns the embeddings ∅_t in the order of sampling, from T down, (1, tokens, width) each.
+    With them, guidance and the caption of the input lead sampling back along the path.
     """
     scheduler = with_steps(pipe, sampler(pipe, "ddim"))
     z, null, found = path[-1], embedding_of_negative(pipe), []

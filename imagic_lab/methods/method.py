@@ -1,4 +1,4 @@
-"""The interface that every method has, and the checks before one of them starts."""
+"""The interface of every method, and the checks before a method starts."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class Method:
     """
 
     title: str
-    paper: str  # where it comes from
+    paper: str  # its source
     prepare: Callable[..., Draw]  # prepare(pipe, image, text), and the caption of the input if the method needs one
-    knob: str  # what its one number means
-    values: tuple[float, ...]  # the knob's values that are worth a try; the first one keeps most of the input
+    knob: str  # the name of its one setting, a number
+    values: tuple[float, ...]  # of the knob, worth trying; the first one keeps most of the input
     largest: float  # the knob's largest value; the smallest is 0
     caption: bool = False  # does the method need a text that says what the input shows?
-    trains: bool = False  # does it train, with a seed of its own?
+    trains: bool = False  # does it train, from a seed?
     seeded: bool = True  # does another seed give another picture?
-    rebuilds: bool = True  # does the first value stand for the input itself, without an edit?
-    say: Callable[[float], str] | None = None  # a value in words; left out, "knob = value"
+    rebuilds: bool = True  # does the first value rebuild the input, without an edit?
+    say: Callable[[float], str] | None = None  # puts a value into words; by default "knob = value"
     settings: tuple[dict, ...] = ()  # the defaults that it uses, in addition to those of sampling
 
     def start(
         self, pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str | None = None, training: int = 0
     ) -> Draw:
-        """Do what the method does once for a picture, such as training or inversion; returns a function that draws.
+        """Do the part that comes once for each picture, such as training or inversion. Returns a function that draws.
 
-        image: (1, 3, size, size) in [-1, 1] (`load_image`). text: what the edited picture shows. source: what the input
-        shows. training: the seed of its training, if it trains. Raises ValueError if the method needs a source and has
-        none; draw(knob, seeds) raises it for a knob that is missing or out of range. The pipeline stays as it was.
+        image: (1, 3, size, size) in [-1, 1] (`load_image`). text: describes the edited picture. source: describes the
+        input. training: the seed of the training, if any. Raises ValueError if the method needs a source and none is
+        given; draw(knob, seeds) raises it if the knob is missing or out of range. The pipeline is left unchanged.
         """
         check_text(text)
         if self.caption and not source:
@@ -60,11 +60,11 @@ class Method:
         return checked_draw
 
     def said(self, value: float) -> str:
-        """A value of the knob, as a table shows it."""
+        """Return a value of the knob in words, for a table."""
         return self.say(value) if self.say else f"{self.knob} = {value:g}"
 
     def checked_knob(self, knob: float | None) -> float:
-        """The knob as a number. Raises ValueError if it is not a number, or out of range."""
+        """Return the knob as a float. Raises ValueError if it is not a number, or out of range."""
         number = knob if isinstance(knob, Real) else math.nan
         if not 0 <= number <= self.largest:
             given = "none was given" if knob is None else f"it is {knob!r}"

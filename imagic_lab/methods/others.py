@@ -1,4 +1,4 @@
-"""Methods that others have programmed: SDEdit and LEDITS++ from diffusers, and Imagic from its community."""
+"""Methods in other people's code: SDEdit and LEDITS++ from diffusers, and Imagic from its community."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from imagic_lib.pictures import picture_size, to_picture
 from imagic_lib.stage4_inference import AT_ONCE, DEFAULTS, sampler
 from imagic_lib.unets import unet_copy
 
-# diffusers' community pipeline has 500 steps at 1e-3 and 1000 at 2e-6, for Stable Diffusion. For the embedded model,
-# which is 80 times smaller, these rates are far too low. The following did best on the first three edits of ToyEdit
-# dev; (1e-2, 1e-4) and (1e-2, 5e-5) were tried as well.
+# diffusers' community pipeline has 500 steps at 1e-3 and 1000 at 2e-6, for Stable Diffusion. These rates are far too
+# low for the embedded model, which is 80 times smaller. The following did best on the first three edits of ToyEdit dev;
+# we also tried (1e-2, 1e-4) and (1e-2, 5e-5).
 COMMUNITY = {
     "tiny": {
         "text_embedding_optimization_steps": 250,
@@ -39,10 +39,10 @@ COMMUNITY_SCALING = 0.18215  # of the latents, hard-coded in that file
 
 
 def sdedit(pipe: Pipeline, image: Tensor, text: str) -> Draw:
-    """SDEdit (Meng et al. 2021, arXiv 2108.01073), by diffusers' img2img: part of the way into the noise, and back.
+    """SDEdit (Meng et al. 2021, arXiv 2108.01073), by diffusers' img2img: go part of the way into the noise, and back.
 
-    z_t0 = √ᾱ_t0 · z + √(1-ᾱ_t0) · ε with t0 = strength · T, then denoised with the text. The knob is the strength.
-    """
+    Noise the picture, z_t0 = √ᾱ_t0 · z + √(1-ᾱ_t0) · ε with t0 = strength · T, and denoise it with the text. The knob
+    is the strength."""
     given, picture = settings_for(pipe, DEFAULTS), to_picture(image)
     other = without_bar(StableDiffusionImg2ImgPipeline(**components_of(pipe), requires_safety_checker=False))
 
@@ -67,13 +67,13 @@ def sdedit(pipe: Pipeline, image: Tensor, text: str) -> Draw:
 def ledits(pipe: Pipeline, image: Tensor, text: str) -> Draw:
     """LEDITS++ (Brack et al. 2023, arXiv 2311.16711), by diffusers.
 
-    The sampler adds noise at every step, and these noises are chosen such that it ends near the input. Then
-    ε = ε_∅ + M · s·(ε_text - ε_∅), with a mask M of the places where the text matters: at most 1 - `LEDITS_THRESHOLD`
-    of all. The knob is s. s = 0 nearly rebuilds the input.
+    The sampler adds noise at every step, and this noise is chosen so that it ends near the input. For the edit,
+    ε = ε_∅ + M · s·(ε_text - ε_∅), where the mask M has the places in which the text matters, at most a share of
+    1 - `LEDITS_THRESHOLD`. The knob is s. s = 0 nearly rebuilds the input.
 
-    We use the paper's sampler, because diffusers' code with DDIM gives times as floats and ends in an IndexError. With
-    transformers 5 that code also mistakes the padding of the text for words, and then its mask leaves hardly any place
-    free; hence the `encode_prompt` below.
+    We use the paper's sampler, because with DDIM the code of diffusers computes timesteps as floats and ends in an
+    IndexError. With transformers 5 it also takes the padding of the text for words, and then its mask allows hardly any
+    change; hence the `encode_prompt` below.
     """
     steps, picture = settings_for(pipe, DEFAULTS)["steps"], to_picture(image)
     own = components_of(pipe) | {
@@ -102,11 +102,11 @@ def ledits(pipe: Pipeline, image: Tensor, text: str) -> Draw:
 
 
 def community(pipe: Pipeline, image: Tensor, text: str, *, path: str | Path, as_it_comes: bool = False) -> Draw:
-    """Imagic as diffusers' community programmed it (path: a copy of `COMMUNITY_FILE`), in full precision. The knob is
-    its alpha, which is η. as_it_comes: with the steps and rates of that file instead of those that suit this model.
+    """Imagic by diffusers' community, in full precision. The knob is its alpha, which is our η. path: a copy of
+    `COMMUNITY_FILE`. as_it_comes: use the steps and rates of that file instead of those that suit this model.
 
-    We let it train with a DDIM scheduler, because diffusers' DPM-Solver adds the noise of another timestep before its
-    steps are set. It draws with the pipeline's scheduler.
+    It trains with a DDIM scheduler, because diffusers' DPM-Solver adds the noise of a wrong timestep before its steps
+    are set. It draws with the pipeline's scheduler.
     """
     given, size = settings_for(pipe, DEFAULTS), picture_size(pipe)
     if pipe.vae.config.scaling_factor != COMMUNITY_SCALING:
@@ -135,9 +135,9 @@ def community(pipe: Pipeline, image: Tensor, text: str, *, path: str | Path, as_
 
 
 def community_module(path: str | Path) -> ModuleType:
-    """The file as a module, without its progress bars and its mixed precision, which does not work on a CPU.
+    """Import the file as a module, without its progress bars and its mixed precision, which does not work on a CPU.
 
-    Raises FileNotFoundError or ValueError if it does not exist or is another file.
+    Raises FileNotFoundError if the file does not exist, and ValueError if it is another file.
     """
     path = Path(path)
     where = f"give the path of diffusers' {COMMUNITY_FILE}"
@@ -159,7 +159,7 @@ def community_module(path: str | Path) -> ModuleType:
 
 
 def components_of(pipe: Pipeline) -> dict:
-    """The parts of a pipeline, to make another one. The scheduler is a copy, because every pipeline sets its steps."""
+    """Return the parts for another pipeline. The scheduler is a copy, because every pipeline sets its steps."""
     return pipe.components | {"scheduler": copy.deepcopy(pipe.scheduler)}
 
 

@@ -1,4 +1,4 @@
-"""Methods that start from the picture's own noise (`imagic_lib.own_noise`), or draw beside the picture: no training."""
+"""Methods without training: start from the picture's own noise (`own_noise`), or draw the edit alongside the input."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ SOURCE_SHARE = 2 / 3  # of the guidance, for the source text in h-Edit: 5 of 7.5
 
 
 def edit_friendly(pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str) -> Draw:
-    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, arXiv 2304.06140): the noise with which the
-    caption of the input draws the input, then the target text along it. The knob is the guidance of the target."""
+    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2023, arXiv 2304.06140): find the noise with which the
+    input's caption draws the input, and draw the target text with it. The knob is the target's guidance scale."""
     e_tgt, e_src = encode_text(pipe, text), encode_text(pipe, source)
 
     def draw(guidance: float, seeds: Sequence[int]) -> list[Image.Image]:
@@ -42,8 +42,8 @@ def edit_friendly(pipe: StableDiffusionPipeline, image: Tensor, text: str, sourc
 def h_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str) -> Draw:
     """h-Edit-R (Nguyen et al. 2025, arXiv 2503.02187, eq. 25), implicit, one step, without attention control.
 
-    First the step of the source along its own noise, z_base; then c_t · (f_text(z_base) - f_source(z_base)), where c_t
-    is the factor of the noise in the mean of a DDPM step. The knob is the guidance of the text; the source has
+    Step to z_base with the source and its own noise, then add c_t · (f_text(z_base) - f_source(z_base)), where c_t is
+    the factor of the noise in the mean of a DDPM step. The knob is the guidance scale of the text; the source gets
     `SOURCE_SHARE` of it."""
     e_tgt, e_src, empty = encode_text(pipe, text), encode_text(pipe, source), embedding_of_negative(pipe)
 
@@ -58,7 +58,7 @@ def h_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str)
         for index, t in enumerate(ddim.timesteps):
             base = ddpm_mean(ddim, z, along(z, t), index) + path.added[index]
             later = torch.tensor(times[index + 1])
-            factor = ddpm_mean(ddim, torch.zeros(1), torch.ones(1), index)  # what the mean makes of a noise of 1
+            factor = ddpm_mean(ddim, torch.zeros(1), torch.ones(1), index)  # the mean for z = 0 and a noise of 1
             z = base + factor * (wanted(base, later) - given(base, later))
         return [to_picture(decode_latents(pipe, one[None])) for one in z]
 
@@ -69,8 +69,8 @@ def h_edit(pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str)
 def ddcm(pipe: StableDiffusionPipeline, image: Tensor, text: str, source: str) -> Draw:
     """Denoising diffusion consistent models (InfEdit; Xu et al. 2023, arXiv 2312.04965), without attention control.
 
-    At every level the input is noised afresh, z_t = √ᾱ_t z + √(1-ᾱ_t) ε, the edit gets the same noise, z'_t, and
-    ẑ'_0 = z + (z'_t - z_t - √(1-ᾱ_t) (f_text(z'_t) - f_source(z_t))) / √ᾱ_t. The knob is the guidance of the text."""
+    At every level, noise the input afresh, z_t = √ᾱ_t z + √(1-ᾱ_t) ε, and the edit with the same noise, z'_t. Then
+    ẑ'_0 = z + (z'_t - z_t - √(1-ᾱ_t) (f_text(z'_t) - f_source(z_t))) / √ᾱ_t. The knob is the text's guidance scale."""
     e_tgt, e_src, empty = encode_text(pipe, text), encode_text(pipe, source), embedding_of_negative(pipe)
     z_0 = encode_image(pipe, image)
 

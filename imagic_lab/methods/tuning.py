@@ -1,4 +1,4 @@
-"""Imagic made of the library's stages, Imagic without one of them, and the text alone."""
+"""Imagic from the stages of the library, Imagic without one of them, and the text alone."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from imagic_lib.stage4_inference import generate, own_noise, sample_text, sample
 from imagic_lib.training.loop import Run
 from imagic_lib.unets import with_unet
 
-# Kavar et al. 2022, appendix B: one timestep a step, and many steps. The steps are the paper's. For the embedded model
-# the rates are chosen such that steps × rate suits it (2.5 for the embedding, 0.03 for the weights).
+# The steps are those of Kavar et al. 2022, appendix B: many, with one timestep each. For the embedded model the rates
+# are chosen so that steps × rate suits it (2.5 for the embedding, 0.03 for the weights).
 PAPER = {
     "tiny": (
         {"steps": 1000, "lr": 2.5e-3, "batch": 1},
@@ -29,13 +29,13 @@ PAPER = {
     "stable-diffusion": ({"steps": 1000, "lr": 2e-3, "batch": 1}, {"steps": 1500, "lr": 5e-7, "batch": 1, "decay": 0}),
 }
 
-UNWATCHED = Run(probe_every=10**6)  # a method does not pay for curves that only we look at
+UNWATCHED = Run(probe_every=10**6)  # a method's cost should not include curves that only we look at
 
 
 def run_both_stages(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0,
                     first: dict | None = None, second: dict | None = None):  # fmt: skip
-    """Stages 1 and 2: (e_tgt, e_opt, the pipeline with the tuned UNet). training: their seed. first, second: their
-    settings, where these differ from the library's defaults."""
+    """Run stages 1 and 2. Returns (e_tgt, e_opt, the pipeline with the tuned UNet). training: the seed. first, second:
+    settings of the stages that differ from the library's defaults."""
     generator, second = torch.Generator().manual_seed(training), dict(second or {})
     later = replace(UNWATCHED, bias=second.pop("bias", None))
     e_tgt = encode_text(pipe, text)
@@ -48,12 +48,12 @@ def run_both_stages(pipe: StableDiffusionPipeline, image: Tensor, text: str, tra
 
 def imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0, **settings: dict) -> Draw:
     """Imagic (Kavar et al. 2022, arXiv 2210.09276). The knob leads from the input to the text alone (`pair_at`).
-    settings: as for `run_both_stages`."""
+    settings: first and second, as in `run_both_stages`."""
     return along(*run_both_stages(pipe, image, text, training, **settings))
 
 
 def along(e_tgt: Tensor, e_opt: Tensor, tuned: StableDiffusionPipeline) -> Draw:
-    """Draws on the way from the input, 0, to the text alone, 2: ē = η·e_tgt + (1-η)·e_opt, θ_λ = θ + λ(θ* - θ)."""
+    """Draw on the way from the input (0) to the text alone (2), with ē = η·e_tgt + (1-η)·e_opt, θ_λ = θ + λ(θ* - θ)."""
 
     def draw(way: float, seeds: Sequence[int]) -> list[Image.Image]:
         eta, scale = pair_at(way)
@@ -63,7 +63,7 @@ def along(e_tgt: Tensor, e_opt: Tensor, tuned: StableDiffusionPipeline) -> Draw:
 
 
 def pair_at(way: float) -> tuple[float, float]:
-    """(η, λ). First η grows from 0 to 1, with λ = 1; then the tuning strength λ falls from 1 to 0, with η = 1."""
+    """Return (η, λ). First η grows from 0 to 1 with λ = 1; then the tuning strength λ falls from 1 to 0 with η = 1."""
     return min(way, 1.0), min(2.0 - way, 1.0)
 
 
@@ -86,14 +86,14 @@ def own_noise_imagic(
 
 
 def drawn_by(prepare: Callable[..., Draw], pipe: StableDiffusionPipeline, *inputs, sampled: str, **more) -> Draw:
-    """Another method, with another sampler (`stage4_inference.sampler`) than the model's own."""
+    """Run another method with the sampler of this name (`stage4_inference.sampler`) instead of the model's."""
     other = with_unet(pipe, pipe.unet)
     other.scheduler = sampler(pipe, sampled)
     return prepare(other, *inputs, **more)
 
 
 def paper_imagic(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0) -> Draw:
-    """Imagic on the paper's schedule: one timestep a step, 1000 steps of stage 1 and 1500 of stage 2 (`PAPER`)."""
+    """Imagic on the paper's schedule (`PAPER`): 1000 steps of stage 1 and 1500 of stage 2, with one timestep each."""
     first, second = PAPER[family(pipe)]
     return imagic(pipe, image, text, training, first=first, second=second)
 
@@ -107,13 +107,13 @@ def without_stage_1(pipe: StableDiffusionPipeline, image: Tensor, text: str, tra
 
 
 def without_stage_2(pipe: StableDiffusionPipeline, image: Tensor, text: str, training: int = 0) -> Draw:
-    """Imagic with the UNet as it was loaded, the ablation in the paper's Fig. 8. The knob is η."""
+    """Imagic without fine-tuning, the ablation in the paper's Fig. 8. The knob is η."""
     e_tgt = encode_text(pipe, text)
     e_opt, _ = optimize_embedding(pipe, image, e_tgt, generator=torch.Generator().manual_seed(training), run=UNWATCHED)
     return lambda eta, seeds: generate(pipe, interpolate(e_tgt, e_opt, eta), seeds)
 
 
 def text_alone(pipe: StableDiffusionPipeline, image: Tensor, text: str) -> Draw:
-    """No edit at all, only what the model draws for the text: a baseline for how much of the input is kept by chance.
-    The knob is the guidance scale s (Ho & Salimans 2022, arXiv 2207.12598)."""
+    """Draw the text without any edit, as a baseline for how much of the input is kept by chance. The knob is the
+    guidance scale s (Ho & Salimans 2022, arXiv 2207.12598)."""
     return lambda guidance, seeds: sample_text(pipe, text, seeds, guidance_scale=guidance)

@@ -21,11 +21,11 @@ from imagic_lib.unets import unet_copy
 
 STEP_COUNTS, COUNTS, REPEATS = (10, 20, 40), (1, 2, 4, 8), 3
 COST_BATCH = DEFAULTS["full"]["tiny"]["batch"]
-QUIET = imagic.Run(bar=False, probe_every=10**6)  # a probe at the start and one at the end, for any number of steps
+QUIET = imagic.Run(bar=False, probe_every=10**6)  # one probe at the start and one at the end
 
 
 def slope(work: Callable[[int], object], counts: Sequence[int]) -> tuple[float, float]:
-    """(seconds for one more, R² of the straight line), from the fastest of several runs of work(count)."""
+    """Fit a straight line to the fastest of several runs of work(count). Returns (seconds for one more, R²)."""
     seconds = np.full(len(counts), np.inf)
     for _ in range(REPEATS):
         for k, count in enumerate(counts):
@@ -38,7 +38,7 @@ def slope(work: Callable[[int], object], counts: Sequence[int]) -> tuple[float, 
 
 
 def train_bare(pipe, image: torch.Tensor, e: torch.Tensor, steps: int, learn: str) -> None:
-    """Only what no training can do without: forward, backward and Adam. learn: "embedding" or "unet"."""
+    """Train with the bare minimum: forward pass, backward pass and Adam. learn: "embedding" or "unet"."""
     unet = unet_copy(pipe.unet, pipe.unet.device).requires_grad_(learn == "unet")
     e = e.clone().requires_grad_(learn == "embedding")
     weights = list(unet.parameters()) if learn == "unet" else [e]

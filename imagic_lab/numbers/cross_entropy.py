@@ -2,9 +2,9 @@
 
     python -m imagic_lab.numbers.cross_entropy         # about 40 minutes on 1 core; continues where it was stopped
 
-Pictures, texts, noises, steps and learning rates are equal. The losses are scaled to agree with the MSE for small
-errors. Adam would hardly notice another scale, because it divides each gradient by its usual size. The outermost loop
-is over pairs (picture, training seed), so an experiment that was stopped is balanced as well.
+All runs have the same pictures, texts, noise, steps and learning rates. The losses are scaled to agree with the MSE for
+small errors. Another scale would change little, because Adam divides each gradient by its usual size. The outermost
+loop is over pairs (picture, training seed), so an experiment that was stopped is still balanced.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRAINING_SEEDS, PICTURE_SEEDS, PICTURE_ETAS, PICTURE_STEPS = (0,), (0, 1), (0.0,
 UNET_STEPS = 50  # half of the default, so that all runs take 40 minutes on one core
 SLOW = "naive_cross_entropy_slow"  # a control: does it also diverge at a tenth of the rate?
 MSE_SLOW = "mse_slow"  # a control for that control, in stage 1: what does the MSE do at this rate?
-LIMIT = 2  # times the probe loss at the start of stage 2: there a run is stopped
+LIMIT = 2  # a run stops at this multiple of the probe loss at the start of stage 2
 RATE_FACTORS = {SLOW: 0.1, MSE_SLOW: 0.1}  # of the default learning rate; 1 for all others
 LOSSES_BY_NAME = {
     "mse": losses.mse,
@@ -75,14 +75,14 @@ SHEET = {  # the rows of the sheet below the inputs and the truths: losses of bo
 
 
 def five_digits(values):
-    """Numbers, also in lists, with five digits: enough for us, and the file stays small."""
+    """Round numbers, also in lists, to five digits, which are enough for us and keep the file small."""
     if isinstance(values, (list, tuple)):
         return [five_digits(v) for v in values]
     return float(f"{values:.5g}") if isinstance(values, float) else values
 
 
 def has_diverged(stage: str, history) -> bool:
-    """Stage 2 ends when the probe loss is `LIMIT` times its start. Stage 1 has no limit: stage 2 repairs much of it."""
+    """Whether the probe loss is above `LIMIT` times its start. Stage 1 has no limit, as stage 2 repairs much of it."""
     return history.probe_loss[-1] > LIMIT * history.probe_loss[0]
 
 
@@ -96,21 +96,21 @@ def rate_for(defaults: dict, name: str) -> float:
 
 
 def stage_curve(history, raw: bool) -> dict:
-    """The curve of the probe loss; with `raw` that of the training loss as well."""
+    """Return the curve of the probe loss and, with `raw`, that of the training loss."""
     curve = {"step": history.probe_step, "probe": five_digits(history.probe_loss)}
     return curve | ({"loss": five_digits(history.loss)} if raw else {})
 
 
 @torch.no_grad()
 def missed_mean(pipe, image, e) -> float:
-    """The squared error of the channels' means on the probe, which is the part of the MSE that `spatial_kl` ignores."""
+    """Return the squared error of the channels' means on the probe, the part of the MSE that `spatial_kl` ignores."""
     probe = Probe(forward_process(pipe), imagic.encode_image(pipe, image))
     answer = pipe.unet(probe.z_t, probe.t, e.expand(len(probe.t), -1, -1)).sample
     return (answer - probe.target).mean(dim=(2, 3)).square().mean().item()
 
 
 def cached_embedding(pipe, image, e_tgt, name: str, seed: int, path) -> tuple[torch.Tensor, dict]:
-    """(e_opt, its curve) of stage 1. They are kept in a file, because all runs of a pair need those of the MSE."""
+    """Return (e_opt, its curve) of stage 1. A file keeps them, because all runs of a pair need those of the MSE."""
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         how = imagic.Run(loss=LOSSES_BY_NAME[name])
@@ -122,9 +122,9 @@ def cached_embedding(pipe, image, e_tgt, name: str, seed: int, path) -> tuple[to
 
 
 def judge_pictures(edit: ImagicEdit, reader, truth, name: str) -> dict:
-    """Compare the pictures at η = 0 with what the VAE makes of the input, and those at the best other η with the truth.
+    """Compare the pictures at η = 0 with the VAE's reconstruction, and those at the best other η with the ground truth.
 
-    For the sheet, keeps a strip of the first seed (the input, η = 0, the best η, the truth)."""
+    For the sheet, keeps a strip of the first seed (input, η = 0, best η, ground truth)."""
     rows = edit.pictures(PICTURE_ETAS, PICTURE_SEEDS, steps=PICTURE_STEPS, noise="random")
     counts = {
         eta: count_successes(reader, [row[c] for row in rows], truth) for c, eta in enumerate(PICTURE_ETAS) if eta > 0
@@ -145,7 +145,7 @@ def strip_of(picture: str, seed: int, first: str, second: str) -> str:
 
 
 def loss_sheet() -> None:
-    """A column for each picture; below the inputs and the truths a row for each pair of losses, at the best η."""
+    """Draw a column for each picture: input, ground truth, and a row for each pair of losses, at the best η."""
     seed = TRAINING_SEEDS[0]
     found = [[strips(strip_of(picture, seed, *pair)) for picture in PICTURES] for pair in SHEET.values()]
     rows = [[pictures[k] for pictures in found[0]] for k in (0, 3)]
@@ -161,7 +161,7 @@ MEASURES = {
 
 
 def tried(runs: list[dict], stage: str, loss: str) -> list[dict]:
-    """The edits with this loss in this stage ("stage_1") and the MSE in the other one, in the order of PICTURES."""
+    """Return the edits with this loss in this stage ("stage_1") and the MSE in the other, in the order of PICTURES."""
     wanted = {"stage_1": "mse", "stage_2": "mse", stage: loss}
     return sorted(
         (run for run in runs if wanted.items() <= run.items()), key=lambda run: PICTURES.index(run["picture"])
@@ -169,7 +169,7 @@ def tried(runs: list[dict], stage: str, loss: str) -> list[dict]:
 
 
 def losses_table(runs: list[dict]) -> str:
-    """The MSE's means, and for every other loss the differences to it, picture by picture."""
+    """Return the table: the MSE's means, and the differences of all other losses from it, picture by picture."""
     rows, usual = [], tried(runs, "stage_1", "mse")
     for stage in ("stage_1", "stage_2"):
         for loss in (name for name in NAMES if tried(runs, stage, name)):
@@ -190,7 +190,7 @@ def losses_table(runs: list[dict]) -> str:
 
 
 def edit_with_losses(pipes: dict, reader, picture: str, seed: int, first: str, second: str) -> dict:
-    """One edit with these two losses, as a line of the results."""
+    """Make one edit with these two losses. Returns a line of the results."""
     path, pipe = DATA / "images" / picture, pipes["plain"]
     truth = load_scene(path).edit(**EDITS[picture])
     image, text = imagic.load_image(path, pipe), truth.caption()

@@ -30,14 +30,14 @@ WAYS = ((1.0, 1.0, "random"), (1.0, 0.75, "random"), (1.0, 0.5, "own"), (1.0, 0.
 
 
 def settings_in_words(default: dict, change: dict) -> str:
-    """Settings in a cell of the table. What differs from the default is bold."""
+    """Write settings into a cell of the table. Those that differ from the default are bold."""
     shown = {"steps": "{} steps", "lr": "{:g}", "decay": "decay {:g}", "bias": "bias {:g}"}
     values = {name: form.format((default | change)[name]) for name, form in shown.items() if name in default}
     return ", ".join(f"**{text}**" if name in change else text for name, text in values.items())
 
 
 def measure_settings(pipe, reader, first: dict, second: dict) -> list[str]:
-    """A line of the table, from one training with these settings and pictures of all seeds."""
+    """Train once with these settings, and draw all seeds. Returns a line of the table."""
     path = imagic.DATA / "images" / PICTURE
     truth, image = load_scene(path).edit(**EDITS[PICTURE]), imagic.load_image(path, pipe)
     e_tgt = imagic.encode_text(pipe, truth.caption())

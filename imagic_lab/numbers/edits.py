@@ -1,4 +1,4 @@
-"""Does Imagic work, and what is fine-tuning good for? Five edits whose ground truth is known.
+"""Does Imagic work, and what does fine-tuning add? Measure five edits whose ground truth is known.
 
 python -m imagic_lab.numbers.edits     # about 10 minutes on 1 core
 
@@ -19,7 +19,7 @@ from imagic_lab.toyworld import Scene, load_reader, load_scene
 from imagic_lib.models import DATA
 from imagic_lib.pictures import psnr
 
-EDITS = {  # picture: what is changed
+EDITS = {  # for each picture, the change
     "dog-sitting.png": {"pose": "jumping"},
     "car-parked.png": {"place": "snow"},
     "cat-standing.png": {"colour": "orange"},
@@ -27,7 +27,7 @@ EDITS = {  # picture: what is changed
     "bird-standing.png": {"subject": "cat"},
 }
 UNSEEN_SEEDS = tuple(range(10, 18))  # the suggestion looks at other seeds
-ROWS_OF_EDIT = 2  # so many of these seeds are in the figure of the card
+ROWS_OF_EDIT = 2  # the number of these seeds in the figure of the card
 CARD_FIGURE, README_FIGURE = ROOT / "data" / "tiny-sd" / "edits.jpg", ROOT / "data" / "edits.jpg"
 
 
@@ -41,12 +41,12 @@ class DrawingWay(NamedTuple):
 
 
 def count_successes(reader, pictures, truth: Scene) -> int:
-    """How many pictures show what the ground truth shows, and are drawn well?"""
+    """Count the pictures that show the attributes of the ground truth and are drawn well."""
     return sum(reader.success(p, truth) for p in pictures)
 
 
 def ways_of(edit: imagic.ImagicEdit) -> list[DrawingWay]:
-    """As the paper does it (random noise, λ = 1, the η with the best score), without fine-tuning, and as suggested."""
+    """Return three ways: the paper's (random noise, λ = 1, η with the best score), untuned, and the suggested one."""
     chosen, random = edit.suggest(), edit.suggest(noise="random")
     _, eta = max((score, eta) for (eta, scale), score in random.scores.items() if scale == 1)
     return [
@@ -57,7 +57,7 @@ def ways_of(edit: imagic.ImagicEdit) -> list[DrawingWay]:
 
 
 def measure_ways(pipe, reader, name: str, change: dict[str, str]) -> tuple[list[list[str]], list[list[Image.Image]]]:
-    """The lines of the table, and for each seed a row of pictures (input, VAE only, η = 0, the three ways, truth)."""
+    """Return the lines of the table, and a row for each seed (input, VAE only, η = 0, the three ways, ground truth)."""
     path = DATA / "images" / name
     before = load_scene(path)
     truth = before.edit(**change)

@@ -1,4 +1,4 @@
-"""What do CLIP and the distance to the input say about an edit, and what is true? After the paper's Fig. 9.
+"""What do CLIP, the distance to the input, and the ground truth say about an edit? After the paper's Fig. 9.
 
     python -m imagic_lab.numbers.evaluation         # about 80 minutes of one core; continues where it was stopped
     python -m imagic_lab.numbers.evaluation 4       # only the curves of the first 4 edits, without the ablation
@@ -27,12 +27,12 @@ CURVE_ETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CURVE_SEEDS = (10, 11, 12, 13, 14, 15)
 CURVE_SCALES = {"fine-tuned": 1.0, "not fine-tuned": 0.0}
 COUNT = 16  # edits of the curves
-ABLATED_STEPS = (10, 100, 1000)  # of stage 1 on the paper's schedule: one timestep a step, at a constant rate
+ABLATED_STEPS = (10, 100, 1000)  # of stage 1 on the paper's schedule, with one timestep per step at a constant rate
 ABLATION_SEEDS = CURVE_SEEDS[:3]
 
 
 def score_picture(reader, clip, picture, edit, truth) -> dict:
-    """What CLIP and the distance say about a picture, and what is true."""
+    """Return what CLIP, the distance and the ground truth say about a picture."""
     [score] = clip_scores(*clip, [picture], edit.text)
     read = reader.report(picture, truth) if reader.may_be(picture, truth) else None  # a glance finds most failures
     return {
@@ -45,7 +45,7 @@ def score_picture(reader, clip, picture, edit, truth) -> dict:
 
 
 def measure_curves(pipe, reader, clip, before, change: dict[str, str]) -> dict:
-    """One edit along η, with and without stage 2, as lists over η of lists over the seeds."""
+    """Measure one edit along η, with and without stage 2. Returns lists over η of lists over the seeds."""
     truth = before.edit(**change)
     edit = imagic.run_edit(pipe, imagic.load_image(before.render(), pipe), truth.caption())
     found = {"kind": next(iter(change)), "text": edit.text}
@@ -59,7 +59,7 @@ def measure_curves(pipe, reader, clip, before, change: dict[str, str]) -> dict:
 
 
 def ablate_steps(pipe, reader, before, change: dict[str, str], count: int) -> dict:
-    """One edit with `count` steps in stage 1. Is the input rebuilt, and does the edit succeed?"""
+    """Make one edit with `count` steps in stage 1, and measure whether it rebuilds the input and succeeds."""
     truth, image = before.edit(**change), imagic.load_image(before.render(), pipe)
     first = PAPER["tiny"][0] | {"steps": count}
     e_tgt, e_opt, tuned = run_both_stages(pipe, image, truth.caption(), first)

@@ -1,13 +1,14 @@
-"""Does the reader see what the eye sees? 100 edited pictures, judged by eye twice, compared with the reader.
+"""Does the reader agree with people? Two people judge 100 edited pictures by eye; we compare them with the reader.
 
-    python -m imagic_lab.numbers.eye draw runs/benchmark    # by lot: numbered pictures, without labels, in runs/eye/
+    python -m imagic_lab.numbers.eye draw runs/benchmark    # draws lots: numbered pictures without labels, in runs/eye/
     python -m imagic_lab.numbers.eye compare A.csv B.csv    # two people's answers -> data/reader/eye.*
     python -m imagic_lab.numbers.eye                        # seconds; the tables once more from data/reader/eye.csv
 
-A picture to judge shows the input at the left and the edit at the right, with the text that was asked for below. Who
-judges sees neither the method nor what the reader says, and writes one line for each picture: `number,right,well,same`,
-with 1 for yes and 0 for no. right: the edit shows what the text says. well: it is drawn well, without smears, ghosts,
-missing or doubled parts. same: apart from what the text changes, it is the same individual in the same scene.
+A picture to judge shows the input on the left and the edit on the right, with the target text below. The judges see
+neither the method nor the reader's verdict. They write one line for each picture, `number,right,well,same`, with 1 for
+yes and 0 for no. "right" means that the edit shows what the text says. "well" means that it is drawn well, without
+smears, ghosts, missing or doubled parts. "same" means that, apart from what the text changes, it is the same individual
+in the same scene.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from imagic_lib.models import DATA
 CARD, ANSWERS, SHEET = (DATA / "reader" / name for name in ("README.md", "eye.csv", "eye.jpg"))
 HOME, PICTURES, TILE = ROOT / "runs" / "eye", 100, 128
 QUESTIONS = ("right", "well", "same")
-SAME = 0.75  # the share of kept details from which the reader's answer counts as "the same"; chosen beforehand
+SAME = 0.75  # at or above this share of details kept, the reader's answer counts as "same"; chosen beforehand
 COLUMNS = ("number", "method", "edit", "value", "seed", "text", "kept", *(f"reader {q}" for q in QUESTIONS))
 
 
-def draw(work: list[Path]) -> None:
-    """Draw pictures by lot, every method as often as any other, and keep what the reader says in a file of its own."""
+def draw_by_lot(work: list[Path]) -> None:
+    """Choose pictures by lot, equally often from each method, and store the reader's verdicts in a separate file."""
     jobs, lot = {}, random.Random(0)
     for facts in sorted(path for folder in work for path in folder.rglob(FACTS)):
         row = json.loads(facts.read_text(encoding="utf-8")).get("row")
@@ -79,8 +80,8 @@ def read(path: Path) -> dict[int, dict]:
     return {int(row["number"]): row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
 
 
-def compare(first: Path, second: Path) -> None:
-    """Put both people's answers beside the reader's, and keep the pictures on which somebody disagrees."""
+def compare_answers(first: Path, second: Path) -> None:
+    """Compare both people's answers with the reader's, and store the pictures on which not all agree."""
     key, people = read(HOME / "key.csv"), [read(path) for path in (first, second)]
     header = (*COLUMNS, *(f"{who} {q}" for who in "AB" for q in QUESTIONS))
     lines = [[*row.values(), *(person[n][q] for person in people for q in QUESTIONS)] for n, row in key.items()]
@@ -96,13 +97,13 @@ def compare(first: Path, second: Path) -> None:
 
 
 def kappa(a: np.ndarray, b: np.ndarray) -> float:
-    """Cohen's κ (1960): the agreement beyond what two who answer independently would have by chance."""
+    """Return Cohen's κ (1960), the agreement beyond that of two people who answer independently."""
     agreed, chance = np.mean(a == b), np.mean(a) * np.mean(b) + (1 - np.mean(a)) * (1 - np.mean(b))
     return float((agreed - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
 def tables(rows: list[dict]) -> str:
-    """Agreement and κ of the reader with each of the two, and of the two with each other; then every disagreement."""
+    """Return agreement and κ of the reader with each person, and of both with each other; then every disagreement."""
     answers = {(who, q): np.array([int(row[f"{who} {q}"]) for row in rows])
                for who in ("reader", "A", "B") for q in QUESTIONS}  # fmt: skip
     lines, pairs = [], (("reader", "A"), ("reader", "B"), ("A", "B"))
@@ -130,9 +131,9 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="work folders, or two files of answers")
     given = parser.parse_args()
     if given.what == "draw":
-        return draw(given.paths)
+        return draw_by_lot(given.paths)
     if given.what == "compare":
-        compare(*given.paths)
+        compare_answers(*given.paths)
     put(CARD, "eye", tables(list(read(ANSWERS).values())))
 
 

@@ -1,4 +1,4 @@
-"""Trains the head for HL-Gauss, which learns the shape of the error while the UNet of tiny-sd stays as it is.
+"""Train the head for HL-Gauss, which learns the shape of the error while the UNet of tiny-sd stays frozen.
 
 python -m imagic_lab.numbers.hl_gauss_head         # about 4 minutes on 1 core; writes
 data/hl-gauss/head.safetensors
@@ -26,7 +26,7 @@ HEAD_FOLDER = ROOT / "runs" / "hl-gauss"
 
 @torch.no_grad()
 def stored_latents(pipe, scenes, path) -> tuple[torch.Tensor, torch.Tensor]:
-    """(means, deviations) of the scenes' latents, which are kept in a file."""
+    """Return the (means, deviations) of the scenes' latents, which are kept in a file."""
     if not path.exists():
         drawings = np.stack([dataset.pixels(scene) for scene in scenes])
         means, deviations = unet.encode_all(pipe.vae, drawings)
@@ -36,7 +36,7 @@ def stored_latents(pipe, scenes, path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def draw_batch(pipe, process, latents, scenes, step: int, generator: torch.Generator):
-    """(noised latents, timesteps, embeddings, noise), drawn as in the training of the UNet."""
+    """Draw (noised latents, timesteps, embeddings, noise) as in the training of the UNet."""
     means, deviations = latents
     which = torch.randint(len(scenes), (HEAD_BATCH,), generator=generator)
     empty = torch.rand(HEAD_BATCH, generator=generator) < unet.EMPTY_CAPTIONS
@@ -52,7 +52,7 @@ def draw_batch(pipe, process, latents, scenes, step: int, generator: torch.Gener
 
 @torch.no_grad()
 def held_back_losses(pipes: dict, process, latents, scenes, batches: int = 12) -> dict[str, dict[str, float]]:
-    """For each pipeline, HL-Gauss and the squared error of the mean on new scenes."""
+    """Return, for each pipeline, HL-Gauss and the squared error of the mean on new scenes."""
     scores = {name: {"hl_gauss": 0.0, "mse": 0.0} for name in pipes}
     for number in range(batches):
         generator = torch.Generator().manual_seed(number)
@@ -65,7 +65,7 @@ def held_back_losses(pipes: dict, process, latents, scenes, batches: int = 12) -
 
 
 def save_head(head: distribution.DistributionHead, path: Path, facts: dict) -> None:
-    """Save what the head learned, in half precision, and a hash of the model that it was trained for."""
+    """Save the head's weights in half precision, with a hash of the model for which it was trained."""
     half = {name: weight.half() for name, weight in head.learned.state_dict().items()}
     save_tensors(path, half, facts | {"model": distribution.hash_of(head.guess.weight.float())})
 

@@ -11,16 +11,16 @@ import sys
 
 from imagic_lab.numbers.report import ROOT, command_line
 
-Sources = dict[str, ast.Module]  # by module, such as "imagic_lib.edit"; a package has the name of its folder
+Sources = dict[str, ast.Module]  # by module, such as "imagic_lib.edit"; a package has its folder's name
 BOUNDED = {"imagic_lib.stage2_finetuning.fine_tune": 10, "imagic_lib.edit.run_edit": 9}  # parameters
 WAY = "imagic_lib.edit.run_edit", "imagic_lib.diffusion.denoising_loss"  # from a whole edit to the equation
 SCRIPT = "imagic_lab/studio/studio.js"
 SITE = "imagic_lab.web", "imagic_lab.book"
-SHARED_NAMES = {"main", "parser", "DEFAULTS", "__all__"}  # any module can have these
+SHARED_NAMES = {"main", "parser", "DEFAULTS", "__all__"}  # names that any module can have
 
 
 def texts_of(folder: str) -> dict[str, str]:
-    """The text of every module in a folder, from the files that git tracks or would add."""
+    """Read the text of every module in a folder, from the files that git tracks or would add."""
     command = ["git", "ls-files", "-co", "--exclude-standard", "--", f"{folder}/*.py"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     names = names or [str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*.py")]  # a copy without git
@@ -29,13 +29,13 @@ def texts_of(folder: str) -> dict[str, str]:
 
 
 def functions_of(sources: Sources) -> dict[str, ast.FunctionDef]:
-    """Every function, method and inner function, by its name with its module."""
+    """Return every function, method and inner function, by its name with its module."""
     nodes = ((module, node) for module, tree in sources.items() for node in ast.walk(tree))
     return {f"{module}.{node.name}": node for module, node in nodes if isinstance(node, ast.FunctionDef)}
 
 
 def imports_of(tree: ast.Module) -> dict[str, str]:
-    """Imports anywhere in a module, functions included: local name -> full name. TYPE_CHECKING is false at run time."""
+    """Return all imports of a module, in functions too: local name -> full name. TYPE_CHECKING is false at run time."""
     found, tests = {}, [node for node in tree.body if isinstance(node, ast.If)]
     unused = [inner for node in tests if "TYPE_CHECKING" in ast.unparse(node.test) for inner in node.body]
     for node in ast.walk(tree):
@@ -46,13 +46,13 @@ def imports_of(tree: ast.Module) -> dict[str, str]:
 
 
 def calls_of(node: ast.AST) -> list[str]:
-    """What a function calls, without what its lambdas and inner functions call, because they run somewhere else."""
+    """Return the calls in a function, except in its lambdas and inner functions, because they run somewhere else."""
     own = [n for n in ast.iter_child_nodes(node) if not isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
     return [ast.unparse(n.func) for n in own if isinstance(n, ast.Call)] + [call for n in own for call in calls_of(n)]
 
 
 def shortest_way(sources: Sources, start: str, goal: str) -> list[str]:
-    """The functions on the shortest way of calls from one to another, both included; empty if there is no way."""
+    """Return the functions on the shortest path of calls from one to another, with both; empty if there is none."""
     functions, ways = functions_of(sources), {start: [start]}
     for name in (queue := [start]):  # it grows
         module = name.rpartition(".")[0]
@@ -66,7 +66,7 @@ def shortest_way(sources: Sources, start: str, goal: str) -> list[str]:
 
 
 def import_cycles(sources: Sources) -> list[tuple[str, ...]]:
-    """Groups of modules that import each other, directly or through others."""
+    """Return groups of modules that import each other, directly or through others."""
     full = {module: set(imports_of(tree).values()) for module, tree in sources.items()}
     reach = {m: {n if n in sources else n.rpartition(".")[0] for n in names} & full.keys() for m, names in full.items()}
     for through in sources:
@@ -76,7 +76,7 @@ def import_cycles(sources: Sources) -> list[tuple[str, ...]]:
 
 
 def defined_twice(sources: Sources) -> list[tuple[str, list[str]]]:
-    """Public top-level names (functions, classes, constants) that several modules define, with the modules."""
+    """Return public top-level names (functions, classes, constants) that several modules define, with the modules."""
     homes = {}
     for module, tree in sources.items():
         parts = [part for node in tree.body for target in getattr(node, "targets", []) for part in ast.walk(target)]
@@ -86,7 +86,7 @@ def defined_twice(sources: Sources) -> list[tuple[str, list[str]]]:
 
 
 def house_counts() -> list[tuple[str, int | list, int | None]]:
-    """(what is counted, its number or the list of what counts, the bound or None)."""
+    """Return (what is counted, the number or a list of what counts, the bound or None) for each count."""
     lib, lab, guide = texts_of("imagic_lib"), texts_of("imagic_lab"), (ROOT / "tests" / "README.md").read_text("utf-8")
     core, both = ({module: ast.parse(text) for module, text in some.items()} for some in (lib, lib | lab))
     site = [name for name in lab if name.startswith(SITE)]

@@ -2,10 +2,10 @@
 
     python -m imagic_lab.numbers.lora          # half an hour of one core; continues where it was stopped
 
-A larger rank moves faster, because the factor alpha / rank is 1 here. Every LoRA is trained with one rate, found at
-rank 4, and with LORA_RATE * sqrt(4 / rank), which keeps the size of the update (Kalajdzievski 2023, arXiv 2312.03732).
-Each run is written into data/experiments/lora.json at once; the sheet and the tables follow at the end. The most
-important configurations come first, each of them for all (picture, seed) pairs. Seconds are of one processor core
+A larger rank learns faster, because the factor alpha / rank is 1 here. Every LoRA is trained at two rates: the one
+found at rank 4, and LORA_RATE * sqrt(4 / rank), which keeps the size of the update (Kalajdzievski 2023, arXiv
+2312.03732). Each run is written into data/experiments/lora.json at once; the sheet and the tables follow at the end.
+The most important configurations come first, each for all (picture, seed) pairs. Seconds are of one processor core
 (`time.process_time`), so other work on the machine does not count.
 """
 
@@ -57,12 +57,12 @@ RANKS = {"to_q, to_v": (4, 64), "all of attention": (4,), "attention and convolu
 LORA_RATE = stage2_finetuning.DEFAULTS["lora"]["tiny"]["lr"]  # found at rank 4
 RATES_BY_RANK = {64: 0.0025}  # LORA_RATE * sqrt(4 / rank)
 MOST_IMPORTANT = ("full", "to_q, to_v / 4", "attention and convolutions / 4", "to_q, to_v / 64", "all of attention / 4")
-EDIT_PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # a picture each, a training seed each
+EDIT_PAIRS = [(name, seed) for seed, name in enumerate(list(EDITS)[:4])]  # each picture with another training seed
 LORA_ETAS, LORA_SEEDS, LORA_SAMPLING = (0.0, 0.6, 0.8, 1.0), (0, 1), 15
 
 
 def configurations() -> dict[str, dict]:
-    """By label, the arguments of `fine_tune`: full, each LoRA with the one rate, and with the rate for its rank."""
+    """Return the arguments of `fine_tune` by label: full, and each LoRA with the one rate and the rate for its rank."""
     made = {"full": {"method": "full"} | LONGER[1]}
     for name, targets in TARGETS.items():
         for rank in RANKS[name]:
@@ -73,23 +73,23 @@ def configurations() -> dict[str, dict]:
 
 
 def rank_of(settings: dict) -> int:
-    """The rank of the LoRA that a configuration trains; 0 if it trains all weights."""
+    """Return the rank of the LoRA that a configuration trains, or 0 if it trains all weights."""
     return getattr(settings["method"], "rank", 0)
 
 
 def differs_by_rate(settings: dict) -> bool:
-    """Is it a LoRA that another configuration trains with another rate? It needs the same memory."""
+    """Whether another configuration trains the same LoRA at another rate, and so needs the same memory."""
     return rank_of(settings) > 0 and "lr" in settings
 
 
 def parts_of(label: str) -> tuple[str, str, str]:
-    """(layers, rank, learning rate) of a configuration, for the table."""
+    """Return (layers, rank, learning rate) of a configuration, for the table."""
     layers, rank, rate, *_ = [*label.split(" / "), "", ""]
     return layers, rank or "–", rate or str(LORA_RATE if rank else LONGER[1]["lr"])
 
 
 def prepared_edit(pipe, name: str, seed: int):
-    """(scene of the truth, image, e_tgt, e_opt). The embedding is kept, so a second call costs nothing."""
+    """Return (scene of the ground truth, image, e_tgt, e_opt). e_opt is kept, so a second call costs nothing."""
     path = DATA / "images" / name
     truth = load_scene(path).edit(**EDITS[name])
     image, e_tgt = imagic.load_image(path, pipe), imagic.encode_text(pipe, truth.caption())
@@ -117,7 +117,7 @@ def measure_edits(results: Results, pipe, reader, pair: tuple[str, int], labels:
         flat = imagic.generate(tuned, line, LORA_SEEDS, steps=LORA_SAMPLING)
         columns = {eta: flat[k * len(LORA_SEEDS) : (k + 1) * len(LORA_SEEDS)] for k, eta in enumerate(LORA_ETAS)}
         success = {eta: count_successes(reader, ps, truth) for eta, ps in columns.items() if eta}
-        best = max(success, key=lambda eta: (success[eta], -eta))  # of equally good ones the nearest to the input
+        best = max(success, key=lambda eta: (success[eta], -eta))  # if equal, the nearest to the input
         strip(f"edit-{name}-{label.replace('/', '-')}", [columns[eta][0] for eta in LORA_ETAS])
         distance = [rmse(p, truth.render()) for p in columns[best]]
         found = {"probe": [rounded(history.probe_loss[0]), rounded(history.probe_loss[-1])]}
@@ -131,7 +131,7 @@ def measure_edits(results: Results, pipe, reader, pair: tuple[str, int], labels:
 
 
 def counted_memory(unet, settings: dict, *, batch: int, side: int) -> tuple[float, int]:
-    """(GiB at the peak of a float32 step with Adam's moments, numbers that learn), counted instead of measured."""
+    """Count (GiB at the peak of a float32 step with Adam's moments, numbers that learn), instead of measuring them."""
     lora = settings["method"] if rank_of(settings) else imagic.LoRA()
     way = Way("lora" if rank_of(settings) else "full", Strategy(torch.float32, "Adam", False))
     peak, learning = training_peak(unet, 2, way, batch=batch, side=side, lora=lora)
@@ -139,15 +139,15 @@ def counted_memory(unet, settings: dict, *, batch: int, side: int) -> tuple[floa
 
 
 def resident_memory(label: str) -> float:
-    """GiB of resident memory at the peak of three steps on tiny, above the interpreter, its libraries and the loaded
-    model, in a new process."""
+    """Measure the resident memory at the peak of three steps on tiny, in a new process, in GiB above that of the
+    interpreter, its libraries and the loaded model."""
     command = [sys.executable, "-m", "imagic_lab.numbers.lora", "--peak", label]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=FRUGAL_MALLOC)
     return float(done.stdout.split()[-1])
 
 
 def print_peak(label: str) -> None:
-    """The work of `resident_memory`'s process."""
+    """Do the work of `resident_memory` in its process."""
     import psutil
 
     pipe = imagic.load_pipeline("tiny")
@@ -181,7 +181,7 @@ def measure_memory(results: Results) -> None:
 # --- sheet and tables
 
 
-SHEET = {  # what the rows of the sheet show
+SHEET = {  # the rows of the sheet
     "full": "full",
     "to_q, to_v, rank 4": "to_q, to_v / 4",
     "to_q, to_v, rank 64": "to_q, to_v / 64 / 0.0025",
@@ -193,19 +193,19 @@ SHEET_ETAS = (0.0, 0.8, 1.0)
 
 
 def lora_sheet() -> None:
-    """The dog: a row for each configuration of SHEET, a column for each η of SHEET_ETAS."""
+    """Draw the sheet of the dog, with a row for each configuration in SHEET and a column for each η in SHEET_ETAS."""
     rows = [strips(f"edit-{EDIT_PAIRS[0][0]}-{label.replace('/', '-')}") for label in SHEET.values()]
     write_tiles("lora-edits.jpg", [[row[LORA_ETAS.index(eta)] for eta in SHEET_ETAS] for row in rows])
 
 
 def edit_runs(found: dict) -> dict[str, dict[str, dict]]:
-    """The runs of each configuration, by 'picture / seed'."""
+    """Return the runs of each configuration, by 'picture / seed'."""
     pairs = [f"{name} / {seed}" for name, seed in EDIT_PAIRS]
     return {c: {pair: found[f"{pair} / {c}"] for pair in pairs} for c in configurations()}
 
 
 def two_digits(share: float) -> str:
-    """'0.32 %'."""
+    """Write a share as '0.32 %'."""
     return f"{100 * share:.2g} %" if share < 0.99 else "100 %"
 
 
@@ -244,7 +244,7 @@ def memory_table(found: dict) -> str:
 
 
 def lora_verdicts(found: dict) -> list[str]:
-    """Sentences that compare two configurations each, edit by edit, and one on how far to trust them."""
+    """Return sentences that compare two configurations, edit by edit, and one on how far to trust them."""
     runs, small, conv = edit_runs(found), "to_q, to_v / 4", "attention and convolutions / 4"
     compared = {
         "full minus LoRA of rank 4 on to_q and to_v": ("full", small),

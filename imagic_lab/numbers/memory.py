@@ -30,11 +30,11 @@ from imagic_lib.unets import LoRA, add_lora
 
 MODELS = ("tiny", "CompVis/stable-diffusion-v1-4")  # one of each kind
 STATE_BYTES = {"Adam": 8, "Adam in backward": 8, "Adam 8-bit": 2}  # both moments of one learning number
-CHECKER_BYTES = {"tiny": 0, "stable-diffusion": 1_215_981_830}  # of the safety checker, in float32: SD 1.4's own
+CHECKER_BYTES = {"tiny": 0, "stable-diffusion": 1_215_981_830}  # of SD 1.4's safety checker, in float32
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all living storages: `now`, and the largest number so far, `peak`."""
+    """Counts the bytes of all living storages, as `now`, and their largest number so far, as `peak`."""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Inside a FakeTensorMode: meta parameters become fake ones, which `.to(dtype)` can't do. LoRA stays float32."""
+    """In a FakeTensorMode, make meta parameters fake ones, which `.to(dtype)` can't do. A LoRA stays in float32."""
     for name, part in module.named_modules():
         for key, p in part._parameters.items():
             if p is not None:
@@ -72,8 +72,8 @@ def faked(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def training_peak(
     unet: nn.Module, stage: int, way: Way, *, batch=1, side=64, tokens=77, lora=LoRA()
 ) -> tuple[int, int]:
-    """One step of stage 1 or 2, by the stages' own `denoising_loss`: (bytes at its peak, without the optimizer's
-    moments; numbers that learn). unet: on the meta device, stays as it is. side: of the latents."""
+    """Count one step of stage 1 or 2, with the stages' `denoising_loss`. Returns (bytes at its peak, without the
+    optimizer's moments; numbers that learn). unet: on the meta device, left unchanged. side: of the latents."""
     unet = copy.deepcopy(unet).train().requires_grad_(stage == 2)  # in eval mode checkpointing may be off
     strategy = way.strategy
     if stage == 2 and way.method == "lora":
@@ -92,8 +92,8 @@ def training_peak(
 
 @torch.no_grad()
 def sampling_peak(modules: dict[str, nn.Module], dtype: torch.dtype, *, at_once=1, side=64) -> int:
-    """Bytes at the peak of stages 3 and 4: guidance with a batch of 2 x at_once, then the VAE, picture by picture.
-    The tuned UNet has the given dtype, the rest of the pipeline float32; `encode_image` and the probe need less."""
+    """Count the bytes at the peak of stages 3 and 4: guidance with a batch of 2 x at_once, then the VAE, picture by
+    picture. The tuned UNet has this dtype, all else float32; `encode_image` and the probe need less."""
     unet, vae, text_encoder = (copy.deepcopy(modules[part]) for part in PARTS)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
         faked(unet, dtype), faked(vae, torch.float32), faked(text_encoder, torch.float32)
@@ -106,8 +106,9 @@ def sampling_peak(modules: dict[str, nn.Module], dtype: torch.dtype, *, at_once=
     return live.peak
 
 
-def counted_peaks(model: str, half: torch.dtype) -> dict[str, list[float]]:
-    """GiB at the peak of stage 1, of stage 2 and of drawing, by the name of the way. Ten counted steps."""
+def counted_peaks(model: str, half: torch.dtype, some: slice = slice(None)) -> dict[str, list[float]]:
+    """Return GiB at the peak of stage 1, of stage 2 and of drawing, by the name of the way, from ten counted steps.
+    some: which of the ways."""
     modules = on_meta(model)
     unet, _, text_encoder = modules.values()
     kind, side, tokens = (
@@ -126,13 +127,13 @@ def counted_peaks(model: str, half: torch.dtype) -> dict[str, list[float]]:
         return sampling_peak(modules, dtype, at_once=AT_ONCE[kind], side=side) + CHECKER_BYTES[kind]
 
     def counted(way: Way) -> list[float]:
-        strategy, plain = way.strategy, replace(way.strategy, optimizer="Adam")  # an 8-bit Adam computes as Adam does
+        strategy, plain = way.strategy, replace(way.strategy, optimizer="Adam")  # an 8-bit Adam computes the same way
         peak, learning = trained(2, way if strategy.optimizer == "Adam in backward" else Way(way.method, plain))
         second = peak + learning * STATE_BYTES[strategy.optimizer]
-        first = trained(1, Way("full", plain))[0]  # depends on precision and checkpointing alone
+        first = trained(1, Way("full", plain))[0]  # depends only on precision and checkpointing
         return [round(peak / GIB, 4) for peak in (first, second, sampled(strategy.dtype))]
 
-    return {way.name: counted(way) for way in ways_by_preference(half)}
+    return {way.name: counted(way) for way in ways_by_preference(half)[some]}
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 
 It reads data/experiments/toyedit-*.csv, which `python -m imagic_lab.benchmark` measured (README.md says how), and
 writes the tables of README.md and data/experiments/methods.png, .json and .jpg. The last is a sheet of pictures from
-the benchmark's work folder. A fresh clone has no such folder, so there the sheet stays as it is.
+the benchmark's work folder. A fresh clone has no such folder, so there the sheet is left unchanged.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from imagic_lib.files import write_atomically
 WORK_FOLDER = ROOT / "runs" / "benchmark"
 SHEET_METHODS = ("imagic", "imagic-own", "no-stage-2", "sdedit", "npi", "p2p", "ledits")
 SHEET_EDITS = 12  # three of each kind
-TILE_PIXELS = 128  # pixels
+TILE_PIXELS = 128  # width and height of a tile
 ABOVE, RIGHT, BELOW, LEFT = (0, 11), (13, 0), (0, -11), (-13, 0)  # points from a dot to its number
 NUMBER_PLACES = {
     "imagic": BELOW,
@@ -62,7 +62,7 @@ def stored_rows(split: str) -> list[dict]:
 
 
 def point_of(rows: list[dict], dev: list[dict], name: str) -> dict[str, float]:
-    """The means of a method at the value that was best on dev: success, details kept, both, seconds, evaluations."""
+    """Return a method's means at the value that was best on dev: success, details kept, both, seconds, evaluations."""
     own, best = measured_rows(rows, name), best_value(dev, name)
     found = {"kept": float(np.nanmean([at_value(row, "kept", best) for row in own]))}
     found["both"] = float(np.mean([at_value(row, "worth", best) for row in own]))
@@ -73,7 +73,7 @@ def point_of(rows: list[dict], dev: list[dict], name: str) -> dict[str, float]:
 
 
 def figure_of_methods(points: dict[str, dict], methods: dict[str, Method]) -> Figure:
-    """Left, success × details kept against the seconds of one picture; right, details kept against success."""
+    """Plot success × details kept against the seconds of one picture, and to the right details kept against success."""
     whole = Figure(figsize=(12, 5.2), layout="constrained")
     left, right = whole.subplots(1, 2)
     for number, (name, found) in enumerate(points.items(), 1):
@@ -106,7 +106,7 @@ def figure_of_methods(points: dict[str, dict], methods: dict[str, Method]) -> Fi
 
 
 def group_of(name: str) -> str:
-    """Imagic of this library, Imagic of the community, a method that starts from an inversion, or another one."""
+    """Say whether it is this library's Imagic, the community's, a method that starts from an inversion, or another."""
     if name.startswith(("imagic", "no-stage", "own")):
         return "imagic"
     if name.startswith("community"):
@@ -117,7 +117,7 @@ def group_of(name: str) -> str:
 def sheet_of_methods(
     split: str, names: list[str], methods: dict, rows: list[dict], dev: list[dict], folder: Path
 ) -> tuple[Image.Image, list[dict]]:
-    """A row of pictures for each edit (the input, the right answer, one of each method), and what each row is about."""
+    """Draw a row for each edit (input, ground truth, each method). Returns the sheet, and facts on each row."""
     whole, about = Image.new("RGB", (TILE_PIXELS * (2 + len(names)), TILE_PIXELS * SHEET_EDITS), "white"), []
     for line in range(SHEET_EDITS):
         for column, name in enumerate(names):
@@ -137,7 +137,7 @@ def sheet_of_methods(
 
 
 def values_table(rows: list[dict]) -> str:
-    """One method at every value of its knob: rows of dev, which would choose the value."""
+    """Return a table of one method at every value of its knob, on the rows of dev, which would choose the value."""
     lines = []
     for value in numbers_in(rows[0]["values"]):
         success, kept, worth = ([at_value(row, w, value) for row in rows] for w in ("success", "kept", "worth"))
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def keep_facts(**facts) -> None:
-    """Put these facts into methods.json; others stay there."""
+    """Put these facts into methods.json, and leave the others there."""
     path = FOLDER / "methods.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = json.dumps(known | facts, indent=1, ensure_ascii=False) + "\n"

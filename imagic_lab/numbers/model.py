@@ -34,13 +34,13 @@ def pixels_of(scenes) -> torch.Tensor:
 
 
 def held_out_scenes() -> list:
-    """One scene for each of the 64 combinations that training never saw."""
+    """Return one scene for each of the 64 combinations that training never saw."""
     found = {tuple(s.attributes.values()): s for s in dataset.test_scenes(4000, held_out=True)}
     return [found[key] for key in sorted(found)]
 
 
 def samples_of(pipe, count: int, sampler: str | None = None, guidance: float | None = None) -> tuple[list, list]:
-    """(scenes, a picture for the caption of each): every held-out combination equally often, each with another seed."""
+    """Return scenes and a picture for each caption, every held-out combination equally often, all with other seeds."""
     scenes, drawn = held_out_scenes() * (count // 64), []
     for seed, scene in enumerate(scenes):
         drawn += imagic.sample_text(pipe, scene.caption(), [seed], scheduler=sampler, guidance_scale=guidance)
@@ -48,7 +48,7 @@ def samples_of(pipe, count: int, sampler: str | None = None, guidance: float | N
 
 
 def judge(reader, scenes, pictures) -> tuple[list, list, list]:
-    """For each picture: (which attributes are right, by name; is it drawn well? the share of the scene's details)."""
+    """Return, for each picture: which attributes are right, by name; whether it is drawn well; its details kept."""
     found = [reader.scene(picture) for picture in pictures]
     right = [{k: getattr(f, k) == getattr(s, k) for k in ATTRIBUTES} for f, s in zip(found, scenes, strict=True)]
     well = [reader.left(p, f) <= reader.bound for p, f in zip(pictures, found, strict=True)]
@@ -56,7 +56,7 @@ def judge(reader, scenes, pictures) -> tuple[list, list, list]:
 
 
 def attributes_table(reader, parts: dict[str, tuple[list, Sequence]], samples: tuple[list, list, list]) -> str:
-    """What the reader finds in (scenes, pictures), by name, and what `judge` found in the samples."""
+    """Return a table of what the reader finds in (scenes, pictures), by name, and what `judge` found in the samples."""
     lines = []
     for name, (scenes, pictures) in parts.items():
         right, well, kept = judge(reader, scenes, pictures)
@@ -69,7 +69,7 @@ def attributes_table(reader, parts: dict[str, tuple[list, Sequence]], samples: t
 
 
 def samplers_table(pipe, reader) -> str:
-    """Other samplers and guidance scales, each on one sample of every held-out combination."""
+    """Return a table of other samplers and guidance scales, each on one sample of every held-out combination."""
     lines = []
     for sampler, guidance in COMPARED_SAMPLERS:
         right, well, _ = judge(reader, *samples_of(pipe, 64, sampler, guidance))
@@ -81,7 +81,7 @@ def samplers_table(pipe, reader) -> str:
 
 @torch.no_grad()
 def retrieval(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Tensor, captions: list[str]) -> float:
-    """The share of pictures (n, 3, 128, 128) whose own caption scores highest among all captions, in [0, 1]."""
+    """Return the share of pictures (n, 3, 128, 128) whose own caption scores highest of all captions, in [0, 1]."""
     scores = model(input_ids=clip.tokenize(tokenizer, captions), pixel_values=pictures).logits_per_image
     best = scores.argmax(dim=1)
     return sum(captions[i] == captions[k] for k, i in enumerate(best.tolist())) / len(captions)

@@ -1,7 +1,7 @@
 """A new word for one particular car, taught with LoRA: how many pictures, which layers, which texts, a prior?
 
     python -m imagic_lab.numbers.new_word              # the first two cars, some 20 minutes of one core each
-    python -m imagic_lab.numbers.new_word --cars 6     # four cars more; only what is missing is measured
+    python -m imagic_lab.numbers.new_word --cars 6     # four more cars; results that are there are kept
 
 Each run is written into data/experiments/new-word.json at once; the sheet and the table follow at the end. Seconds are
 of one processor core (`time.process_time`), so other work on the machine does not count.
@@ -38,7 +38,7 @@ from imagic_lib.pictures import to_picture
 
 WORD_RESULTS = "new-word.json"
 WORD_SAMPLING = 15
-CARS = {  # by their marks: the seed of a scene outside all trainings
+CARS = {  # by their marks, the seed of a scene that was never in a training
     "green emblem, roof rack": 1_500_033,
     "stripe, blue emblem": 1_600_235,
     "violet emblem, roof rack": 1_600_238,
@@ -46,20 +46,20 @@ CARS = {  # by their marks: the seed of a scene outside all trainings
     "stripe, red emblem, roof rack": 1_600_258,
     "stripe, roof rack": 1_600_236,
 }
-MEASURED = 2  # so many of them, unless more are asked for
+MEASURED = 2  # the number of cars, unless --cars asks for more
 WORD, CLASS = "a photo of sks car", "a photo of a car"
 PLACE_PHRASES = {"beach": "on the beach", "snow": "in the snow", "night": "at night", "grass": "on the grass"}
-# (place, pose) of the pictures to learn from; the beach is never among them
+# (place, pose) of the pictures to learn from, which are never on the beach
 VIEWS = [("grass", "parked"), ("snow", "driving"), ("night", "parked"), ("grass", "driving"),
          ("snow", "parked"), ("night", "driving"), ("grass", "parked"), ("snow", "driving")]  # fmt: skip
-# texts of other cars, for a prior; without red, because we test with a red car
+# texts of other cars, for a prior; none is red, because we test with a red car
 OTHER_CARS = (CLASS, "a photo of a blue car", "a blue car driving on the beach", "a white car parked in the snow",
               "a black car driving on the grass", "a grey car driving at night", "a white car driving on the beach",
               "a black car parked in the snow")  # fmt: skip
 
 
 class Teaching(NamedTuple):
-    """How the word is taught."""
+    """A way to teach the word."""
 
     pictures: int
     layers: str = "attention and convolutions"
@@ -68,7 +68,7 @@ class Teaching(NamedTuple):
     steps: int = 300
 
     def cells(self) -> list[str]:
-        """The cells of the table, which are the key in the results as well."""
+        """Return the cells of the table, which are also the key in the results."""
         prior = {0: "–", 1: "one text"}.get(len(self.prior), f"{len(self.prior)} texts")
         return [str(self.pictures), self.layers, "captions" if self.captions else "word", prior, str(self.steps)]
 
@@ -91,21 +91,21 @@ def car_of(label: str, place="grass", pose="parked") -> Scene:
 
 
 def scenes_to_learn(label: str, count: int) -> list[Scene]:
-    """The scenes of the car that are learned from, first the car as it is, then other views."""
+    """Return the scenes to learn from: first the car as it is, then other views."""
     car = car_of(label)
     return [car] + [seen_again(car, 1_800_000 + k, place=p, pose=q) for k, (p, q) in enumerate(VIEWS[1:count])]
 
 
 @lru_cache(maxsize=1)
 def lineups(label: str) -> dict[str, Lineup]:
-    """For each place a line-up, with the car itself first and then other yellow cars."""
+    """Return a line-up for each place: first the car itself, then other yellow cars."""
     others = [Scene.sample(1_700_000 + k, subject="car", colour="yellow", pose="driving") for k in range(OTHERS)]
     cars = [car_of(label), *others]
     return {place: Lineup([scene.edit(place=place, pose="driving") for scene in cars]) for place in PLACE_PHRASES}
 
 
 def check_pictures(reader, label: str, place: str, pictures: list[Image.Image]) -> list[dict]:
-    """How far is each picture from this car, is the car picked in the line-up, and does the text hold?"""
+    """Measure how far each picture is from this car, whether the line-up picks it, and whether the text is right."""
     found = []
     for picture, seen in zip(pictures, attributes_of(reader, pictures), strict=True):
         distances = lineups(label)[place].distances(picture)
@@ -120,7 +120,7 @@ def mean_of(rows: list[dict]) -> dict:
 
 
 def look_at_words(pipe, reader, label: str, subject: str) -> tuple[dict, list[Image.Image]]:
-    """Draw the word in four places, and other cars, which should not change. Pictures of one seed are for the sheet."""
+    """Draw the word in four places, and other cars, which should not change. Pictures of one seed go on the sheet."""
     found, row = {}, []
     for place, phrase in PLACE_PHRASES.items():
         drawn = imagic.sample_text(pipe, f"{subject} driving {phrase}", WORD_SEEDS, steps=WORD_SAMPLING)
@@ -134,7 +134,7 @@ def look_at_words(pipe, reader, label: str, subject: str) -> tuple[dict, list[Im
 
 
 def best_possible(pipe, reader, label: str) -> tuple[dict, list[Image.Image]]:
-    """The upper limit, from other views of the car itself, drawn and then through the VAE."""
+    """Measure the upper limit, from drawings of other views of the car itself, after the VAE."""
     found, row = {}, []
     for place in PLACE_PHRASES:
         scenes = [seen_again(car_of(label), 1_900_000 + k, place=place, pose="driving") for k in WORD_SEEDS]
@@ -146,7 +146,7 @@ def best_possible(pipe, reader, label: str) -> tuple[dict, list[Image.Image]]:
 
 
 def teach(pipe, reader, label: str, teaching: Teaching) -> tuple[dict, list[Image.Image]]:
-    """Teach the word in this way, and look at the pictures."""
+    """Teach the word in this way, and measure the pictures."""
     began = time.process_time()
     prior = class_pictures(pipe, teaching.prior, PRIOR_COUNT, seed=5000, steps=15) if teaching.prior else None
     scenes = scenes_to_learn(label, teaching.pictures)
@@ -167,7 +167,7 @@ def file_of(label: str, name: str) -> str:
 
 
 def measure_car(results: Results, pipe, reader, label: str) -> None:
-    """All runs of one car that are still missing."""
+    """Measure all runs of one car that are still missing."""
     makers = {
         "limit": lambda: best_possible(pipe, reader, label),
         "loaded, a yellow car": lambda: look_at_words(pipe, reader, label, "a photo of a yellow car"),
@@ -194,12 +194,12 @@ DRAWN_ROWS = tuple(name for name in TABLE_CELLS if name != "loaded, sks car")
 
 
 def measured_cars(found: dict) -> list[str]:
-    """The cars of which every row of the table is there."""
+    """Return the cars for which every row of the table is there."""
     return [car for car in CARS if all(f"{car} / {name}" in found for name in TABLE_CELLS)]
 
 
 def word_sheet(found: dict) -> None:
-    """For each row of the table the tiles of two cars: each on the beach, on grass, and a red car."""
+    """Draw, for each row of the table, the tiles of two cars: on the beach, on grass, and a red car."""
     rows = []
     for name in DRAWN_ROWS:
         for car in measured_cars(found)[:2]:
@@ -209,12 +209,12 @@ def word_sheet(found: dict) -> None:
 
 
 def runs_of(found: dict) -> dict[str, list[dict]]:
-    """The results of each row of the table, one for each car."""
+    """Return the results of each row of the table, one for each car."""
     return {name: [found[f"{car} / {name}"] for car in measured_cars(found)] for name in TABLE_CELLS}
 
 
 def true_of(runs: list[dict], key: str, places: Iterable[str] = tuple(PLACE_PHRASES)) -> list[int]:
-    """For each car the number of pictures of which `key` is true."""
+    """Count, for each car, the pictures whose `key` is true."""
     if key in runs[0]:
         return [round(run[key] * len(WORD_SEEDS)) for run in runs]
     return [sum(round(run[place][key] * run[place]["n"]) for place in places) for run in runs]
@@ -242,7 +242,7 @@ def words_table(found: dict) -> str:
 
 
 R, A, B, C, D, E, F, G = TEACHINGS
-CHANGES_OF_TEACHING = {  # (new, old): the rows that differ in this
+CHANGES_OF_TEACHING = {  # (new, old) rows that differ in this
     ("500 steps", "300, on to_q and to_v"): (A, R),
     ("convolutions and all of attention", "to_q and to_v"): (A, B),
     ("captions", "the word alone"): (B, C),
@@ -253,7 +253,7 @@ CHANGES_OF_TEACHING = {  # (new, old): the rows that differ in this
 
 
 def word_verdicts(found: dict) -> list[str]:
-    """A sentence on each change: its counts, car by car."""
+    """Return a sentence on each change, with its counts, car by car."""
     runs, lines = runs_of(found), []
     for words, teachings in CHANGES_OF_TEACHING.items():
         old, new = (runs[" / ".join(one.cells())] for one in teachings)

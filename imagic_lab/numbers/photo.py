@@ -19,7 +19,7 @@ PLACE = re.compile(r"(<!-- photo -->).*?(<!-- /photo -->)", re.DOTALL)
 
 
 def sheet(files: list[Path]) -> Image.Image:
-    """Pictures side by side."""
+    """Put pictures side by side."""
     row = Image.new("RGB", (len(files) * (SIDE + GAP) - GAP, SIDE), "white")
     for k, file in enumerate(files):
         row.paste(Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (k * (SIDE + GAP), 0))
@@ -27,7 +27,7 @@ def sheet(files: list[Path]) -> Image.Image:
 
 
 def told(text: str, made: dict, figure: str) -> str:
-    """The figure in Markdown, and below it the text and the numbers of the run."""
+    """Return the figure in Markdown and, below it, the text and the numbers of the run."""
     how = f"η = {made['eta']:g}, λ = {made['scale']:g}, seed {made['seed']}, {made['drawn']} seeds drawn"
     cost = f"{made['model']}, {made['minutes']:.0f} minutes on one {made['gpu']}, at most {made['peak_gib']:.1f} GiB"
     shown = f"A photo, the photo rebuilt at η = 0, and edited to “{text}”"
@@ -35,7 +35,7 @@ def told(text: str, made: dict, figure: str) -> str:
 
 
 def fill(root: Path, text: str, made: dict) -> list[str]:
-    """Fill the places below `root`; returns the names of the documents that have one."""
+    """Fill the places below `root`. Returns the names of the documents that have one."""
     paths = [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]
     paths = [path for path in paths if "<!-- photo -->" in path.read_text(encoding="utf-8")]
     for path in paths:

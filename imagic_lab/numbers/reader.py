@@ -27,7 +27,7 @@ BAD_SAMPLES = DATA / "reader" / "bad-samples.jpg"  # of this model half-way thro
 
 
 def accuracies(found: list[Scene], scenes: list[Scene]) -> dict[str, str]:
-    """By name, the share of correct readings; for amounts, the error that 95 % of the readings stay below."""
+    """Return, by name, the share of correct readings; for amounts, the error below which 95 % of the readings are."""
     pairs = list(zip(found, scenes, strict=True))
     result = {k: in_percent(np.mean([getattr(f, k) == getattr(s, k) for f, s in pairs])) for k in ATTRIBUTES}
     numbers = [(to_numbers(f), to_numbers(s), visible(s)) for f, s in pairs]
@@ -41,7 +41,7 @@ def accuracies(found: list[Scene], scenes: list[Scene]) -> dict[str, str]:
 
 
 def votes(found: list[Scene], scenes: list[Scene]) -> dict[str, str]:
-    """By detail, the share of pictures whose reading agrees with the scene, where the scene shows that detail."""
+    """Return, by detail, the share of pictures whose reading agrees with the scene, if the scene shows that detail."""
     result = {}
     for detail, parts in DETAILS.items():
         agree = []
@@ -55,8 +55,8 @@ def votes(found: list[Scene], scenes: list[Scene]) -> dict[str, str]:
 
 
 def caught_monsters(reader, vae_of_model) -> tuple[dict[str, list[bool]], torch.Tensor]:
-    """(for each kind of monster, which of them are not drawn well; their pictures after the VAE)."""
-    caught, shown = {kind: [] for kind in MONSTER_KINDS}, monsters(EACH_MONSTER, seed=1)  # not those of the bound
+    """Return, for each kind of monster, which of them are not drawn well; and their pictures after the VAE."""
+    caught, shown = {kind: [] for kind in MONSTER_KINDS}, monsters(EACH_MONSTER, seed=1)  # not those that set the bound
     blurred = vae.reconstruct(vae_of_model, torch.cat([to_tensor(picture) for _, _, picture in shown]))
     for (kind, _, _), picture in zip(shown, blurred, strict=True):
         caught[kind].append(not reader.drawn_well(picture))

@@ -1,4 +1,4 @@
-"""What all scripts share, the command line and the way a table gets into its document without being typed."""
+"""Shared by all scripts: the command line, and a way to put a table into its document without typing it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TINY_CARD = ROOT / "data" / "tiny-sd" / "README.md"
 
 
 def command_line(description: str) -> argparse.ArgumentParser:
-    """The options of a script. `--help` shows its docstring as it is."""
+    """Return the options of a script. `--help` shows its docstring as it is."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def put(document: Path, name: str, text: str) -> None:
-    """Replace what is between <!-- name --> and <!-- /name --> in the document, and print it."""
+    """Replace the part between <!-- name --> and <!-- /name --> in the document, and print the new one."""
     print(text)
     old = document.read_text(encoding="utf-8")
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"

@@ -1,4 +1,4 @@
-"""What the experiments share: results that are saved one by one, rows of pictures for the sheets, and intervals."""
+"""Shared by the experiments: results that are saved one by one, rows of pictures for the sheets, and intervals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Results:
             self.found |= json.loads(self.path.read_text(encoding="utf-8"))
 
     def check_versions(self, versions: dict[str, str]) -> None:
-        """Keep the versions. Raises ValueError if the file has results of others."""
+        """Store the versions. Raises ValueError if the file has results from others."""
         if (self.found["versions"] or versions) != versions:
             raise ValueError(f"{self.path} was measured with other versions: delete it to measure again")
         self.found["versions"] = versions
@@ -55,7 +55,7 @@ def rounded(value: float, digits: int = 4) -> float:
 
 
 def attributes_of(reader, pictures: list[Image.Image]) -> list[dict[str, str]]:
-    """The four attributes of each picture, as the reader sees them at a glance."""
+    """Return the four attributes of each picture, as the reader sees them at a glance."""
     return [scene.attributes for scene in reader.glance(torch.cat([to_tensor(picture) for picture in pictures]))]
 
 
@@ -77,7 +77,7 @@ def strips(name: str) -> list[Image.Image]:
 
 
 def write_tiles(name: str, rows: list[list[Image.Image]]) -> None:
-    """Save rows of tiles as the best JPEG of at most LARGEST_SHEET bytes; `read_tiles` cuts it up again."""
+    """Save rows of tiles as the best JPEG of at most LARGEST_SHEET bytes. `read_tiles` cuts it up again."""
     sheet = Image.new("RGB", (TILE * len(rows[0]), TILE * len(rows)))
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
@@ -90,7 +90,7 @@ def write_tiles(name: str, rows: list[list[Image.Image]]) -> None:
 
 
 def read_tiles(name: str) -> list[list[Image.Image]]:
-    """The rows of tiles of a stored sheet."""
+    """Return the rows of tiles of a stored sheet."""
     with Image.open(FOLDER / name) as opened:
         sheet = opened.convert("RGB")
     across, down = range(0, sheet.width, TILE), range(0, sheet.height, TILE)
@@ -101,7 +101,7 @@ def read_tiles(name: str) -> list[list[Image.Image]]:
 
 
 def mean_and_deviation(values: list[float], form: str) -> str:
-    """Mean ± standard deviation."""
+    """Write mean ± standard deviation."""
     return f"{np.mean(values):{form}}" + (f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else "")
 
 
@@ -110,15 +110,15 @@ def in_percent(share: float) -> str:
 
 
 def chance_of_one_sign(pairs: int) -> str:
-    """How often all differences have one sign if nothing but chance decides: '1 of 16' for five pairs."""
+    """Return how often all differences would have one sign by chance alone, such as '1 of 16' for five pairs."""
     return f"1 of {2 ** (pairs - 1)}"
 
 
 def paired_difference(a: list[float], b: list[float], form: str = ".1f", unit: str = "") -> str:
-    """'+15.7 dB (+13.5 to +17.7; 4 of 4 above zero)': mean, smallest and largest of a - b; or '0 of 4 differ'.
+    """Write mean, smallest and largest of a - b as '+15.7 dB (+13.5 to +17.7; 4 of 4 above zero)', or '0 of 4 differ'.
 
-    From smallest to largest of n differences is an interval for their median, at the level 1 - 2^(1-n). It assumes
-    that the pairs are independent, and nothing about how the differences are distributed.
+    From the smallest to the largest of n differences is an interval for their median, at the level 1 - 2^(1-n). It
+    assumes that the pairs are independent, but nothing about the distribution of the differences.
     """
     digits = int(form[1:-1])
     d = np.round(np.array(a) - np.array(b), digits) + 0.0  # no -0.0
@@ -129,11 +129,11 @@ def paired_difference(a: list[float], b: list[float], form: str = ".1f", unit: s
 
 
 def count_with_parts(counts: list[int], total: int) -> str:
-    """'14 of 24 (2 + 12)': the sum, and its parts, because pictures of one car or one edit are not independent."""
+    """Write a sum with its parts, '14 of 24 (2 + 12)', because pictures of one car or one edit are not independent."""
     return f"{sum(counts)} of {total} ({' + '.join(f'{count:.0f}' for count in counts)})"
 
 
 def save_rows(path: Path, rows: list[Tensor]) -> None:
-    """Save rows of pictures, (n, 3, h, w) in [-1, 1] each, as one sheet: PNG or JPEG, by the name of the file."""
+    """Save rows of pictures, (n, 3, h, w) in [-1, 1] each, as one sheet. The file name decides between PNG and JPEG."""
     sheet = torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
     to_picture(sheet).save(path, quality=90)  # quality is for JPEG

@@ -3,8 +3,8 @@
     python -m imagic_lab.numbers.schedules          # about ninety minutes of one core; continues where it was stopped
     python -m imagic_lab.numbers.schedules 1        # only the first edit
 
-The library's own stages train one after the other, in batches. Here the embedding and the weights may also learn
-together or in turns, at times drawn without strata, in some layers only, or until the probe settles.
+The library's stages train one after the other, in batches. Here the embedding and the weights can also learn together
+or in turns, with timesteps drawn without strata, in some layers only, or until the probe settles.
 
 Each edit of ToyEdit dev on each schedule is written into data/experiments/faster.json at once; the table goes into
 imagic_lab/numbers/README.md.
@@ -51,13 +51,13 @@ ORDERS = ("apart", "joint", "alternating")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the two trainings are run. Raises ValueError for an invalid order or number.
+    """The schedule of both trainings. Raises ValueError for an invalid order or number.
 
     first, second: steps for the embedding e and for the weights θ. order: "apart" is the paper's, first all steps of
     e, then all of θ; "joint" moves both in each of `second` steps; "alternating" takes turns, `second` of each. batch:
-    samples in a step. decay, bias: as in `fine_tune`, for steps in which θ learns. stratified: one time in each of
-    `batch` equal parts, or all drawn alike. rates: of e and of θ. layers: a regular expression; only weights with it
-    in their name learn. patience: end when the probe has not fallen by 1 % for so many probes (`has_settled`).
+    samples per step. decay, bias: as in `fine_tune`, for steps in which θ learns. stratified: draw one timestep from
+    each of `batch` equal parts, or else all from the whole range. rates: of e and of θ. layers: a regular expression;
+    only weights whose names match learn. patience: end after this many probes without a fall of 1 % (`has_settled`).
     """
 
     first: int
@@ -79,7 +79,7 @@ class Schedule:
                 raise ValueError(f"{name} is {value}: it can't be so small")
 
     def phases(self) -> list[list[str]]:
-        """What learns in each step: "e", "θ" or both, phase by phase."""
+        """Return what learns in each step ("e", "θ" or both), phase by phase."""
         if self.order == "joint":
             return [["eθ"] * self.second]
         if self.order == "alternating":
@@ -90,9 +90,9 @@ class Schedule:
 def train_on_schedule(
     pipe: StableDiffusionPipeline, image: Tensor, text: str, schedule: Schedule
 ) -> tuple[Tensor, Tensor, StableDiffusionPipeline, History]:
-    """(e_tgt, e_opt, the pipeline with the tuned UNet, the history of both trainings), as the schedule says.
+    """Train on the schedule. Returns (e_tgt, e_opt, the pipeline with the tuned UNet, the history of both trainings).
 
-    Both descend the same loss, E_{t,ε} ‖ε - f_θ(z_t, t, e)‖². Raises ValueError if no layer has such a name.
+    Both trainings use the same loss, E_{t,ε} ‖ε - f_θ(z_t, t, e)‖². Raises ValueError if no layer has such a name.
     """
     e_tgt, generator = encode_text(pipe, text), torch.Generator().manual_seed(0)
     check_one_image_one_embedding(image, e_tgt)
@@ -121,20 +121,20 @@ def train_on_schedule(
 
 
 def has_settled(history: History, patience: int) -> bool:
-    """True if none of the last `patience` probes was more than 1 % below the best one before them."""
+    """Whether none of the last `patience` probes was more than 1 % below the best one before them."""
     if len(history.probe_loss) <= patience:
         return False
     return min(history.probe_loss[-patience:]) > 0.99 * min(history.probe_loss[:-patience])
 
 
 def joined(first: History, later: History) -> History:
-    """Two histories as one."""
+    """Join two histories."""
     shifted = [len(first.loss) + step for step in later.probe_step]
     return History(first.loss + later.loss, first.probe_step + shifted, first.probe_loss + later.probe_loss)
 
 
 def layers_that_learn(weights: dict[str, Tensor], schedule: Schedule) -> list[Tensor]:
-    """The weights whose names the schedule's expression is found in; the others are frozen."""
+    """Return the weights whose names match the schedule's expression, and freeze the others."""
     for name, weight in weights.items():
         weight.requires_grad_(re.search(schedule.layers, name) is not None)
     learn = [weight for weight in weights.values() if weight.requires_grad]
@@ -144,7 +144,7 @@ def layers_that_learn(weights: dict[str, Tensor], schedule: Schedule) -> list[Te
 
 
 def loss_of(schedule: Schedule, unet, process, z: Tensor, e: Tensor, generator: torch.Generator, bias: float) -> Tensor:
-    """The loss of a step. Without strata each sample draws a time by itself, and so goes through the UNet alone."""
+    """Return the loss of a step. Without strata, each sample has its own timestep and its own pass through the UNet."""
     if schedule.stratified:
         return denoising_loss(unet, process, z, e, schedule.batch, generator, bias=bias)
     each = [denoising_loss(unet, process, z, e, 1, generator, bias=bias) for _ in range(schedule.batch)]
@@ -152,7 +152,7 @@ def loss_of(schedule: Schedule, unet, process, z: Tensor, e: Tensor, generator: 
 
 
 def scheduled(pipe: StableDiffusionPipeline, image: Tensor, text: str, *, schedule: Schedule) -> Draw:
-    """Imagic on this schedule as a method to compare (`methods.Method`)."""
+    """Imagic on this schedule, as a method to compare (`methods.Method`)."""
     e_tgt, e_opt, tuned, _ = train_on_schedule(pipe, image, text, schedule)
     return along(e_tgt, e_opt, tuned)
 
@@ -191,14 +191,14 @@ SCHEDULES = {
 
 
 def best_values(found: list[dict]) -> tuple[int, list[float]]:
-    """(where on the way the edits are worth most on average, by its index; what each edit is worth there)."""
+    """Return the index of the knob's value with the highest mean worth, and the worth of each edit there."""
     values = np.array([success_times_kept(one) for one in found])
     best = int(values.mean(axis=0).argmax())
     return best, values[:, best].tolist()
 
 
 def schedule_row(name: str, found: list[dict], few: list[dict]) -> list[str]:
-    """The line of a schedule, at its best place on the way. few: runs of the few steps, for the same edits."""
+    """Return the line of a schedule, at its best value of the knob. few: runs with few steps, for the same edits."""
     success = [numbers_in(one["success"]) for one in found]
     best, values = best_values(found)
     kept = [numbers_in(one["kept"])[best] for one in found]
@@ -211,7 +211,7 @@ def schedule_row(name: str, found: list[dict], few: list[dict]) -> list[str]:
 
 
 def schedules_table(runs: dict[str, dict]) -> str:
-    """The table of the stored runs, with its note."""
+    """Return the table of the stored runs, with its note."""
     header = [
         "schedule",
         "samples with gradient",
@@ -220,13 +220,13 @@ def schedules_table(runs: dict[str, dict]) -> str:
         "η, λ",
         "success",
         "details kept",
-        "both",
+        "worth",
         "minus few steps",
     ]
     of = {name: [run for key, run in runs.items() if key.endswith(f"/ {name}")] for name in SCHEDULES}
     count = min(len(found) for found in of.values())  # without the edit in which a run was stopped
     note = f"{count} edits of ToyEdit dev, 4 seeds each; in brackets 95 % intervals over the edits. The last column "
-    note += "is the difference in 'both' edit by edit, in points. The pair (η, λ) of each line, and the rates of the "
+    note += "is the difference in worth, edit by edit, in points. The pair (η, λ) of each line, and the rates of the "
     note += "few steps, were chosen on these edits. The seconds are of one core while the other was busy.\n"
     few = of["the library's, few steps"][:count]
     return markdown_table(header, [schedule_row(name, found[:count], few) for name, found in of.items()]) + "\n" + note

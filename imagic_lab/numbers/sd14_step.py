@@ -6,7 +6,7 @@
 The model is built, saved as a folder, and loaded by the code that loads a hub id. Then each stage runs real steps, each
 in a new process. The table of imagic_lab/numbers/README.md compares their peak memory with the prediction of
 imagic_lab/numbers/memory.py. The C library is told to return freed memory (MALLOC_…), because otherwise the resident
-memory would be larger than what is in use.
+memory would be larger than the memory in use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FRUGAL_MALLOC = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_TH
 
 
 def build_sd14(folder: Path) -> None:
-    """Random weights in the exact shape, as a folder in diffusers format."""
+    """Save random weights of exactly this architecture as a folder in diffusers format."""
     import torch
     from diffusers import PNDMScheduler, StableDiffusionPipeline
 
@@ -66,7 +66,7 @@ def build_sd14(folder: Path) -> None:
 
 
 class PeakWatch(threading.Thread):
-    """Inside `with`, watches the resident memory of this process, 50 times a second; `most` is its peak in bytes."""
+    """Watches the resident memory of this process in a `with` block, 50 times a second; `most` is its peak in bytes."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -89,8 +89,8 @@ class PeakWatch(threading.Thread):
 
 
 def print_step(folder: Path, job: str) -> None:
-    """In a new process: run the job's steps, and print the seconds of a step and the peak in GiB above the memory of
-    the interpreter and its libraries."""
+    """Run the job's steps in a new process, and print the seconds of a step and the peak in GiB above the memory of the
+    interpreter and its libraries."""
     import psutil
     import torch
 
@@ -98,7 +98,7 @@ def print_step(folder: Path, job: str) -> None:
     from imagic_lab.toyworld import Scene
     from imagic_lib.training.strategies import Strategy
 
-    torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own threads and buffers
+    torch.randn(64, 64) @ torch.randn(64, 64)  # starts the libraries' threads and buffers
     libraries = psutil.Process().memory_info().rss
     stage, method, optimizer, checkpointing = SD_JOBS[job]
     pipe = imagic.load_pipeline(folder, device="cpu", safety_checker=False)
@@ -116,15 +116,15 @@ def print_step(folder: Path, job: str) -> None:
 
 
 def drawing_of(pipe, e):
-    """A function that draws a picture in `SD_STEPS` steps, with guidance; the seconds include the decoding."""
+    """Return a function that draws a picture in `SD_STEPS` steps with guidance; its seconds include the decoding."""
     import imagic_lib as imagic
 
     return lambda: imagic.generate(pipe, imagic.interpolate(e, e.flip(1), eta=0.5), seeds=[0], steps=SD_STEPS)
 
 
 def steps_of(pipe, image, e, stage: int, method: str, strategy):
-    """A function that runs steps of a stage while only its UNet is in memory, as the prediction assumes, because on a
-    GPU all other networks wait in the computer's memory."""
+    """Return a function that runs steps of a stage with only its UNet in memory, as the prediction assumes, because
+    with a GPU all other networks are in the computer's memory."""
     import torch
 
     from imagic_lib import stage1_embedding, stage2_finetuning
@@ -155,7 +155,7 @@ def steps_of(pipe, image, e, stage: int, method: str, strategy):
 
 
 def predicted_gib(stage: int, method: str, optimizer: str, checkpointing: bool) -> float:
-    """The prediction of imagic_lab/numbers/memory.py for a job, in GiB."""
+    """Return the prediction of imagic_lab/numbers/memory.py for a job, in GiB."""
     import torch
 
     from imagic_lab.numbers import memory
@@ -170,14 +170,14 @@ def predicted_gib(stage: int, method: str, optimizer: str, checkpointing: bool) 
 
 
 def stored_lines() -> dict[str, list[str]]:
-    """The lines that the table has now, by job."""
+    """Return the current lines of the table, by job."""
     lines = README.read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| stage")]
     return {row[0]: row for row in cells}
 
 
 def measure_jobs(folder: Path, jobs: list[str]) -> None:
-    """Measure these jobs and write the table, in which other lines stay as they are."""
+    """Measure these jobs and write the table, leaving its other lines unchanged."""
     rows = stored_lines()
     for job in jobs:
         command = [sys.executable, "-m", "imagic_lab.numbers.sd14_step", "--model", str(folder), job]

@@ -1,4 +1,4 @@
-"""Edits under bad luck: random kills, full disks, two processes in one folder, damaged folders. Nothing may be lost.
+"""Make edits under bad luck: random kills, full disks, two processes in one folder, damaged folders. Is anything lost?
 
 python -m imagic_lab.numbers.soak [MINUTES]     # default 30; prints its counts; the exit code is 1 if anything was lost
 """
@@ -25,12 +25,12 @@ from imagic_lib.edit import ImagicEdit, run_edit
 from imagic_lib.models import load_pipeline
 
 TEXT, STEPS = "a brown dog jumping on the grass", {"embedding_steps": 2, "unet_steps": 3}
-MINE = "thesis.txt"  # a file of the user's, beside the edits; links lead to it
+MINE = "thesis.txt"  # a file of the user's, next to the edits; links lead to it
 WORKER = "from imagic_lab.numbers.soak import work; import sys; work(*sys.argv[1:])"
 
 
 def work(folder: str, method: str, room: str = "0") -> None:
-    """One edit in a process of its own, with a checkpoint after every step. room: bytes that a file may have."""
+    """Make one edit, with a checkpoint after every step, in this process. room: the bytes that a file may have."""
     from imagic_lib.training import checkpoint
 
     checkpoint.SAVE_AFTER, checkpoint.SAVING_SHARE = 0.0, math.inf
@@ -52,7 +52,7 @@ def start(folder: Path, method: str, room: int = 0) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen, counts: Counter, what: str) -> None:
-    """Wait for a process, and count how it ended: a traceback is a fault."""
+    """Wait for a process, and count how it ended. A traceback is a fault."""
     said, trace = process.communicate()
     kind = {0: "done", 2: "refused in a sentence", -signal.SIGKILL: "killed"}.get(process.returncode, "TRACEBACK")
     if kind == "refused in a sentence" and len(said.strip().splitlines()) != 1:
@@ -63,7 +63,7 @@ def ended(process: subprocess.Popen, counts: Counter, what: str) -> None:
 
 
 def damage(folder: Path, luck: random.Random) -> None:
-    """Change one file of the folder: cut it, change a byte, put a link in its place, or remove it."""
+    """Damage one file in the folder: cut it, change a byte, replace it by a link, or remove it."""
     path = luck.choice(sorted(path for path in folder.iterdir() if path.is_file()) or [folder / "edit.json"])
     content, how = path.read_bytes() if path.is_file() else b"", luck.randrange(4)
     path.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def tuned_weights(folder: Path, pipe) -> dict:
 
 
 def bad_luck(place: Path, luck: random.Random, counts: Counter, expected: dict, pipe) -> None:
-    """One edit, killed some times, once with a full disk or next to a second process, finished, then damaged."""
+    """Make one edit, killed a few times, once with a full disk or alongside a second process; then damage it."""
     method, folder = luck.choice(["full", "lora"]), place / f"{counts['edits']}"
     counts["edits"] += 1
     for _ in range(luck.randrange(3)):
@@ -115,7 +115,7 @@ def main() -> int:
     options.add_argument("minutes", nargs="?", type=float, default=30.0)
     end = time.monotonic() + 60 * options.parse_args().minutes
     luck, counts, pipe = random.Random(0), Counter(), load_pipeline("tiny")
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: other threads, other last bits
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers, because the last bits depend on the number of threads
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / MINE).write_text("a year of work")

@@ -1,4 +1,4 @@
-"""How long does a person wait, for the demo, a picture or the import? Run it on an idle machine.
+"""How long does a person wait for the demo, a picture or the import? Run it on an idle machine.
 
     python -m imagic_lab.numbers.speed         # about 2 minutes on 2 cores
 
@@ -31,7 +31,7 @@ import imagic_lib
 
 
 def seconds_of(code: str) -> float:
-    """The wall time of the last line of `code`, measured in a new interpreter."""
+    """Return the wall time of the last line of `code`, measured in a new interpreter."""
     *before, last = code.strip().splitlines()
     lines = [*before, "import time; began = time.monotonic()", last, "print(time.monotonic() - began)"]
     done = subprocess.run(

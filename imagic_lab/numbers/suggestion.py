@@ -1,4 +1,4 @@
-"""How should a suggestion choose η and λ? Every pair on edits of ToyEdit dev, as a suggestion sees it and as it is.
+"""How should a suggestion choose η and λ? Measure every pair on ToyEdit dev, as a suggestion sees it and as it is.
 
     python -m imagic_lab.numbers.suggestion    # four minutes of one core an edit; continues where it was stopped
 
@@ -23,7 +23,7 @@ OWN = suggestion.TRIES["own"]
 ALL_ETAS, ALL_SCALES = (0.8, 1.0, 1.2), (0.25, 0.5, 1.0)
 TRIED_SEEDS = (0, 1, 2, 3)  # a rule looks at these
 TRUE_SEEDS = (10, 11, 12, 13)  # these tell whether it chose well
-RULES = [  # which η and λ are tried, with how many seeds, and which share of the best score suffices for a larger λ
+RULES = [  # the ηs and λs to try, the number of seeds, and the share of the best score that suffices for a larger λ
     ((1.0,), (0.25, 0.5), 2, 0.95),
     ((1.0, 1.2), (0.25, 0.5), 2, 0.95),
     ((0.8, 1.0, 1.2), (0.25, 0.5), 1, 0.95),
@@ -36,8 +36,8 @@ FIXED = [(1.0, 0.25), (1.0, 0.5), (1.2, 0.5), (1.0, 1.0)]
 
 
 def score_pairs(pipe, reader, before, change: dict[str, str]) -> dict:
-    """One edit. For each pair (η, λ), the scores of pictures as `suggest` sees them, and the values of pictures with
-    other seeds by the ground truth (`toyworld.edits.edit_score`)."""
+    """Make one edit. Returns, for each pair (η, λ), the scores of pictures as `suggest` sees them, and the scores of
+    pictures with other seeds against the ground truth (`toyworld.edits.edit_score`)."""
     truth = before.edit(**change)
     edit = imagic.run_edit(pipe, imagic.load_image(before.render(), pipe), truth.caption())
     found, seen = {"kind": next(iter(change)), "to": truth.caption(), "tried": {}, "true": {}}, read_by(edit)
@@ -52,14 +52,14 @@ def score_pairs(pipe, reader, before, change: dict[str, str]) -> dict:
 
 
 def choose_pair(edit: dict, etas: Sequence[float], scales: Sequence[float], seeds: int, nearly: float) -> str:
-    """The pair that a rule chooses for this edit."""
+    """Return the pair that a rule chooses for this edit."""
     scores = {(eta, scale): fmean(edit["tried"][f"{eta:g} {scale:g}"][:seeds]) for eta in etas for scale in scales}
     eta, scale = suggestion.best_pair(scores, nearly)
     return f"{eta:g} {scale:g}"
 
 
 def rule_row(name: list[str], edits: list[dict], pairs: list[str]) -> list[str]:
-    """The line of a rule, from the pairs that it chose, one for each edit."""
+    """Return the line of a rule, from the pairs that it chose, one for each edit."""
     true = [edit["true"][pair] for edit, pair in zip(edits, pairs, strict=True)]
     best = [max(map(fmean, edit["true"].values())) for edit in edits]
     successes = [fmean(value > 0 for value in values) for values in true]
@@ -84,7 +84,7 @@ def rules_table(edits: list[dict]) -> str:
         pair = f"{eta:g} {scale:g}"
         lines.append(rule_row([f"{eta:g}", f"{scale:g}", "–", "0", "always"], edits, [pair] * len(edits)))
     head = ["η tried", "λ tried", "seeds", "pictures", "chosen", "success"]
-    head += ["details kept, failures as 0", "regret: lost against the best pair"]
+    head += ["worth", "regret: lost against the best pair"]
     judged = f"judged by {len(TRUE_SEEDS)} pictures of other seeds"
     note = f"""{len(edits)} edits of ToyEdit dev, from the picture's own noise; {judged}; in
 brackets 95 % intervals by a bootstrap over the edits. The best pair is that of nine by the ground truth.

@@ -1,10 +1,10 @@
-"""Sweeps: kill -9 at random moments, ten thousand jobs, and the arithmetic of a large run.
+"""Test sweeps: kill -9 at random moments, ten thousand jobs, and the arithmetic of a large run.
 
-python -m imagic_lab.numbers.sweep kills             # twenty kills at random moments: nothing lost, nothing done twice
+python -m imagic_lab.numbers.sweep kills             # twenty random kills: is nothing lost, and nothing done twice?
 python -m imagic_lab.numbers.sweep jobs [--jobs N]   # 10,000 jobs of stub work: time and memory of the bookkeeping
 python -m imagic_lab.numbers.sweep large             # hours of a TEdBench-sized run on 1, 8, 64 GPUs, from step counts
 
-Each writes its table into docs/cluster.md, and `jobs` with another number only prints it.
+Each writes its table into docs/cluster.md; `jobs` with another number only prints it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ DOCUMENT = ROOT / "docs" / "cluster.md"
 KILLS, MANY = 20, 10_000
 PAIRS_OF_TEDBENCH, NOISES, GPUS = 100, 8, (1, 8, 64)  # pairs of picture and text; seeds for each
 KIND, MODEL = "stable-diffusion", "CompVis/stable-diffusion-v1-4"
-LARGE_GPU = 80.0  # GiB: large enough for the first way of each method, which needs least time
+LARGE_GPU = 80.0  # GiB, enough for the first way of each method, which takes the least time
 # Seconds of one step on one GPU, ASSUMED rather than measured. A training step is one forward and one backward pass of
 # the UNet at 512 x 512, a sampling step two forward passes, for guidance.
 ASSUMED = {"embedding": 0.2, "full": 0.3, "lora": 0.2, "sampling": 0.1}
@@ -39,7 +39,7 @@ STARTING = 60.0  # seconds for a worker to load the model, also assumed
 
 
 def stub_job(job: Job, folder: Path, setup: Setup) -> dict:
-    """Work that costs nothing: one small picture."""
+    """Draw one small picture, which costs next to nothing."""
     Image.new("RGB", (16, 16), "tan").save(folder / "eta-0-seed-0.png")
     picture = {"eta": 0.0, "seed": 0, "file": "eta-0-seed-0.png", "distance": 0.0, "psnr": 99.0}
     return {"pictures": [picture], "mark": random.SystemRandom().random()}
@@ -62,14 +62,14 @@ def marks_in(out: Path) -> dict[str, float]:
 
 
 def child(path: Path, out: Path, work: str) -> list[str]:
-    """The command of a sweep that measures itself (`measure_sweep`)."""
+    """Return the command of a sweep that measures itself (`measure_sweep`)."""
     module = "imagic_lab.numbers.sweep"
     options = ["--table", str(path), "--out", str(out), "--work", f"{module}:{work}"]
     return [sys.executable, "-m", module, "child", *options]
 
 
 def kills() -> None:
-    """A sweep of 200 short jobs, killed after a random time and started again, until it was killed twenty times."""
+    """Run a sweep of 200 short jobs; kill it at random times and start it again, until it was killed twenty times."""
     rng, known, lost, twice, moments = random.Random(0), {}, 0, 0, []
 
     def check() -> None:
@@ -101,7 +101,7 @@ def kills() -> None:
 
 
 def jobs(most: int) -> None:
-    """The cost of the bookkeeping, by up to `most` jobs of no work."""
+    """Measure the cost of the bookkeeping, with up to `most` jobs that do nothing."""
     rows = []
     for count in (most // 100, most // 10, most):
         with tempfile.TemporaryDirectory() as folder:
@@ -117,8 +117,8 @@ def jobs(most: int) -> None:
 
 
 def measure_sweep(path: Path, out: Path, work: str) -> None:
-    """Print the seconds of the jobs, of the report and of a second start, and this process's bytes after a tenth of the
-    jobs and at the end."""
+    """Print the seconds of the jobs, the report and a second start, and this process's bytes after a tenth of the jobs
+    and at the end."""
     moments, sizes = [], []
 
     def measured(jobs, setup, look):
@@ -137,7 +137,7 @@ def measure_sweep(path: Path, out: Path, work: str) -> None:
 
 
 def large() -> None:
-    """Step counts from the stages' own defaults, times the assumed seconds."""
+    """Multiply the stages' default numbers of steps by the assumed seconds."""
     embedding = stage1_embedding.DEFAULTS[KIND]["steps"]
     sampling = stage4_inference.DEFAULTS[KIND]["steps"]
     rows, ways = [], plan(MODEL, LARGE_GPU).ways
@@ -148,7 +148,7 @@ def large() -> None:
         peak = next(way.peak for way in ways if way.method == method) + MARGIN
         steps = f"{embedding:,} + {fitting:,} + {pictures} × {sampling}"
         for gpus in GPUS:
-            rounds = -(-PAIRS_OF_TEDBENCH // gpus)  # an edit is not divided: in the last round GPUs can be idle
+            rounds = -(-PAIRS_OF_TEDBENCH // gpus)  # edits can't be split, so in the last round GPUs can be idle
             hours = (rounds * seconds + STARTING) / 3600
             edit = f"{seconds / 60:.0f} min"
             rows.append([method, f"{peak:.0f} GiB", steps, edit, str(gpus), str(rounds), f"{hours:.1f} h"])

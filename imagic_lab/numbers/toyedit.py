@@ -22,11 +22,11 @@ from imagic_lab.toyworld.edits import EDIT_COUNTS, EDIT_KINDS, toyedit
 from imagic_lib import suggestion
 from imagic_lib.pictures import psnr
 
-REBUILT = 28.0  # dB, at η = 0: from here on the input counts as rebuilt, compared with what the VAE makes of it
+REBUILT = 28.0  # dB; at η = 0, this PSNR to the VAE's reconstruction counts as rebuilt
 
 
 def report_pair(reader, edit, pair: tuple[float, float], truth, before) -> dict:
-    """For one pair (η, λ), the share of pictures that are right or a success, and the details that successes keep."""
+    """Return, for one pair (η, λ), the shares of right pictures and successes, and the successes' details kept."""
     eta, scale = pair
     drawn = [row[0] for row in edit.pictures([eta], UNSEEN_SEEDS, scale=scale)]
     reports = [reader.report(picture, truth, before) for picture in drawn]
@@ -36,12 +36,12 @@ def report_pair(reader, edit, pair: tuple[float, float], truth, before) -> dict:
 
 
 def measure_default_edit(pipe, reader, before, change: dict[str, str]) -> dict:
-    """One edit, made with the defaults."""
+    """Make one edit with the defaults, and measure it."""
     began, truth = time.process_time(), before.edit(**change)
     edit = imagic.run_edit(pipe, imagic.load_image(before.render(), pipe), truth.caption())
     found = {"kind": next(iter(change)), "from": before.caption(), "to": truth.caption()}
     found["seconds"] = rounded(time.process_time() - began, 1)
-    rebuilt = edit.pictures([0.0], UNSEEN_SEEDS, noise="random")  # with its own noise the input always comes back
+    rebuilt = edit.pictures([0.0], UNSEEN_SEEDS, noise="random")  # its own noise always rebuilds the input
     found["psnr"] = [rounded(psnr(row[0], edit.reconstruction), 1) for row in rebuilt]
     chosen = edit.suggest()
     pair = chosen.eta, chosen.scale

@@ -1,1 +1,1 @@
-"""The studio: an edit with the mouse."""
+"""The studio: edit a picture with the mouse."""

@@ -1,7 +1,7 @@
 """The studio: from a drawing or a photo to a finished edit, in one cell, with the mouse.
 
-`state` holds what it knows and does. Here is the page, one widget: what it shows of the state (its look is studio.js),
-and the answers to what a reader does. The work runs in a thread, so that the notebook stays usable.
+This module has the page, which is one widget: what it shows of the `state` (studio.js draws it), and how it answers
+what a reader does. The work runs in a thread, so that the notebook stays usable.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from imagic_lib.models import DATA
 from imagic_lib.pictures import open_image, picture_size
 
 HERE = Path(__file__).resolve().parent
-EXAMPLES = {  # drawings, and what their text changes
+EXAMPLES = {  # drawings, and what their texts change
     "dog-sitting.png": {"pose": "jumping"}, "car-parked.png": {"place": "snow"}, "cat-standing.png":
     {"colour": "orange"}, "rabbit-lying.png": {"pose": "jumping"}, "bird-standing.png": {"subject": "cat"},
 }  # fmt: skip
 PHOTOS = {"raccoon-photo.jpg": "a photo of a raccoon in the snow"}  # for a model that knows photos
-SMALL, LARGE, MOST_KEPT = 192, 640, 300  # pixels of a picture on the page, at most; pictures whose URLs are kept
+SMALL, LARGE, MOST_KEPT = 192, 640, 300  # largest sides of pictures on the page, in pixels; number of URLs kept
 BEAT = 0.5  # seconds between two reports of the work
 PAGES: list[Page] = []  # of this kernel
 
 
 def studio(pipe: StableDiffusionPipeline, place: str | Path | None = None) -> Page:
-    """The studio as a widget, for the embedded model and for Stable Diffusion alike.
+    """Return the studio as a widget, for the embedded model or for Stable Diffusion.
 
-    place: each edit gets a new folder in it (default: `state.usual_place`). If this kernel is working on an edit in
-    this place already, the studio shows that one. The attribute `state` of the result is a `state.Studio`."""
+    place: a folder in which each edit gets a new folder (default: `state.usual_place`). If this kernel is already
+    working on an edit there, the studio shows that one. The attribute `state` of the widget is a `state.Studio`."""
     place = Path(place or do.usual_place())
     running = (page.state for page in PAGES if page.state.thread and page.state.place.resolve() == place.resolve())
     return Page(next(running, None) or Studio(pipe, place))
 
 
 class Page(anywidget.AnyWidget):
-    """The widget. Its traits are what studio.js shows; pictures are in them as data: URLs."""
+    """The widget. studio.js shows its traits, in which pictures are data: URLs."""
 
     _esm, _css = HERE / "studio.js", HERE / "studio.css"
     examples = traitlets.Dict().tag(sync=True)
     now = traitlets.Dict().tag(sync=True)  # words, numbers and choices
     stage = traitlets.Dict().tag(sync=True)  # the large pictures: source, input, result
-    tiles = traitlets.Dict().tag(sync=True)  # the gallery's, by file name
+    tiles = traitlets.Dict().tag(sync=True)  # of the gallery, by file name
     sketches = traitlets.List().tag(sync=True)
     history = traitlets.Dict().tag(sync=True)
 
@@ -65,13 +65,13 @@ class Page(anywidget.AnyWidget):
         names = EXAMPLES if state.tiny else PHOTOS
         super().__init__(examples={name: self.url(open_image(DATA / "images" / name), SMALL) for name in names})
         self.on_msg(self.hear)
-        if self.comm is not None:  # or ipykernel 7 hands messages to the loop of a page that a reload has ended
+        if self.comm is not None:  # ipykernel 7 would pass messages to the loop of a page that a reload has ended
             self.comm._reply_subshell_for = lambda data, asked: None  # to the main loop
         PAGES.append(self)
         self.show(history=True)
 
     def hear(self, _page: object, message: dict, buffers: list) -> None:
-        """Answer a message of studio.js, once. An error becomes a sentence at the part of the page that caused it."""
+        """Answer a message from studio.js, once. An error becomes a sentence at the part of the page that caused it."""
         fields, state = dict(message), self.state
         name, sent = fields.pop("do"), fields.pop("id", 0)
         if sent in self.answered:
@@ -88,7 +88,7 @@ class Page(anywidget.AnyWidget):
         show_all(self.state, history=place == "history")
 
     def work(self, place: str, *acts: Callable[[Studio], object]) -> None:
-        """Do it in a thread, one thing after the other, and show meanwhile that it is alive."""
+        """Do these acts in a thread, one after the other, and show meanwhile that it is alive."""
         state = self.state
 
         def beat() -> None:
@@ -114,7 +114,7 @@ class Page(anywidget.AnyWidget):
         threading.Thread(target=beat, daemon=True).start()
 
     def receive(self, name: str, part: int, parts: int, content: bytes = b"") -> None:
-        """A part of an uploaded file; with the last one it becomes the picture."""
+        """Receive a part of an uploaded file. With the last part, the file becomes the picture."""
         self.parts = [*self.parts, content] if part else [content]
         if part + 1 == parts:
             do.take_file(self.state, name, b"".join(self.parts))
@@ -125,7 +125,7 @@ class Page(anywidget.AnyWidget):
         self.send({"file": f"{file.parent.name}-{file.name}"}, [file.read_bytes()])
 
     def open_edit(self, name: str) -> None:
-        """An earlier edit; if this kernel is working on it, this page shows that."""
+        """Open an earlier edit; if this kernel is working on it, show that work."""
         folder = self.state.place / name
         if busy := [page.state for page in PAGES if page.state.thread and page.state.folder == folder]:
             self.state = busy[0]
@@ -142,13 +142,13 @@ class Page(anywidget.AnyWidget):
                 do.forget(self.state) if new.parent != folder.parent else do.reopen(self.state, new)
 
     def url(self, picture: Image.Image, most: int) -> str:
-        """The picture as a data: URL, at most so many pixels wide and high."""
+        """Return the picture as a data: URL, at most `most` pixels wide and high."""
         if (key := (id(picture), most)) not in self.urls:
             small = picture.convert("RGB")
             small.thumbnail((most, most), Image.Resampling.LANCZOS)
             small.save(buffer := io.BytesIO(), format="WEBP", quality=92)
             coded = base64.b64encode(buffer.getvalue()).decode()
-            self.urls[key] = picture, f"data:image/webp;base64,{coded}"  # with the picture, whose id stays its own
+            self.urls[key] = picture, f"data:image/webp;base64,{coded}"  # keeping the picture keeps its id
         return self.urls[key][1]
 
     def show(self, history: bool = False) -> None:
@@ -168,7 +168,7 @@ class Page(anywidget.AnyWidget):
                 self.urls.clear()
 
     def earlier(self) -> dict:
-        """The edits of this place, and its bin."""
+        """Return the edits in this place, and its bin."""
         at_work = [page.state.folder for page in PAGES if page.state.thread]
         edits, place = [], self.state.place / shelf.BIN
         for kept in shelf.edits_in(self.state.place):
@@ -188,16 +188,16 @@ def fail(state: Studio, error: Exception, place: str) -> None:
     state.error = {"at": place, "text": (str(error).strip() or type(error).__name__).splitlines()[0]}
 
 
-# -- what the page shows
+# -- the contents of the page
 
 
 def chosen_file(state: Studio) -> str:
-    """The name of the chosen picture, or none."""
+    """Return the file name of the chosen picture, or ""."""
     return picture_name(state.chosen[0], state.chosen[2], state.chosen[1]) if state.chosen else ""
 
 
 def words_of(state: Studio) -> dict:
-    """All words, numbers and choices of a page."""
+    """Return all words, numbers and choices of a page."""
     busy, made, found = state.thread is not None, state.edit is not None, state.suggested
     unfinished = state.folder is not None and (not made or bool(do.missing(state)))
     changed = state.text != state.edit_text
@@ -225,7 +225,7 @@ def words_of(state: Studio) -> dict:
     }  # fmt: skip
 
 
-# -- what a reader does
+# -- the reader's actions
 
 
 def example(page: Page, name: str) -> None:
@@ -236,7 +236,7 @@ def example(page: Page, name: str) -> None:
 
 
 def go_on(page: Page) -> None:
-    """The stopped edit, as it was begun, whatever the controls say by now."""
+    """Continue the stopped edit as it was begun, whatever the controls say now."""
     if page.state.edit is None:
         do.reopen(page.state, page.state.folder)
     draw(page, *([] if page.state.pictures else do.phases_of(page.state)[:-1]))
@@ -251,7 +251,7 @@ def chip(page: Page, **change: str) -> None:
     page.state.text = reworded(page.state.text, page.state.caption, **change)
 
 
-ANSWERS = {  # what to do, where an error of it is shown, and whether it can be done while something runs
+ANSWERS = {  # for each action: the function, where its errors are shown, and whether it works while something runs
     "run": (lambda page: page.work("run", do.prepare, do.run_all), "run", False),
     "go_on": (go_on, "run", False),
     "stop": (lambda page: page.state.stopping.set(), "run", True),

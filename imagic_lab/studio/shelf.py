@@ -1,4 +1,4 @@
-"""All edits in one place, finished or not: the history of the studio, with its bin."""
+"""The history of the studio, with a bin: all edits in one place, finished or not."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ from PIL import Image
 from imagic_lib.folder import INPUT_FILE, LEDGER, LONGEST_NAME, picture_name, state_and_facts
 from imagic_lib.pictures import open_image
 
-BIN = ".bin"  # a folder in the place; its edits can come back until it is emptied
+BIN = ".bin"  # a folder in the place, whose edits can be restored until it is emptied
 PICTURE_FILE = re.compile(r"eta-(-?[\de.-]+?)(?:-scale-([\de.-]+))?-seed-(\d+)\.png")
 Key = tuple[float, float, int]  # η, scale and seed of a picture in the gallery
 
@@ -22,12 +22,12 @@ class Kept(NamedTuple):
 
     folder: Path
     state: str
-    facts: dict  # its identity: text, settings, input, base_model; of a finished one the whole edit.json
-    time: float  # of its last change, as `time.time`
+    facts: dict  # its identity (text, settings, input, base_model); if finished, the whole edit.json
+    time: float  # of its last change, as in `time.time`
 
     @property
     def cover(self) -> Image.Image | None:
-        """The chosen picture, or else the input; None if neither can be read."""
+        """Open the chosen picture or, failing that, the input; None if neither can be read."""
         for name in (chosen_name(self.facts), INPUT_FILE):
             with suppress(ValueError, OSError):
                 return open_image(self.folder / name)
@@ -35,7 +35,7 @@ class Kept(NamedTuple):
 
 
 def edits_in(place: str | Path) -> list[Kept]:
-    """The edits in the folders of a place, the newest first; damaged ones and other things are skipped."""
+    """Return the edits in the folders of a place, the newest first. Damaged ones and anything else are skipped."""
     found = []
     for folder in Path(place).iterdir() if Path(place).is_dir() else ():
         with suppress(ValueError, OSError):
@@ -47,7 +47,7 @@ def edits_in(place: str | Path) -> list[Kept]:
 
 
 def chosen_name(facts: dict) -> str:
-    """The file of the picture that the edit's maker chose, or the input's: anyone can have written the entry."""
+    """Return the file name of the chosen picture, or the input's if the entry, which anyone can write, is invalid."""
     try:
         chosen = facts["chosen"]
         return picture_name(float(chosen["eta"]), int(chosen["seed"]), float(chosen["scale"]))
@@ -56,24 +56,24 @@ def chosen_name(facts: dict) -> str:
 
 
 def key_of(name: str) -> Key | None:
-    """The key of a picture, from a file name by `picture_name`; None for any other file."""
+    """Return the key of a picture from its file name (see `picture_name`), or None for any other file."""
     found = PICTURE_FILE.fullmatch(name)
     return (float(found[1]), float(found[2] or 1), int(found[3])) if found else None
 
 
 def size_of(folder: Path) -> int:
-    """Bytes on the disk; 0 if there is no such folder."""
+    """Return the bytes on the disk, or 0 if there is no such folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def unused(path: Path) -> Path:
-    """The path, or path-2, path-3 …: the first that does not exist."""
+    """Return the first of path, path-2, path-3 … that does not exist."""
     others = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(found for found in chain([path], others) if not found.exists())
 
 
 def renamed(folder: Path, name: str) -> Path:
-    """The folder under another name. Raises ValueError for a name without a letter or digit, or one that is used."""
+    """Rename the folder. Raises ValueError for a name without a letter or digit, or one that is in use."""
     name = re.sub(r"[^\w ().,+-]+", "-", name).strip(" .-")[:LONGEST_NAME].strip()
     if not re.search(r"\w", name):
         raise ValueError("the name is empty: give one with letters or digits")
@@ -83,7 +83,7 @@ def renamed(folder: Path, name: str) -> Path:
 
 
 def duplicated(folder: Path) -> Path:
-    """A copy next to the folder."""
+    """Copy the folder, next to it."""
     return Path(shutil.copytree(folder, unused(folder.with_name(f"{folder.name}-copy"))))
 
 
@@ -94,7 +94,7 @@ def binned(folder: Path) -> Path:
 
 
 def restored(place: Path) -> Path:
-    """Bring back what came into the bin last. Raises ValueError if it is empty."""
+    """Restore what was binned last. Raises ValueError if the bin is empty."""
     if not (found := sorted((place / BIN).glob("*"), key=lambda folder: folder.stat().st_ctime)):
         raise ValueError("the bin is empty")
     return Path(shutil.move(found[-1], unused(place / found[-1].name)))

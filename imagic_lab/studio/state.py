@@ -40,47 +40,47 @@ from imagic_lib.unets import check_scale, with_unet
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts a Google Drive
 GALLERY_ETAS, GALLERY_SEEDS = (0.0, 0.4, 0.6, 0.7, 0.8, 1.0), (0, 1)
-CENTRE = 0.5, 0.5, 1.0  # a crop: across, down (0 is left, top), and the side as a share of the picture's shorter one
+CENTRE = 0.5, 0.5, 1.0  # a crop: across, down (0 is left, top), and its side as a share of the picture's shorter side
 PREVIEW_ETA = 0.8  # until an η is suggested for the edit
-TRIES = suggestion.TRIES["own"]  # drawings alone get a suggestion unasked; photos would need CLIP, a large download
+TRIES = suggestion.TRIES["own"]  # only drawings get a suggestion by default; photos need CLIP, a large download
 TRIED = len(TRIES.etas["tiny"]) * len(TRIES.scales) * len(suggestion.SEEDS)  # pictures
 QUICK = FAST | {"half": True, "noise": "random"}  # how a large model draws
 PREVIEW_STEPS, PREVIEW_SHARE, MOST_SKETCHES = 8, 0.15, 6  # of the sampler; of the training's time; on the page
-# The work of one step, measured with the embedded model, in steps of stage 1: of stage 2, and of drawing a picture.
+# The work of a step of stage 2, and of drawing a picture, in steps of stage 1, as measured with the embedded model.
 UNET_STEP, PICTURE_STEP = {"full": 1.7, "lora": 1.0}, 1 / 6
-READING = 5  # the work of the reader for one picture, in steps of drawing the six of a row
+READING = 5  # the reader's work for one picture, in steps of drawing a row of six
 PHASES = {"embedding": "stage 1, the embedding", "unet": "stage 2, the UNet",
           "suggestion": "looking for the best η and λ", "gallery": "drawing the gallery"}  # fmt: skip
 WRITING = threading.RLock()  # edit.json is read, changed and written by the work and by clicks
 
 
 class Stopped(Exception):
-    """The work was stopped by its user; it can go on."""
+    """The user has stopped the work; it can be continued."""
 
 
 @dataclass
 class Studio:
-    """The current choices and results. pipe: as loaded. place: the folder that holds the edits' folders."""
+    """The current choices and results. pipe: as loaded. place: folder in which the edits have their folders."""
 
     pipe: StableDiffusionPipeline
     place: Path
     # the choices
-    picture: Image.Image | None = None  # whole and upright
+    picture: Image.Image | None = None  # uncropped and upright
     name: str = ""
-    caption: str = ""  # of the picture as it is, where that is known
-    foreign: bool = False  # the model can't hold the picture
+    caption: str = ""  # of the picture as it is, if known
+    foreign: bool = False  # whether the model can't draw the picture
     crop: tuple[float, float, float] = CENTRE
     text: str = ""
-    # the work: its phases, the share that is done of each, and, for the time left, when it began and how far it was
+    # the work: its phases, the share of each that is done and, for the time left, when it began and how far it was
     job: tuple[str, ...] = ()
     done: dict[str, float] = field(default_factory=dict)
     began: tuple[float, float] = (0.0, 0.0)
-    ahead: int = 0  # pictures that the gallery lacked at the beginning
+    ahead: int = 0  # pictures that were missing in the gallery at the beginning
     stopping: threading.Event = field(default_factory=threading.Event)
     next_sketch: float = 0.0  # on the monotonic clock
-    thread: threading.Thread | None = None  # in which the page lets it run
+    thread: threading.Thread | None = None  # in which the page runs it
     said: str = ""  # about the last job
-    error: dict = field(default_factory=dict)  # of the last action: its sentence, and its part of the page
+    error: dict = field(default_factory=dict)  # of the last action, with its sentence and its part of the page
     # the results, which the next edit resets
     folder: Path | None = None
     input: Image.Image | None = None  # the square that is edited
@@ -88,7 +88,7 @@ class Studio:
     edit_text: str = ""
     phase: str = "choosing"  # "stopped", "finished", or one of PHASES
     histories: dict[str, History] = field(default_factory=dict)
-    sketches: list[tuple[str, list[Image.Image]]] = field(default_factory=list)  # when; at η = 0 and `PREVIEW_ETA`
+    sketches: list[tuple[str, list[Image.Image]]] = field(default_factory=list)  # (when, at η = 0 and `PREVIEW_ETA`)
     edit: ImagicEdit | None = None
     suggested: suggestion.Suggestion | None = None
     etas: list[float] = field(default_factory=lambda: list(GALLERY_ETAS))
@@ -103,17 +103,17 @@ class Studio:
 
     @property
     def sampling(self) -> dict:
-        """Settings of `ImagicEdit.pictures` for the gallery."""
+        """The settings of `ImagicEdit.pictures` for the gallery."""
         return {"steps": DEFAULTS["tiny"]["steps"]} if self.tiny else QUICK
 
 
 def usual_place() -> Path:
-    """out/studio, or on Colab a folder of a mounted Google Drive."""
+    """Return out/studio or, on Colab, a folder in a mounted Google Drive."""
     return DRIVE / "imagic" if "google.colab" in sys.modules and DRIVE.is_dir() else Path("out/studio")
 
 
 def forget(studio: Studio) -> None:
-    """Leave the current edit; its folder keeps it."""
+    """Leave the current edit, which stays in its folder."""
     fresh = vars(Studio(studio.pipe, studio.place))
     for name in list(fresh)[list(fresh).index("folder") :]:
         setattr(studio, name, fresh[name])
@@ -123,7 +123,7 @@ def forget(studio: Studio) -> None:
 
 
 def choose_drawing(studio: Studio, name: str = "", **change: str) -> None:
-    """Take a drawing, and as the text its caption with some attributes changed; without a name both are a surprise."""
+    """Take a drawing and, as the text, its caption with some attributes changed; without a name, both are random."""
     if name:
         scene = load_scene(DATA / "images" / name)
     else:
@@ -133,14 +133,14 @@ def choose_drawing(studio: Studio, name: str = "", **change: str) -> None:
 
 
 def take_picture(studio: Studio, picture: Image.Image, name: str, caption: str = "") -> None:
-    """Begin with a new picture, cropped to its central square. The edit of the picture before stays in its folder."""
+    """Begin with a new picture, cropped to its central square. The previous edit stays in its folder."""
     forget(studio)
     studio.picture, studio.name, studio.caption, studio.said = picture, name, caption, ""
     move_crop(studio, CENTRE)
 
 
 def take_file(studio: Studio, name: str, content: bytes) -> None:
-    """Begin with an uploaded file; the text of a drawing goes. Raises ValueError if it is not a usable picture."""
+    """Begin with an uploaded file, and clear a drawing's text. Raises ValueError if it is not a usable picture."""
     with tempfile.TemporaryDirectory() as folder:
         (path := Path(folder) / "uploaded").write_bytes(content)
         try:
@@ -152,14 +152,14 @@ def take_file(studio: Studio, name: str, content: bytes) -> None:
 
 
 def move_crop(studio: Studio, crop: tuple[float, float, float]) -> None:
-    """Another square of the picture. Asks the embedded model whether it can hold it."""
+    """Choose another square of the picture, and check whether the embedded model can draw it."""
     studio.crop, known = crop, bool(studio.caption) or not studio.tiny
     square = None if known else as_input(studio, cropped(studio))
     studio.foreign = not known and pictures.rebuilt_psnr(studio.pipe, square) < pictures.FOREIGN
 
 
 def cropped(studio: Studio) -> Image.Image:
-    """The square that will be edited, at least of the smallest valid size. Raises ValueError without a picture."""
+    """Return the square to edit, which has at least the smallest valid size. Raises ValueError without a picture."""
     if studio.picture is None:
         raise ValueError("choose a picture first")
     (width, height), (across, down, size) = studio.picture.size, studio.crop
@@ -169,13 +169,13 @@ def cropped(studio: Studio) -> Image.Image:
 
 
 def as_input(studio: Studio, picture: Image.Image) -> Tensor:
-    """A square picture as a tensor for the model, without warnings: `notes` has them."""
+    """Return a square picture as a tensor for the model, without the warnings, which are in `notes`."""
     unet, side = studio.pipe.unet, pictures.picture_size(studio.pipe)
     return pictures.to_tensor(pictures.square(picture, side)).to(unet.device, unet.dtype)
 
 
 def notes(studio: Studio) -> list[str]:
-    """What to know about picture and text before the run."""
+    """Return what the reader should know about picture and text before the run."""
     found, text, side, tokenizer = [], studio.text, pictures.picture_size(studio.pipe), studio.pipe.tokenizer
     if studio.foreign:
         found.append("The embedded model can't hold this picture: it knows drawings. Photos need Stable Diffusion.")
@@ -198,8 +198,8 @@ def notes(studio: Studio) -> list[str]:
 
 
 def run_all(studio: Studio, *phases: str) -> None:
-    """Some phases of the edit in the studio's folder, by default all. Raises Stopped when `stopping` is set; after this
-    or any other error it can go on."""
+    """Run some phases of the edit in the studio's folder, by default all. Raises Stopped when `stopping` is set. After
+    this or any other error, the edit can be continued."""
     studio.job, studio.done, studio.ahead = phases or phases_of(studio), {}, len(missing(studio))
     studio.began = time.monotonic(), share_done(studio)
     acts = {"unet": train_stages, "suggestion": add_suggestion, "gallery": draw_missing}
@@ -219,7 +219,7 @@ def phases_of(studio: Studio) -> tuple[str, ...]:
 
 
 def enter(studio: Studio, phase: str, steps: float = 1) -> Callable[..., None]:
-    """Go to another phase. Returns the function to call at each of its steps. Both raise Stopped after a stop."""
+    """Enter a phase. Returns the function to call at each of its steps. Both raise Stopped after a stop."""
 
     def step_done(_step: object = None, weight: int = 1) -> None:
         if studio.stopping.is_set():
@@ -232,7 +232,7 @@ def enter(studio: Studio, phase: str, steps: float = 1) -> Callable[..., None]:
 
 
 def share_done(studio: Studio) -> float:
-    """The share of the whole job that is done, by the work of each phase."""
+    """Return the share of the whole job that is done, weighted by the work of each phase."""
     settings, job, picture = studio.settings, studio.job, studio.sampling["steps"] * PICTURE_STEP
     work = {"embedding": settings["embedding_steps"], "unet": settings["unet_steps"] * UNET_STEP[settings["method"]]}
     work |= {"suggestion": TRIED * (picture + READING / 2), "gallery": studio.ahead * picture}
@@ -242,7 +242,7 @@ def share_done(studio: Studio) -> float:
 
 
 def progress_words(studio: Studio) -> str:
-    """What is being done, and how much time is left by the pace of this job so far."""
+    """Say what is being done, and how much time is left at this job's pace so far."""
     if studio.stopping.is_set():
         return "stopping after this step …"
     if studio.phase not in PHASES:
@@ -255,7 +255,7 @@ def progress_words(studio: Studio) -> str:
 
 
 def spoken(seconds: float) -> str:
-    """As a person says it: 40 s, 3 min, 1 h 20 min. Rounded up, because early is better than late."""
+    """Write a time as people say it, 40 s, 3 min, 1 h 20 min, rounded up, because early is better than late."""
     if seconds < 55:
         return f"{max(5, 5 * -(-seconds // 5)):.0f} s"
     hours, minutes = divmod(int(-(-seconds // 60)), 60)
@@ -266,8 +266,8 @@ def spoken(seconds: float) -> str:
 
 
 def best_way(pipe: StableDiffusionPipeline, method: str | None = None) -> Way:
-    """How to train: on a GPU the first way of the memory plan that fits, of one method or of all, and all weights on a
-    CPU. Raises ValueError if none fits."""
+    """Return the way to train. On a GPU it is the first one in the memory plan that fits, for one method or for all; by
+    default, a CPU trains all weights. Raises ValueError if none fits."""
     if pipe.device.type != "cuda":
         return Way(method or "full", None)
     found = plan(pipe)
@@ -277,8 +277,8 @@ def best_way(pipe: StableDiffusionPipeline, method: str | None = None) -> Way:
 
 
 def prepare(studio: Studio) -> None:
-    """Make a new folder for the chosen edit, with everything that a later process needs to go on. Raises ValueError for
-    an invalid picture or text, and then makes no folder."""
+    """Make a new folder for the chosen edit, with everything that a later process needs to continue it. For an invalid
+    picture or text, raises ValueError and makes no folder."""
     image, text = as_input(studio, cropped(studio)), studio.text
     check_text(text)
     settings = settings_of(studio.pipe, best_way(studio.pipe).method, None, None, 0)
@@ -311,7 +311,7 @@ def train_stages(studio: Studio, _phase: str) -> None:
 
 def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor) -> None:
     """Draw with the UNet in training, unless the last sketch is too recent. If the other networks are offloaded to the
-    CPU, the VAE moves to the GPU for this and back."""
+    CPU, the VAE is moved to the GPU for this, and back."""
     if (began := time.monotonic()) < studio.next_sketch:
         return
     pipe, home, history = studio.pipe, studio.pipe.vae.device, studio.histories.get(studio.phase, History())
@@ -321,9 +321,9 @@ def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor) ->
         nn.Module.to(pipe.vae, unet.device)
         drawn = generate(with_unet(pipe, unet), e, steps=PREVIEW_STEPS, scheduler="dpm++", callback=check)
     except Stopped:
-        return  # the training ends after its next step, and keeps it
+        return  # the training ends after its next step, which is kept
     except torch.OutOfMemoryError:
-        studio.next_sketch = float("inf")  # the training needs all the memory: no more sketches
+        studio.next_sketch = float("inf")  # no more sketches, because the training needs all the memory
         return
     finally:
         nn.Module.to(pipe.vae, home)
@@ -338,15 +338,15 @@ def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor) ->
 
 
 def missing(studio: Studio) -> list[Key]:
-    """The keys of the pictures that are not drawn yet, among all seeds, η and scales."""
+    """Return the keys of the pictures that are not drawn yet, for all seeds, ηs and scales."""
     keys = [(eta, scale, seed) for scale in studio.scales for seed in studio.seeds for eta in studio.etas]
     return [key for key in keys if key not in studio.pictures]
 
 
 def draw_missing(studio: Studio, phase: str) -> None:
-    """The missing pictures, row by row, each saved at once. The best of the first row becomes the choice."""
+    """Draw the missing pictures, row by row, and save each at once. The best of the first row is chosen."""
     rows, studio.ahead = list(dict.fromkeys(key[1:] for key in missing(studio))), len(missing(studio))
-    done = enter(studio, phase, max(1, len(rows)) * studio.sampling["steps"])  # as if a batch held a row
+    done = enter(studio, phase, max(1, len(rows)) * studio.sampling["steps"])  # as if each batch were a row
     for scale, seed in rows:
         etas = [key[0] for key in missing(studio) if key[1:] == (scale, seed)]
         [row] = studio.edit.pictures(etas, [seed], scale=scale, callback=done, **studio.sampling)
@@ -377,7 +377,7 @@ def add_suggestion(studio: Studio, phase: str) -> None:
 
 
 def best_key(studio: Studio) -> Key | None:
-    """Which picture to show first (at the suggestion, if there is one)."""
+    """Return the key of the picture to show first, which is the suggested one, if any."""
     eta, scale = (studio.suggested.eta, studio.suggested.scale) if studio.suggested else (PREVIEW_ETA, 1.0)
     return min(studio.pictures, key=lambda key: (abs(key[0] - eta), abs(key[1] - scale), key[2]), default=None)
 
@@ -402,8 +402,8 @@ def choose(studio: Studio, key: Key) -> None:
 
 
 def reopen(studio: Studio, folder: Path) -> None:
-    """Bring back an edit from its folder: a finished one with its gallery, an unfinished one ready to go on. Raises
-    ValueError or FileNotFoundError in one sentence, and then leaves the studio unchanged."""
+    """Reopen an edit from its folder, a finished one with its gallery, an unfinished one ready to continue. Raises
+    ValueError or FileNotFoundError, each in one sentence, and then leaves the studio unchanged."""
     finished = (folder / "edit.json").is_file()
     facts = read_facts(folder) if finished else folders.read_identity(folder)
     edit = ImagicEdit.load(folder, studio.pipe) if finished else None

@@ -1,6 +1,6 @@
-"""Many edits: on this machine, on Slurm, on a Ray cluster. How to start them: docs/cluster.md.
+"""Run many edits on this machine, on Slurm, or on a Ray cluster. docs/cluster.md says how to start them.
 
-`table` checks the table, `work` does one job, `engines` start the workers, `report` shows the results.
+`table` checks the table, `work` does one job, `engines` start the workers, and `report` shows the results.
 """
 
 from imagic_lab.sweep.run import Summary, sweep

@@ -34,7 +34,7 @@ def slurm_option(text: str) -> tuple[str, str | int]:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    """0 if all edits of the table are done, 1 if some failed or are open."""
+    """Run the sweep. Returns 0 if all edits of the table are done, 1 if some have failed or are open."""
     if args.ray and args.engine != "ray":
         raise ValueError("--ray is for --engine ray: give both")
     slurm = {"workers": args.workers, "options": dict(args.slurm)}

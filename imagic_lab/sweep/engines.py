@@ -1,7 +1,7 @@
-"""Three ways to run the same workers: on this machine, as an array of Slurm, on a Ray cluster.
+"""Three ways to run the same workers: on this machine, as a Slurm array, or on a Ray cluster.
 
-Each engine is a function (jobs, setup, look, ...) that returns when no job is open. look() reads in the sweep's folder
-how many are open; all state is there, so a worker can be lost at any moment.
+Each engine is a function (jobs, setup, look, ...) that returns when no job is open. look() reads from the sweep's
+folder how many are open. All state is in that folder, so a worker can be lost at any moment.
 """
 
 import logging
@@ -23,10 +23,10 @@ Look = Callable[[], int]
 
 
 def supervise(start: Callable[[object], object], places: Iterable[object], look: Look) -> None:
-    """Keep a worker running in each place (a task of an array, say) until no job is open.
+    """Keep a worker running in each place (such as a task of an array) until no job is open.
 
-    start(place) gives a future (done, exception) of a worker, which ends when no job is open. Lost workers are started
-    again. Raises ValueError if many are lost while no job is settled.
+    start(place) returns the future (done, exception) of a worker, which ends when no job is open. Lost workers are
+    started again. Raises ValueError if many are lost while no job is settled.
     """
     workers, left, lost = {place: start(place) for place in places}, look(), 0
     while left:
@@ -43,7 +43,7 @@ def supervise(start: Callable[[object], object], places: Iterable[object], look:
 
 
 def portable_worker(jobs: Sequence[Job], setup: Setup) -> Callable[[object], None]:
-    """A worker for other machines. It travels as a whole, as nested functions do, and finds this library by `path`."""
+    """Make a worker for other machines. A nested function is sent as a whole; it finds this library by `path`."""
     path, packed = [entry or os.getcwd() for entry in sys.path], pickle.dumps((work_through, jobs, setup))
 
     def worker(place: object) -> None:
@@ -55,7 +55,7 @@ def portable_worker(jobs: Sequence[Job], setup: Setup) -> Callable[[object], Non
 
 
 def run_local(jobs: Sequence[Job], setup: Setup, look: Look) -> None:
-    """In this process, on its GPU or its CPU."""
+    """Run the jobs in this process, on its GPU or its CPU."""
     threads = torch.get_num_threads()
     try:
         work_through(jobs, setup, look)
@@ -65,24 +65,24 @@ def run_local(jobs: Sequence[Job], setup: Setup, look: Look) -> None:
 
 def run_slurm(jobs: Sequence[Job], setup: Setup, look: Look, workers: int = 8, cluster: str = "slurm",
               options: dict | None = None) -> None:  # fmt: skip
-    """An array of `workers` tasks over the same table, by submitit. options: for its `update_parameters`, such as
-    slurm_partition, timeout_min, gpus_per_node. cluster: "local" runs the tasks as processes of this machine. This
-    process only watches: if it is stopped, the tasks continue. Raises ValueError without submitit or Slurm."""
+    """Run an array of `workers` tasks over the same table, with submitit. options: for its `update_parameters`, such as
+    slurm_partition, timeout_min, gpus_per_node. cluster: "local" runs the tasks as processes on this machine. This
+    process only watches, so if it is stopped, the tasks continue. Raises ValueError without submitit or Slurm."""
     if workers < 1:
         raise ValueError(f"workers is {workers}: it must be 1 or more")
     try:
         import submitit
     except ImportError:
         raise ValueError("the engine slurm needs submitit: pip install submitit") from None
-    logging.getLogger("submitit").setLevel(logging.ERROR)  # at every look it warns of a Slurm without accounting
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # on a Slurm without accounting, it would warn at every look
 
-    class Task(submitit.helpers.Checkpointable):  # sent again if Slurm takes its machine away
+    class Task(submitit.helpers.Checkpointable):  # submitted again if Slurm takes its machine away
         __call__ = staticmethod(portable_worker(jobs, setup))
 
     def send(places: Iterable[int]) -> list[submitit.Job]:
         how = {"name": "imagic-sweep", "cpus_per_task": setup.cores, "slurm_array_parallelism": workers}
         try:
-            (Path(setup.out) / "slurm").mkdir(mode=0o700, exist_ok=True)  # the tasks are code: for no one else
+            (Path(setup.out) / "slurm").mkdir(mode=0o700, exist_ok=True)  # the tasks are code, for no one else
             executor = submitit.AutoExecutor(Path(setup.out) / "slurm" / "%j", cluster)
             executor.update_parameters(**how | (options or {}))
             return executor.map_array(Task(), places)
@@ -95,8 +95,8 @@ def run_slurm(jobs: Sequence[Job], setup: Setup, look: Look, workers: int = 8, c
 
 
 def run_ray(jobs: Sequence[Job], setup: Setup, look: Look, address: str | None = None) -> None:
-    """Tasks that each load the model once, on a GPU, or on `setup.cores` cores of a cluster without GPUs. Machines can
-    come and go. address: of a cluster, "auto" for the one of this machine; left out, Ray is started here. Raises
+    """Run tasks that each load the model once, on a GPU, or on `setup.cores` cores if the cluster has no GPUs. Machines
+    can come and go. address: of a cluster, or "auto" for this machine's; by default, Ray is started here. Raises
     ValueError without Ray, without that cluster, or if none of its machines is large enough."""
 
     ray, started = connected_ray(address)
@@ -117,14 +117,14 @@ def run_ray(jobs: Sequence[Job], setup: Setup, look: Look, address: str | None =
         supervise(start, range(min(len(jobs), room + SPARE)), look)
     finally:
         for reference in tasks:
-            ray.cancel(reference)  # those that still wait for a machine; after a stop, those at work as well
+            ray.cancel(reference)  # tasks that still wait for a machine and, after a stop, running ones as well
         ray.wait(tasks, num_returns=len(tasks), timeout=30)
         if started:
             ray.shutdown()
 
 
 def connected_ray(address: str | None) -> tuple[ModuleType, bool]:
-    """The module ray, and whether it was connected here."""
+    """Return the module ray, and whether we have connected it here."""
     try:
         import ray
     except ImportError:

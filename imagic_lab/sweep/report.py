@@ -1,6 +1,6 @@
-"""The results of a sweep: results.csv, errors.csv and report.html, all written anew from its folder.
+"""Write the results of a sweep, results.csv, errors.csv and report.html, afresh from its folder.
 
-They are written edit by edit: ten thousand need no more memory than one. The page's template is report.html.
+They are written edit by edit, so that ten thousand need no more memory than one. The page's template is report.html.
 """
 
 import csv
@@ -19,7 +19,7 @@ SETTINGS = ("name", "row", "image", "text", "model", "method", "embedding_steps"
 
 
 def write_report(out: Path, jobs: list[Job], setup: Setup) -> tuple[int, int]:
-    """Write all three files. Returns how many jobs are done and how many failed in this start."""
+    """Write all three files. Returns how many jobs are done and how many have failed since this start."""
     done, failed = settled_jobs(jobs, setup)
     header = ("job", *SETTINGS[1:], "eta", "noise_seed", "file", "distance", "psnr")
     write_csv(out / "results.csv", header, result_rows(done, setup))
@@ -30,12 +30,12 @@ def write_report(out: Path, jobs: list[Job], setup: Setup) -> tuple[int, int]:
 
 
 def facts_in(done: Iterable[Job], setup: Setup) -> Iterator[tuple[Job, dict]]:
-    """Each job with the facts in its folder, which are read when they are needed."""
+    """Yield each job with the facts in its folder, reading them only when they are needed."""
     return ((job, {"pictures": []} | read_results(setup.folder(job) / FACTS)) for job in done)
 
 
 def result_rows(done: Iterable[Job], setup: Setup) -> Iterator[list]:
-    """A row for each picture."""
+    """Yield a row for each picture."""
     for job, facts in facts_in(done, setup):
         settings = [getattr(job, name) for name in SETTINGS]
         settings = [public(value) if isinstance(value, str) else value for value in settings]
@@ -45,7 +45,7 @@ def result_rows(done: Iterable[Job], setup: Setup) -> Iterator[list]:
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> None:
     def plain(cell: object) -> object:
-        """A text that a spreadsheet takes for no formula."""
+        """Return a text that no spreadsheet takes for a formula."""
         return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
     def write(temporary: Path) -> None:
@@ -56,7 +56,7 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable]) -> No
 
 
 def write_page(path: Path, done: list[Job], failed: list[tuple[Job, str]], setup: Setup) -> None:
-    """report.html, which needs no network. It links to the pictures in the folders of the edits."""
+    """Write report.html, which needs no network. It links to the pictures in the folders of the edits."""
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(template)
     known = {"setup": setup, "public": public, "Path": Path, "input_file": INPUT_FILE, "failed": failed}

@@ -1,4 +1,4 @@
-"""A whole sweep: check the table, take the folder, run the engine, write the report."""
+"""Run a whole sweep: check the table, claim the folder, run the engine, write the report."""
 
 import uuid
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from imagic_lib.files import Stored, read_json, write_json
 from imagic_lib.folder import state_of
 
 ENGINES = {"local": run_local, "ray": run_ray, "slurm": run_slurm}
-MARK = "sweep.json"  # says that a folder is a sweep's, and of what work
+MARK = "sweep.json"  # marks the folder of a sweep, and says which work it does
 
 
 class StoredSweep(Stored):
@@ -24,7 +24,7 @@ class StoredSweep(Stored):
 
 
 class Summary(NamedTuple):
-    """How many jobs of the table are done, failed in this start, or are open because workers were lost."""
+    """The numbers of jobs that are done, that failed since this start, and that are open because workers were lost."""
 
     done: int
     failed: int
@@ -33,19 +33,19 @@ class Summary(NamedTuple):
 
 def sweep(table: str | Path | Sequence[Job], out: str | Path, engine: str = "local", *, cores: int = 2,
           keep: bool = False, work: str = EDIT_WORK, **options) -> Summary:  # fmt: skip
-    """Do all edits of a table (`read_table`) in the folder `out`. After a stop or a kill, the same call continues.
+    """Make all edits of a table (`read_table`) in the folder `out`. After a stop or a kill, the same call continues.
 
-    engine: "local", "ray" or "slurm"; options go to it (`engines`): address; workers, cluster, options.
-    cores: threads of a worker on a CPU; with the same number, and on the same kind of machine, all engines give the
-    same bits. keep: keep the trained weights too. work: "module:function" that does a job. An edit that fails becomes a
-    row of errors.csv, and the next start tries it again. Raises `Faults` for a table with faults, and ValueError for a
-    folder with other files or an engine that isn't installed.
+    engine: "local", "ray" (option: address) or "slurm" (options: workers, cluster, options); see `engines`. cores:
+    threads of a worker on a CPU. With the same number, and on the same kind of machine, all engines give the same bits.
+    keep: also keep the trained weights. work: "module:function" that does a job. An edit that fails becomes a row of
+    errors.csv, and the next start tries it again. Raises `Faults` for a table with faults, and ValueError for a folder
+    with other files or for an engine that isn't installed.
     """
     if cores < 1:
         raise ValueError(f"cores is {cores}: it must be 1 or more")
     jobs = read_table(table) if isinstance(table, (str, Path)) else list(table)
     setup = Setup(str(take(Path(out).absolute(), work)), uuid.uuid4().hex, cores, keep, work)
-    models = list(dict.fromkeys(job.model for job in jobs))  # one after the other: a worker loads each once
+    models = list(dict.fromkeys(job.model for job in jobs))  # one by one, so that a worker loads each only once
     set_damaged_aside(settled_jobs(jobs, setup)[0], setup)
     done = set(settled_jobs(jobs, setup)[0])
     to_do = sorted((job for job in jobs if job not in done), key=lambda job: models.index(job.model))
@@ -61,10 +61,10 @@ def sweep(table: str | Path | Sequence[Job], out: str | Path, engine: str = "loc
 
 
 def take(out: Path, work: str) -> Path:
-    """The folder of a sweep, made if need be. Raises ValueError, and touches nothing, if it holds files of the user's
-    or a sweep of other work."""
+    """Claim the folder of a sweep, and create it if necessary. Raises ValueError, and touches nothing, if the folder
+    has files of the user's or a sweep of other work."""
     if not (out / MARK).is_file():
-        state_of(out, {"text": None})  # raises for whatever is there
+        state_of(out, {"text": None})  # raises if anything is there
         write_json(out / MARK, {"work": work})
     elif (other := read_json(out / MARK, StoredSweep)["work"]) != work:
         raise ValueError(f"the folder {out} holds a sweep of other work, {other!r}: choose another folder")
@@ -74,8 +74,8 @@ def take(out: Path, work: str) -> Path:
 
 
 def show_on(bar: tqdm, jobs: Sequence[Job], setup: Setup) -> int:
-    """Show on the bar how many jobs are done, and return how many are open. A job that fails is taken off the bar,
-    because its time says nothing about the time of the others."""
+    """Show on the bar how many jobs are done, and return how many are open. A failed job is taken off the bar, because
+    its time says nothing about the others'."""
     done, failed = settled_jobs(jobs, setup)
     bar.total = len(jobs) - len(failed)
     bar.update(len(done) - bar.n)

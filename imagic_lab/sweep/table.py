@@ -1,4 +1,4 @@
-"""The table of a sweep: one edit a row, checked as a whole before anything starts."""
+"""The table of a sweep, with one edit per row, which is checked as a whole before anything starts."""
 
 import csv
 import hashlib
@@ -38,7 +38,7 @@ EACH_ONCE = AfterValidator(lambda values: tuple(dict.fromkeys(values)))
 
 
 class Faults(ValueError):
-    """All faults of a table, as one sentence. `faults` lists them with their rows, `verdict` is the rest."""
+    """All faults of a table, as one sentence. `faults` lists them with their rows, `verdict` counts them."""
 
     def __init__(self, path: Path, faults: list[str]):
         count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -48,7 +48,7 @@ class Faults(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """One edit: a row of the table, every default filled in."""
+    """One edit: a row of the table, with every default filled in."""
 
     image: str  # path of the picture
     text: str
@@ -57,17 +57,17 @@ class Job:
     embedding_steps: Count | None = None
     unet_steps: Count | None = None
     seed: Count = 0  # of the training
-    seeds: Annotated[tuple[Count, ...], SPLIT, EACH_ONCE] = (0,)  # of the noise that each picture starts from
+    seeds: Annotated[tuple[Count, ...], SPLIT, EACH_ONCE] = (0,)  # of the noise from which each picture starts
     etas: Annotated[tuple[Eta, ...], SPLIT, EACH_ONCE] = ETAS
     scale: Annotated[float, Field(ge=0, le=MOST_SCALE)] = 1.0
-    row: int = 0  # as a spreadsheet counts: the header is row 1
+    row: int = 0  # as in a spreadsheet, where the header is row 1
     picture: str = ""  # hash of the file's bytes
-    weights: str = ""  # tells the model from others, whatever its folder is called
+    weights: str = ""  # identifies the model, whatever its folder is called
 
     @pydantic.field_validator("image", "text", "model", "method")
     @classmethod
     def check_cell(cls, cell: str, info: pydantic.ValidationInfo) -> str:
-        """Only in a table, whose folder is the context. Paths start there, and what they name must exist."""
+        """Check a cell of a table, whose folder is the context. Paths are relative to it, and must exist."""
         if (folder := info.context) is None:
             return cell
         if info.field_name == "image" or (info.field_name == "model" and cell != "tiny" and (folder / cell).exists()):
@@ -80,7 +80,7 @@ class Job:
 
     @cached_property
     def name(self) -> str:
-        """The folder of the finished edit: a hash of everything that the edit depends on."""
+        """The name of the finished edit's folder: a hash of everything on which the edit depends."""
         settings = {name: value for name, value in asdict(self).items() if name not in ("row", "image", "model")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -89,14 +89,14 @@ ROW = pydantic.TypeAdapter(Job)
 
 
 def read_table(path: str | Path) -> list[Job]:
-    """The jobs of a CSV file, in its order. Pictures and model folders are relative to the folder of the file.
+    """Read the jobs in a CSV file, in its order. Pictures and model folders are relative to the folder of the file.
 
     Columns: `COLUMNS`; all but image and text can be left out. A cell lists its seeds or etas with spaces between them.
     Raises `Faults` with the faults of all rows, FileNotFoundError, or ValueError for a file that is not a table.
     """
     path = Path(path)
     header, *rows = cells_of(path)
-    for remembered in (hash_of_file, kind_and_stamp):  # a file can have changed since the last table
+    for remembered in (hash_of_file, kind_and_stamp):  # files can have changed since the last table
         remembered.cache_clear()
     if faults := header_faults(header):
         raise Faults(path, faults)
@@ -118,7 +118,7 @@ def read_table(path: str | Path) -> list[Job]:
 
 
 def cells_of(path: Path) -> list[list[str]]:
-    """The cells of all rows, header first. Commas, semicolons or tabs separate them: what the header has most of."""
+    """Read the cells of all rows, header first. They are separated by what the header has most: , or ; or tabs."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a sweep needs a table, in CSV")
     try:
@@ -138,7 +138,7 @@ def header_faults(header: list[str]) -> list[str]:
 
 
 def job_in(row: dict[str, str], folder: Path, number: int) -> tuple[Job | None, list[str]]:
-    """The job of one row, and all its faults. Without a fault its steps, picture and weights are filled in."""
+    """Return the job of one row, and all its faults. Without faults, its steps, picture and weights are filled in."""
     given = {name: cell for name, cell in row.items() if cell or name in NEEDED}
     try:
         job = ROW.validate_python(given | {"row": number}, context=folder)
@@ -152,7 +152,7 @@ def job_in(row: dict[str, str], folder: Path, number: int) -> tuple[Job | None, 
 
 
 def sentence_for(fault: dict) -> str:
-    """What pydantic found in a cell, in our words."""
+    """Put what pydantic found in a cell into our words."""
     column = fault["loc"][0]
     wrong = fault["ctx"]["error"] if fault["type"] == "value_error" else f"{fault['input']!r} is not {MUST_BE[column]}"
     return f"{column}: {wrong}"
@@ -165,15 +165,15 @@ def check_method(method: str) -> None:
 
 @cache
 def hash_of_file(path: str) -> str:
-    """A hash of a picture's file. Raises as `open_image` if it can't be opened."""
+    """Return a hash of a picture's file. Raises the same errors as `open_image` if it can't be opened."""
     open_image(path)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 @cache
 def kind_and_stamp(model: str) -> tuple[str, str]:
-    """A model's kind (`models.family`), and a text that tells it from others, which is its hub id, or a hash of its
-    folder's files by their names, sizes and first and last bytes. Nothing is loaded. Raises ValueError for other names.
+    """Return a model's kind (`models.family`), and a text that identifies it, which is its hub id or a hash of its
+    folder's files (names, sizes, first and last bytes). Nothing is loaded. Raises ValueError for any other name.
     """
     folder = TINY if model == "tiny" else Path(model)
     if not folder.is_dir():

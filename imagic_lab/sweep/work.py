@@ -1,8 +1,8 @@
-"""One job: locked, done in a hidden folder, renamed when it is whole. Workers of every engine call `work_through`.
+"""One job: lock it, do it in a hidden folder, rename that when it is whole. All engines' workers use `work_through`.
 
 In the folder of a sweep, `edits/NAME` is a finished edit, `edits/.NAME.part` an unfinished one, and `edits/.NAME.lock`
-is locked by the process that works on it; the kernel unlocks it when that process ends, even by a kill. The finished
-folder appears by one rename, so either the whole edit is there or none. `.NAME.part/.tries` has one byte for each try.
+is locked by the process that works on it. The kernel unlocks it when that process ends, even by a kill. The finished
+folder appears by one rename, so it is either complete or missing. `.NAME.part/.tries` has one byte for each try.
 """
 
 import os
@@ -36,17 +36,17 @@ from imagic_lib.storage import versions
 from imagic_lib.training.loop import Run
 
 FACTS = "job.json"  # in a finished edit: its settings, and a row for each picture
-DONE, FAILED, CLAIMED = "done", "failed", "claimed"  # results of an attempt; CLAIMED: another process has the job
+DONE, FAILED, CLAIMED = "done", "failed", "claimed"  # results of an attempt; if CLAIMED, another process has the job
 EDIT_WORK = "imagic_lab.sweep.work:edit_and_draw"
 LOOK = 0.5  # seconds between two looks at what other processes have done
-TRIES = 3  # a job that has lost so many workers counts as one that kills them
-HIGHEST_PSNR = 100.0  # dB, of pictures that are the same
+TRIES = 3  # after this many lost workers, we assume that the job kills them
+HIGHEST_PSNR = 100.0  # dB, for identical pictures
 
 
 class StoredPicture(Stored):
     eta: Finite
     seed: Whole
-    file: str = Field(pattern=r"^[\w+-][\w.+-]*$", max_length=250)  # in the edit's own folder
+    file: str = Field(pattern=r"^[\w+-][\w.+-]*$", max_length=250)  # in the folder of the edit
     distance: Finite
     psnr: Finite
 
@@ -63,12 +63,12 @@ class StoredError(Stored):
 
 @dataclass(frozen=True)
 class Setup:
-    """What every worker is told on any machine. out is the folder of the sweep, on a disk that all workers see."""
+    """The settings that every worker gets, on any machine. out: folder of the sweep, on a disk that all workers see."""
 
     out: str
-    run: str  # this start: a job that failed in it is not tried again
+    run: str  # identifies this start, in which a failed job is not tried again
     cores: int = 2  # threads of one worker; the last digits on a CPU depend on it
-    keep: bool = False  # the trained weights too, so that `show` can draw from the edit
+    keep: bool = False  # also keep the trained weights, so that `show` can draw from the edit
     work: str = EDIT_WORK  # "module:function" that does a job: function(job, folder, setup) -> facts
 
     def folder(self, job: Job) -> Path:
@@ -82,24 +82,24 @@ class Setup:
 
 
 def error_of(job: Job, setup: Setup) -> str | None:
-    """Why a job failed in this start; None if it did not. The next start tries it again."""
+    """Return why a job failed since this start, or None if it did not. The next start tries it again."""
     with suppress(OSError, ValueError):
         found = read_json(setup.error_file(job), StoredError)
         return found["error"] if found["run"] == setup.run else None
 
 
 def settled_jobs(jobs: Sequence[Job], setup: Setup) -> tuple[list[Job], list[tuple[Job, str]]]:
-    """The jobs that are done, and those that failed in this start with their errors, read from the sweep's folder."""
+    """Read from the sweep's folder which jobs are done, and which have failed since this start, with their errors."""
     edits, errors = (set(os.listdir(Path(setup.out) / name)) for name in ("edits", "errors"))
     maybe = [job for job in jobs if f"{job.name}.json" in errors and job.name not in edits]
     return [job for job in jobs if job.name in edits], [(job, e) for job in maybe if (e := error_of(job, setup))]
 
 
 def work_through(jobs: Sequence[Job], setup: Setup, look: Callable[[], object] = lambda: None) -> None:
-    """Do every job that is not done yet, in their order, next to any number of other workers.
+    """Do every job that is not done yet, in order, alongside any number of other workers.
 
-    look: called now and then. It waits for jobs that other workers hold, because workers can die. Raises ValueError for
-    a folder that this worker does not see, or that has no locks.
+    It also waits for jobs that other workers have claimed, because workers can die. look: called now and then. Raises
+    ValueError for a folder that this worker does not see, or that has no locks.
     """
     check_folder(Path(setup.out))
     torch.set_num_threads(setup.cores)
@@ -121,15 +121,15 @@ def check_folder(out: Path) -> None:
         raise ValueError(f"a worker does not see the folder {out}: it must be on a disk that all machines share")
     try:
         with filelock.FileLock(out / ".lock") as lock:
-            if isinstance(lock, filelock.SoftFileLock):  # filelock's substitute would outlive a killed process
+            if isinstance(lock, filelock.SoftFileLock):  # filelock's substitute, which would outlive a killed process
                 raise NotImplementedError("no flock")
     except (OSError, NotImplementedError) as error:
         raise ValueError(f"the disk of {out} has no file locks ({error}): choose a folder on another one") from error
 
 
 def attempt(job: Job, setup: Setup) -> str:
-    """Do a job, unless it is done, or another process has it, or it failed in this start. Returns DONE, FAILED or
-    CLAIMED. An exception of the job becomes a file in errors/."""
+    """Do a job, unless it is done, another process has it, or it has failed since this start. Returns DONE, FAILED or
+    CLAIMED. An exception in the job becomes a file in errors/."""
     if setup.folder(job).exists():
         return DONE
     for kind in ("lock", "part"):
@@ -143,7 +143,7 @@ def attempt(job: Job, setup: Setup) -> str:
 
 
 def attempt_alone(job: Job, setup: Setup) -> str:
-    """`attempt` for the process that has the lock. A job that has lost `TRIES` workers fails."""
+    """Attempt a job in the process that has its lock. A job that has lost `TRIES` workers fails."""
     part = setup.hidden(job, "part")
     if setup.folder(job).exists():
         return DONE
@@ -162,7 +162,7 @@ def attempt_alone(job: Job, setup: Setup) -> str:
         write_json(setup.error_file(job), {"run": setup.run, "error": said[:2000], "trace": trace[-6000:]})
         return FAILED
     finally:
-        tries.unlink(missing_ok=True)  # only a kill leaves it
+        tries.unlink(missing_ok=True)  # so that it stays only after a kill
     for path in (setup.error_file(job), setup.hidden(job, "lock")):
         path.unlink(missing_ok=True)
     return DONE
@@ -185,27 +185,27 @@ def finish_in(part: Path, job: Job, setup: Setup) -> None:
     except OSError:
         if not setup.folder(job).exists():
             raise
-        shutil.rmtree(part)  # a network disk showed late that another worker had finished it
+        shutil.rmtree(part)  # another worker had finished it, which a network disk has shown late
     wait_for_disk(part.parent)
 
 
 def public(path: str) -> str:
-    """A path without the folders of its user; names of other things as they are."""
+    """Return a path without its user's folders. Names of other things stay as they are."""
     return Path(path).name if Path(path).is_absolute() else path
 
 
 def wait_for_disk(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk. A rename must not come before it."""
+    """Wait until a file, or the list of names in a folder, is on the disk, as it must be before a rename."""
     descriptor = os.open(path, os.O_RDONLY)
-    with suppress(OSError):  # some network disks can't, for a folder
+    with suppress(OSError):  # some network disks can't do this for a folder
         os.fsync(descriptor)
     os.close(descriptor)
 
 
 def facts_of(job: Job, part: Path, setup: Setup) -> dict:
-    """What the work function returns, its seconds and its notes."""
+    """Return the facts from the work function, with its seconds and its notes."""
     work, began = resolve_name(setup.work), time.monotonic()
-    no_bars = patch.object(tqdm, "__init__", begin_without_bar)  # thousands would push away the sweep's own
+    no_bars = patch.object(tqdm, "__init__", begin_without_bar)  # thousands would hide the sweep's
     with warnings.catch_warnings(record=True) as notes, no_bars:
         warnings.simplefilter("always", UserWarning)
         facts = work(job, part, setup)
@@ -214,17 +214,17 @@ def facts_of(job: Job, part: Path, setup: Setup) -> dict:
 
 
 def begin_without_bar(bar: tqdm, *arguments, _begin=tqdm.__init__, **options) -> None:
-    """What every kind of progress bar calls at its start, with the bar switched off."""
+    """Start a progress bar of any kind, switched off."""
     _begin(bar, *arguments, **options | {"disable": True})
 
 
 def read_results(path: Path) -> dict:
-    """The facts of a finished edit. Raises FileNotFoundError or ValueError."""
+    """Read the facts of a finished edit. Raises FileNotFoundError if they are missing, ValueError if damaged."""
     return read_json(path, StoredFacts)
 
 
 def set_damaged_aside(jobs: Sequence[Job], setup: Setup) -> None:
-    """Rename finished edits whose facts are unreadable, and links in their place, so that they are done again."""
+    """Rename finished edits whose facts are unreadable, and links with such names, so that the jobs are done again."""
     for job in jobs:
         folder = setup.folder(job)
         try:
@@ -239,17 +239,17 @@ def set_damaged_aside(jobs: Sequence[Job], setup: Setup) -> None:
 
 @lru_cache(maxsize=1)
 def model_and_plan(model: str) -> tuple[StableDiffusionPipeline, Plan | None]:
-    """A model, and on a GPU the ways of training that fit into it: kept as long as jobs ask for the same model. The one
-    before is dropped first."""
+    """Load a model and, on a GPU, plan the ways of training that fit into it. Both are kept while jobs need the same
+    model; the previous one is dropped first."""
     model_and_plan.cache_clear()
     pipe = load_pipeline(model)
     return pipe, plan(pipe) if pipe.unet.device.type == "cuda" else None
 
 
 def edit_and_draw(job: Job, folder: Path, setup: Setup) -> dict:
-    """Train one edit, and draw its pictures as `edit` on the command line does: on a GPU by the first way of the method
-    that fits. Returns a row for each picture: η, seed, file, RMSE to the input (0 to 1), and PSNR in dB to the input's
-    reconstruction by the VAE. Raises MemoryError if no way fits."""
+    """Train one edit and draw its pictures, as `edit` on the command line does; on a GPU, in the method's first way
+    that fits. Returns a row for each picture: η, seed, file, RMSE to the input (0 to 1), and PSNR in dB to the VAE's
+    reconstruction of the input. Raises MemoryError if no way fits."""
     pipe, found = model_and_plan(job.model)
     way = next(iter(found.fitting(job.method)), None) if found else None
     if found and not way:

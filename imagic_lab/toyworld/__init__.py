@@ -1,4 +1,4 @@
-"""The drawn world that tiny-sd knows, and how tiny-sd is made from it."""
+"""The drawn world that tiny-sd knows, and the training of tiny-sd on it."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ __all__ = ["ATTRIBUTES", "Scene", "load_reader", "load_scene"]
 
 
 def load_scene(path: str | Path) -> Scene:
-    """The scene of a shipped drawing (data/images/*.png), its ground truth, from the list scenes.json in its folder.
+    """Return the scene of a shipped drawing (data/images/*.png), from the list scenes.json in its folder.
 
     Raises ValueError if the picture is not on the list.
     """

@@ -8,7 +8,7 @@ import numpy as np
 
 from imagic_lab.toyworld.world import ATTRIBUTES, POSES_OF, SceneFacts
 
-PHRASES = {  # what people call each value of an attribute; the first form is the plain one
+PHRASES = {  # the ways to say each value of an attribute; the first form is the plain one
     "subject": {
         "dog": ("dog", "puppy"),
         "cat": ("cat", "kitten"),
@@ -39,19 +39,19 @@ OPENINGS = ("", "a photo of ", "a picture of ", "an image of ", "a drawing of ",
 
 @cache
 def caption_words() -> frozenset[str]:
-    """Every word that a caption can hold."""
+    """Return every word that a caption can have."""
     phrases = [form for values in PHRASES.values() for forms in values.values() for form in forms]
     return frozenset(word for phrase in (*phrases, *OPENINGS, "a an is that") for word in phrase.split())
 
 
 def plain_caption(scene: SceneFacts) -> str:
-    """'a brown dog jumping on the grass': every attribute, in the plain order."""
+    """Name every attribute in the plain order: 'a brown dog jumping on the grass'."""
     subject, colour, pose, place = (values[getattr(scene, name)][0] for name, values in PHRASES.items())
     return f"{with_article(f'{colour} {subject}')} {pose} {place}"
 
 
 def varied_caption(scene: SceneFacts, seed: int) -> str:
-    """One of thousands of ways to say it. Each part keeps its plain form more than half of the time."""
+    """Describe the scene in one of thousands of ways. Each part has its plain form more than half of the time."""
     rng = np.random.default_rng((seed, 77))
 
     def one_of(forms: tuple[str, ...]) -> str:
@@ -60,7 +60,7 @@ def varied_caption(scene: SceneFacts, seed: int) -> str:
     def phrase(name: str) -> str:
         return one_of(PHRASES[name][getattr(scene, name)])
 
-    said = rng.random(3) < (0.94, 0.92, 0.92)  # colour, pose, place: sometimes left out
+    said = rng.random(3) < (0.94, 0.92, 0.92)  # is the colour, the pose, the place named?
     subject, colour = phrase("subject"), phrase("colour")
     noun = f"{colour} {subject}" if said[0] else subject
     pose = phrase("pose") if said[1] else ""
@@ -85,33 +85,33 @@ def with_article(phrase: str) -> str:
 
 
 def attributes_in(text: str) -> dict[str, str]:
-    """The attributes that a text names, in the words of the captions.
+    """Return the attributes that a text names, in the words of the captions.
 
     >>> attributes_in("a puppy leaping by the sea")
     {'subject': 'dog', 'pose': 'jumping', 'place': 'beach'}
 
-    Other words are ignored. If a text names two values of one attribute, the first counts.
+    Other words are ignored. If a text names two values of one attribute, the first one counts.
     """
     found: dict[str, str] = {}
     text = " ".join(re.findall(r"[a-z]+", text.lower()))
     for name, forms_of in PHRASES.items():
-        if name == "pose" and "subject" in found:  # 'standing still' is said of dogs and of cars
+        if name == "pose" and "subject" in found:  # dogs and cars can both be 'standing still'
             forms_of = {pose: forms_of[pose] for pose in POSES_OF[found["subject"]]}
         forms = [(form, value) for value, several in forms_of.items() for form in several]
         matches = ((re.search(rf"\b{form}\b", text), form, value) for form, value in forms)
         if places := [(match.start(), -len(form), value) for match, form, value in matches if match]:
-            found[name] = min(places)[2]  # the first; of two that begin together, the longer one
+            found[name] = min(places)[2]  # the first; if two begin at the same place, the longer one
     return found
 
 
 def values_beside(text: str) -> dict[str, tuple[str, ...]]:
-    """The values that each attribute can have in this text: the poses are those of its subject."""
+    """Return the values that each attribute can have in this text. The poses are those of its subject."""
     poses = POSES_OF.get(attributes_in(text).get("subject"), ATTRIBUTES["pose"])
     return ATTRIBUTES | {"pose": poses}
 
 
 def reworded(text: str, caption: str, **change: str) -> str:
-    """The plain caption that differs from the text by these attributes. What the text leaves out, `caption` says.
+    """Return the plain caption that differs from the text in these attributes. `caption` has what the text leaves out.
 
     >>> reworded("a dog in the snow", "a brown dog sitting on the grass", pose="jumping")
     'a brown dog jumping in the snow'

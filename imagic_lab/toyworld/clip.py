@@ -1,4 +1,4 @@
-"""A tokenizer and a mini-CLIP: words and pictures in one space, learned by contrast as Stable Diffusion's CLIP was."""
+"""A tokenizer and a mini-CLIP, which learns words and pictures in one space by contrast, as Stable Diffusion's did."""
 
 import json
 from pathlib import Path
@@ -19,10 +19,10 @@ STEPS, LR, BATCH = 1500, 1e-3, 96
 
 
 def train_tokenizer(scenes: list[Scene], folder: Path) -> CLIPTokenizer:
-    """Learn a byte-pair encoding of the captions and save it in CLIP's own file format.
+    """Learn a byte-pair encoding of the captions and save it in CLIP's file format.
 
-    The vocabulary holds all 256 bytes, with and without the end-of-word mark, so every text has ids. A word that no
-    caption holds is split into letters.
+    The vocabulary has all 256 bytes, with and without the end-of-word mark, so every text has ids. A word that occurs
+    in no caption is split into letters.
     """
     captions = [scene.caption(seed) for seed, scene in enumerate(scenes)]
     captions += [scene.caption() for scene in scenes[:1000]]
@@ -47,12 +47,12 @@ def train_tokenizer(scenes: list[Scene], folder: Path) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """(n, 77) ids: start, text, end, and the end again as padding, as in CLIP. A longer text is cut."""
+    """Return ids (n, 77): start, text, end, and the end again as padding, as in CLIP. A longer text is cut."""
     return tokenizer(captions, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids
 
 
 def build_clip(vocabulary: int) -> CLIPModel:
-    """The mini-CLIP with random weights, for a tokenizer of so many tokens."""
+    """Build the mini-CLIP with random weights. vocabulary: number of tokens."""
     tower = {
         "hidden_size": EMBEDDING_WIDTH,
         "intermediate_size": 4 * EMBEDDING_WIDTH,

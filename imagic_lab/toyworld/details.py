@@ -1,7 +1,7 @@
-"""The details of a scene: what a picture shows of its identity, written as named numbers.
+"""The details of a scene: those parts of its identity that a picture shows, as named numbers.
 
-An identity holds 48 random numbers, but a picture shows only some of them. A car has no ears, the night has no clouds,
-and a dog without a collar gives no hint of the collar's colour. This module says which numbers show.
+An identity has 48 random numbers, but a picture shows only some of them. A car has no ears, the night has no clouds,
+and a dog without a collar gives no hint of the collar's colour. This module says which numbers are visible.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ import numpy as np
 from imagic_lab.toyworld.scene import Scene
 from imagic_lab.toyworld.world import SceneIdentity
 
-# Yes or no. The number in the identity from which on the detail is there stands in `drawing`, too.
+# Yes or no: the detail is there if the number in the identity is above this bound, which is also in `drawing`.
 SWITCHES = {"facing right": 0.5, "spots": 0.5, "belly": 0.5, "collar": 0.45, "socks": 0.6, "eye patch": 0.6}
 SWITCHES |= {"first cloud": 0.35, "second cloud": 0.35}
 CLOUD_IDS = {"first cloud": 1, "second cloud": 2}
@@ -26,7 +26,7 @@ AMOUNTS = AMOUNT_FIELDS + LIGHT + SPOTS + HILLS + CLOUDS
 
 
 def canonical(scene: Scene) -> Scene:
-    """The same picture with its clouds from left to right, because two clouds have no names that tell them apart."""
+    """Return the same scene with its clouds from left to right, because nothing else tells two clouds apart."""
     clouds = scene.identity.clouds[:3], scene.identity.clouds[3:]
     there = sorted(cloud for cloud in clouds if cloud[2] >= SWITCHES["first cloud"])
     absent = [(0.5, 0.5, 0.0)] * (2 - len(there))
@@ -34,7 +34,7 @@ def canonical(scene: Scene) -> Scene:
 
 
 def to_numbers(scene: Scene) -> dict[str, float]:
-    """Every switch (0 or 1), the collar's colour (0 to 4) and every amount of a scene, by name."""
+    """Return every switch (0 or 1), the collar's colour (0 to 4) and every amount of a scene, by name."""
     me = canonical(scene).identity
     raw = (me.flip, me.spots[0], me.belly, me.collar, me.socks, me.eye_patch, me.clouds[2], me.clouds[5])
     found = {name: float(value >= edge) for value, (name, edge) in zip(raw, SWITCHES.items(), strict=True)}
@@ -49,7 +49,7 @@ def from_numbers(attributes: dict[str, str], found: dict[str, float]) -> Scene:
     def amounts(*names: str) -> tuple[float, ...]:
         return tuple(float(np.clip(found[name], 0.0, 0.999)) for name in names)
 
-    def switch(name: str) -> float:  # the middle of the range that means yes, or no
+    def switch(name: str) -> float:  # the middle of the range that means yes or no
         edge = SWITCHES[name]
         return (1 + edge) / 2 if found[name] >= 0.5 else edge / 2
 
@@ -73,7 +73,7 @@ def from_numbers(attributes: dict[str, str], found: dict[str, float]) -> Scene:
 
 
 def visible(scene: Scene) -> frozenset[str]:
-    """The names of `to_numbers` that the picture of this scene shows."""
+    """Return the names in `to_numbers` of the details that the picture of this scene shows."""
     found, subject = to_numbers(scene), scene.subject
     names = {"facing right", "spots", "belly", "collar", "x", "depth", "size", "shade", "horizon", "sky", *LIGHT}
     if found["collar"]:
@@ -93,7 +93,7 @@ def visible(scene: Scene) -> frozenset[str]:
     return frozenset(names)
 
 
-# Sixteen details, each one vote in `share_kept`: the numbers that make it, and the tolerance of each. The tables in
+# Sixteen details, each with one vote in `share_kept`: its numbers, and the tolerance of each. The tables in
 # data/reader/README.md show how often the reader agrees with a drawing within these tolerances, which is the ceiling.
 # The widths of clouds and hills have no vote, because one cloud hides another and half of a hill is off the picture.
 DETAILS: dict[str, dict[str, float]] = {
@@ -112,8 +112,8 @@ DETAILS: dict[str, dict[str, float]] = {
 
 
 def share_kept(found: Scene, truth: Scene, before: Scene | None = None) -> float:
-    """The share of the details on which `found` agrees with the truth, in [0, 1]. Only details that the truth (and
-    `before`) shows count."""
+    """Return the share of details in which `found` agrees with the truth, from 0 to 1. Only details that the truth and,
+    if given, `before` show count."""
     shown = visible(truth) if before is None else visible(truth) & visible(before)
     here, there = to_numbers(found), to_numbers(truth)
     votes = []

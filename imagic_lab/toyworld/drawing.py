@@ -1,4 +1,4 @@
-"""The illustrator turns a scene into a picture with Pillow, drawn four times too large and then reduced.
+"""Draw a scene as a picture with Pillow, four times too large and then reduced.
 
 The canvas is 128 wide and high, and y points down. Each figure has its own frame, in which it faces right and stands on
 the ground at (0, 0). `Pen` scales, mirrors, rotates and moves that frame onto the canvas.
@@ -19,7 +19,7 @@ from imagic_lab.toyworld.world import RGB, SceneFacts
 SIZE = 128
 OVERSAMPLING = 4
 
-# How much larger these parts are than in the first sketches: the VAE loses thin lines.
+# Some parts are larger than in the first sketches, by these factors, because the VAE loses thin lines.
 FIGURE, BIG_HEAD, EYE, LEG, COLLAR, SPOT, STAR = 1.10, 1.18, 1.45, 1.25, 1.75, 1.4, 1.3
 
 Colour = tuple[int, int, int]
@@ -40,7 +40,7 @@ class Pen:
         self.cos, self.sin = math.cos(angle), math.sin(angle)
 
     def magnified(self, factor: float, around: Point) -> Pen:
-        """A pen for the same frame, `factor` times as large around one of its points."""
+        """Return a pen for the same frame, enlarged by `factor` around one of its points."""
         pen = copy.copy(self)
         x, y = around
         pen.at = tuple(c / OVERSAMPLING for c in self._to_canvas([(x - factor * x, y - factor * y)])[0])
@@ -61,7 +61,7 @@ class Pen:
         self.polygon([(x + c * rx * u - s * ry * v, y + s * rx * u + c * ry * v) for u, v in CIRCLE], fill)
 
     def line(self, points, width: float, fill: Colour, end_width: float | None = None) -> None:
-        """A limb: a thick line with round ends. `end_width` makes it thinner towards its last point."""
+        """Draw a limb, a thick line with round ends. `end_width` makes it thinner towards its last point."""
         end_width = width if end_width is None else end_width
         radii = [width / 2 + (end_width - width) / 2 * k / (len(points) - 1) for k in range(len(points))]
         joints = list(zip(points, radii, strict=True))
@@ -75,7 +75,7 @@ class Pen:
             self.polygon(side + back, fill)
 
     def blob(self, points, fill: Colour) -> None:
-        """A closed smooth outline through the points (Catmull-Rom spline)."""
+        """Draw a smooth closed shape through the points (Catmull-Rom spline)."""
         p = np.array(points, dtype=float)
         a, b, c, d = (np.roll(p, k, 0)[:, None, :] for k in (1, 0, -1, -2))
         t = np.linspace(0, 1, 8, endpoint=False)[None, :, None]
@@ -84,7 +84,7 @@ class Pen:
 
 
 def smooth_line(points: list[Point], steps: int = 5) -> list[Point]:
-    """A quadratic Bezier curve from the first point to the last: a tail."""
+    """Return a quadratic Bezier curve from the first point to the last, for a tail."""
     times = [k / steps for k in range(steps + 1)]
     return [
         tuple((1 - t) ** 2 * a + 2 * t * (1 - t) * b + t * t * c for a, b, c in zip(*points, strict=True))
@@ -128,7 +128,7 @@ def draw_place(image: Image.Image, scene: SceneFacts) -> None:
             fill = mix(hill, far, 0.35 * k)
             pen.ellipse(128 * x, horizon + 4, 30 + 26 * width, 10 + 14 * height, fill)
     vertical_gradient(image, horizon, SIZE, far, near)
-    if scene.place == "snow":  # behind the figure, so that its face stays free
+    if scene.place == "snow":  # behind the figure, so that they don't hide its face
         draw_flakes(pen, scene)
 
 
@@ -137,7 +137,7 @@ def horizon_of(scene: SceneFacts) -> float:
 
 
 def draw_lights(pen: Pen, scene: SceneFacts) -> None:
-    """Sun, or moon and stars, or a pale sun and snowflakes."""
+    """Draw the sun, or moon and stars, or a pale sun."""
     me = scene.identity
     x, y = 14 + 100 * me.light[0], 13 + 13 * me.light[1]
     if scene.place == "night":
@@ -172,7 +172,7 @@ def draw_flakes(pen: Pen, scene: SceneFacts) -> None:
 
 # ----------------------------------------------------------------------------------------- subjects
 class Coat:
-    """The colours of one figure, made of the labelled colour and a shade that belongs to the identity."""
+    """The colours of one figure, from its labelled colour and the shade in its identity."""
 
     def __init__(self, scene: SceneFacts):
         h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in RGB[scene.colour]))
@@ -193,8 +193,8 @@ class Coat:
         self.collar = wheel[int(scene.identity.collar_colour * len(wheel))]
 
 
-# Where the parts of an animal are in each pose: hip, chest and head, each leg as start, knee and paw, and the root,
-# bend and tip of the tail.
+# The places of an animal's parts in each pose: hip, chest and head, each leg as start, knee and paw, and the root, bend
+# and tip of the tail.
 ANIMAL = {
     "standing": {
         "hip": (-15, -25), "chest": (13, -27), "head": (24, -43),
@@ -416,7 +416,7 @@ def draw_car(pen: Pen, scene: SceneFacts, coat: Coat) -> None:
 
 
 def draw_speed(pen: Pen, scene: SceneFacts) -> None:
-    """Streaks and dust behind a driving car."""
+    """Draw streaks and dust behind a driving car."""
     streak = (250, 250, 252) if scene.place != "snow" else (150, 166, 194)
     for y, length in ((-24, 13), (-16, 20), (-8, 15)):
         pen.line([(-41, y), (-41 - length, y)], 2.6, streak, 1.2)
@@ -425,13 +425,13 @@ def draw_speed(pen: Pen, scene: SceneFacts) -> None:
 
 
 def draw_scene(scene: SceneFacts, figure: bool = True) -> Image.Image:
-    """The picture, RGB, 128x128; without the figure, its place alone. The same scene gives the same bits."""
+    """Draw a scene as RGB, 128x128; with figure=False, only its place. The same scene gives the same bits."""
     me = scene.identity
     image = Image.new("RGB", (SIZE * OVERSAMPLING,) * 2)
     draw_place(image, scene)
     if not figure:
         return image.reduce(OVERSAMPLING)
-    near = me.depth  # 0 far (higher, smaller) to 1 near
+    near = me.depth  # from 0, far (higher, smaller), to 1, near
     x, ground = 52 + 24 * me.x, horizon_of(scene) + 18 + 16 * near
     scale = (0.86 + 0.12 * near) * (0.94 + 0.16 * me.size) * FIGURE
     lift = {"jumping": 15.0, "flying": 24.0}.get(scene.pose, 0.0)

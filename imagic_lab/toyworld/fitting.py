@@ -1,6 +1,6 @@
-"""Fit a scene to a picture by drawing it: analysis by synthesis.
+"""Fit a scene to a picture by drawing it (analysis by synthesis).
 
-The network reads a picture at one glance; this makes its reading exact. Each detail that the picture can show is
+The network reads a picture at a glance; the fit makes this reading exact. Each detail that the picture can show is
 switched, or made a little larger and a little smaller. A change stays if it makes the drawing more like the picture.
 """
 
@@ -15,14 +15,14 @@ from imagic_lab.toyworld.details import AMOUNTS, CLOUD_IDS, COLLAR_COLOURS, SWIT
 from imagic_lab.toyworld.scene import Scene
 from imagic_lib.pictures import to_tensor
 
-MOVES = (0.24, 0.12, 0.06, 0.03)  # how far an amount is moved at a time, from round to round
+MOVES = (0.24, 0.12, 0.06, 0.03)  # the step by which amounts change, in each round
 CLOUD_PLACES = tuple(product(np.linspace(0.05, 0.95, 10).tolist(), (0.1, 0.3, 0.5, 0.7, 0.9)))  # (x, y) to start from
 
 
 def fit_scene(picture: Tensor, starts: Sequence[Scene]) -> Scene:
-    """The scene near one of `starts` whose drawing is most like the picture, (3, 128, 128) in [-1, 1].
+    """Return the scene near one of `starts` whose drawing is most like the picture, (3, 128, 128) in [-1, 1].
 
-    All starts are fitted coarsely, then the best of them is fitted to the end: 400 to 600 drawings.
+    All starts are fitted coarsely, then the best of them is fitted fully. This takes 400 to 600 drawings.
     """
     picture = softened(picture)
 
@@ -45,16 +45,16 @@ def one_round(error: Callable[[Scene], float], scene: Scene, step: float, clouds
             continue
         for change in changes(name, step):
             while (found := error(from_numbers(attributes, changed := numbers | change(numbers)))) < best:
-                best, numbers = found, changed  # go on as long as it helps
+                best, numbers = found, changed  # repeat as long as it helps
     return from_numbers(attributes, numbers)
 
 
 def changes(name: str, step: float) -> list[Callable[[dict], dict]]:
-    """What to try with this detail.
+    """Return the changes to try with this detail.
 
-    A collar is tried in every colour, because it does not fit in a wrong one. A cloud is tried everywhere, because
-    no small move leads to its place. The number of clouds stays as the network read it: when the search chose that,
-    too, it was wrong about the clouds of every fourth drawing.
+    We try a collar in every colour, because in a wrong one it does not fit, and a cloud everywhere, because small moves
+    don't lead to its place. The number of clouds stays as the network read it. When the search also chose that number,
+    it was wrong in every fourth drawing.
     """
     if name == "collar":
         colours = [{"collar": 1.0, "collar colour": float(k)} for k in range(len(COLLAR_COLOURS))]
@@ -68,5 +68,5 @@ def changes(name: str, step: float) -> list[Callable[[dict], dict]]:
 
 
 def softened(x: Tensor) -> Tensor:
-    """(3, h, w), each pixel the mean of 3 x 3, so that an edge that is a pixel off is only a small error."""
+    """Blur a picture (3, h, w) by means over 3 x 3 pixels, so that an edge that is a pixel off is a small error."""
     return F.avg_pool2d(F.pad(x[None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0]

@@ -1,7 +1,7 @@
-"""Is it this very car? In a line-up, cut-outs of several cars slide over a picture, and the best fit wins.
+"""Is it exactly this car? In a line-up, cut-outs of several cars slide over a picture, and the best fit wins.
 
-A text names a car's colour, its pose and its place. Its roof, rack, stripe and emblem, which no text names, make it
-this car, and the reader reads only some of them. The line-up measures them at any position in the picture.
+A text names a car's colour, pose and place. Its identity is its roof, rack, stripe and emblem, which no text names. The
+reader reads only some of these; the line-up compares them at any position in the picture.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from torch import Tensor
 from imagic_lab.toyworld.drawing import FIGURE, OVERSAMPLING, SIZE, Coat, Pen, draw_car
 from imagic_lab.toyworld.scene import Scene
 
-MARKS = ("size", "shade", "spots", "belly", "collar", "collar_colour", "ears")  # these stay with the car
+MARKS = ("size", "shade", "spots", "belly", "collar", "collar_colour", "ears")  # the numbers that belong to the car
 CAR_SCALES = tuple(FIGURE * (0.80 + 0.02 * k) for k in range(15))  # cars in the drawn world: 0.81 to 1.08 of FIGURE
 
 
 def seen_again(scene: Scene, seed: int, **attributes: str) -> Scene:
-    """The same car (or animal) in another picture, whose sky, hills and position are those of `seed`."""
+    """Return a scene with the same car (or animal), but with sky, hills and position from `seed`."""
     other = Scene.sample(seed, **scene.attributes | attributes)
     return replace(other, identity=replace(other.identity, **{name: getattr(scene.identity, name) for name in MARKS}))
 
 
 def cutout(scene: Scene, scale: float) -> tuple[Tensor, Tensor]:
-    """The car alone, facing right, as its colours (3, h, w) in [0, 1] and a mask of its pixels (1, h, w), 0 or 1.
+    """Cut out the car, facing right. Returns its colours (3, h, w) in [0, 1], and its mask (1, h, w), 0 or 1.
 
     Dust, streaks and light beams of a driving car are left out. Raises ValueError for any other subject.
     """
@@ -48,7 +48,7 @@ def _alone(scene: Scene, scale: float, fill: int) -> Tensor:
 
 
 def _colours_of(picture: Image.Image) -> Tensor:
-    """(3, h, w) in [0, 1]."""
+    """Return the colours of a picture, (3, h, w) in [0, 1]."""
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255
 
 
@@ -74,9 +74,9 @@ class Lineup:
         return spectrum, covered, room, colours.square().sum().item(), 3 * cover.sum().item()
 
     def distances(self, picture: Image.Image) -> list[float]:
-        """For each car the RMSE between picture and cut-out, inside the cut-out and where it fits best, in [0, 1].
+        """Return, for each car, the RMSE of picture and cut-out, inside the cut-out where it fits best, in [0, 1].
 
-        Σ m(I - T)² = Σ m I² - 2 Σ I T + Σ T² for all places at once, by Fourier transforms.
+        Fourier transforms give Σ m(I - T)² = Σ m I² - 2 Σ I T + Σ T² for all positions at once.
         """
         pixels = _colours_of(picture)
         plain, squared = torch.fft.rfft2(pixels), torch.fft.rfft2(pixels.square().sum(0, keepdim=True))

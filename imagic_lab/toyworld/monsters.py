@@ -1,7 +1,7 @@
-"""Monsters: pictures that no drawing of the toy world explains. They test the reader.
+"""Monsters, which are pictures that no drawing of the toy world explains. They test the reader.
 
-Each kind spoils a drawing in one way that models do: two heads, missing legs, half an animal, no head, a smear, a
-ghost, a creature of two kinds, two animals in one place. A reader that accepts them counts failures as successes.
+Each kind has a fault that models make: two heads, missing legs, half an animal, no head, a smear, a ghost, a creature
+of two kinds, two animals in one place. A reader that accepts monsters counts failures as successes.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from PIL import Image
 from imagic_lab.toyworld.drawing import draw_scene
 from imagic_lab.toyworld.scene import Scene
 
-MONSTER_SEEDS = 5_000_000  # seeds from here on are for monsters alone
+MONSTER_SEEDS = 5_000_000  # seeds from here on are for monsters only
 
 
 class Parts(NamedTuple):
@@ -28,7 +28,7 @@ class Parts(NamedTuple):
     faces_right: bool
 
     def without(self, left: int, right: int, top: int, bottom: int) -> np.ndarray:
-        """The drawing with the empty place in this rectangle."""
+        """Return the drawing with the empty place in this rectangle."""
         spoiled = self.picture.copy()
         spoiled[top:bottom, left:right] = self.empty[top:bottom, left:right]
         return spoiled
@@ -79,7 +79,7 @@ def ghost(parts: Parts, scene: Scene) -> np.ndarray:
 
 
 def two_kinds(parts: Parts, scene: Scene) -> np.ndarray:
-    """The left half is a car."""
+    """Replace the left half by a car's."""
     car = scene.edit(subject="car", pose="parked")
     return np.concatenate([taken_apart(car).picture[:, : parts.middle], parts.picture[:, parts.middle :]], axis=1)
 
@@ -94,11 +94,11 @@ MONSTER_KINDS = {spoil.__name__.replace("_", " "): spoil for spoil in SPOILERS} 
 
 
 def monsters(each: int = 8, seed: int = 0) -> list[tuple[str, Scene, Image.Image]]:
-    """`each` monsters of every kind, always the same: (kind, the scene that was spoiled, the picture).
+    """Return `each` monsters of every kind, as (kind, the scene that was spoiled, the picture); always the same ones.
 
     seed: 0 or 1, for two lists that have no picture in common.
     """
-    found = []  # without cars, because both their ends look alike; a missing leg shows only where legs do
+    found = []  # no cars, whose two ends look alike, and missing legs only where legs are visible
     for k, (kind, spoil) in enumerate(MONSTER_KINDS.items()):
         first = MONSTER_SEEDS + 10_000 * k + 5_000 * seed
         scenes = (s for s in map(Scene.sample, range(first, first + 5_000)) if s.subject != "car")

@@ -1,9 +1,9 @@
 """The reader: which scene does a picture show?
 
-A small convolutional network reads every parameter of a scene from its picture, the four attributes of the caption and
-the details that no caption names; `fitting` makes the details exact. The reader never makes pictures, it only measures
-them (`Reader.report`), with three questions. Is the picture right in all four attributes? Is it drawn well, so that the
-scene, drawn again, explains it? Does it keep the details, so that it is still the same dog in front of the same hills?
+A small convolutional network reads a scene from its picture, with the four attributes of the caption and with the
+details that no caption names. `fitting` then makes the details exact. The reader only measures pictures, by three
+questions (`Reader.report`). Is the picture right in all four attributes? Is it drawn well, so that a drawing of the
+scene explains it? Does it keep the details, so that it is still the same dog in front of the same hills?
 """
 
 from dataclasses import replace
@@ -26,9 +26,9 @@ from imagic_lib.files import load_tensors, save_tensors
 from imagic_lib.models import DATA
 
 STEPS, LR, BATCH = 2000, 2e-3, 48
-MEDIAN, SHIFT, WINDOW = 5, 1, 11  # pixels: see `unexplained`
-LIKELY = 0.1  # the least probability at which another subject, colour or pose is tried, too
-BOUND_FROM, MONSTERS = 160, 12  # drawings, and monsters of each kind, that the bound of "drawn well" separates
+MEDIAN, SHIFT, WINDOW = 5, 1, 11  # pixels; see `unexplained`
+LIKELY = 0.1  # the smallest probability at which another subject, colour or pose is also tried
+BOUND_FROM, MONSTERS = 160, 12  # drawings, and monsters of each kind, from which the bound of "drawn well" is found
 
 
 class Block(nn.Module):
@@ -69,7 +69,7 @@ class ReaderNet(nn.Module):
 
 
 def targets(scenes: list[Scene]) -> dict[str, Tensor]:
-    """What the network should say about each scene, and, under names that end in '?', what the picture shows."""
+    """Return what the network should say about each scene and, under names that end in '?', what the picture shows."""
     numbers, shown = [to_numbers(s) for s in scenes], [visible(s) for s in scenes]
 
     def table(names) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def targets(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def reading_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy for choices and a smooth L1 loss for amounts, only of what the picture shows."""
+    """Add the cross-entropy of choices and a smooth L1 loss of amounts, only for what the picture shows."""
 
     def mean(values: Tensor, shown: Tensor) -> Tensor:
         return (values * shown).sum() / shown.sum().clamp(min=1)
@@ -99,7 +99,7 @@ def reading_loss(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
 
 
 def roughen(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Soften, lighten and speckle some of the pictures (n, 3, h, w), so that the reader can read soft samples, too."""
+    """Soften, lighten and speckle some of the pictures (n, 3, h, w), so that the reader can also read soft samples."""
     n = len(x)
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     x = torch.lerp(x, soft, torch.rand(n, 1, 1, 1, generator=generator))
@@ -110,12 +110,12 @@ def roughen(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def unexplained(picture: Tensor, drawing: Tensor) -> Tensor:
-    """Where two pictures differ by more than a pixel of shift: (128, 128), 0 where they agree, at most 1.
+    """Map where two pictures differ by more than a shift of one pixel: (128, 128), from 0 (they agree) to 1.
 
-    picture, drawing: (3, 128, 128) in [-1, 1]. A median over 5 x 5 pixels removes stars and snowflakes. Each pixel of
-    one is compared with the 3 x 3 pixels around the same place in the other; the most similar colour counts, and the
-    worse of both directions. Means over windows of 11 x 11 pixels, the size of a paw, keep a missing leg and remove
-    an edge that is soft or a pixel off.
+    picture, drawing: (3, 128, 128) in [-1, 1]. A median over 5 x 5 pixels removes stars and snowflakes. Each pixel is
+    compared with the 3 x 3 pixels around the same place in the other picture. The most similar one counts and, of both
+    directions, the worse. Means over windows of 11 x 11 pixels, the size of a paw, keep a missing leg and remove an
+    edge that is soft or a pixel off.
     """
     both = around(torch.stack([picture, drawing]), MEDIAN).median(dim=2).values
     near = around(both, 2 * SHIFT + 1)
@@ -125,18 +125,18 @@ def unexplained(picture: Tensor, drawing: Tensor) -> Tensor:
 
 
 def around(pictures: Tensor, size: int) -> Tensor:
-    """(n, c, h, w) -> (n, c, size², h, w): for each pixel, the pixels in the square around it."""
+    """Return, for each pixel, the pixels in the square around it: (n, c, h, w) -> (n, c, size², h, w)."""
     padded = F.pad(pictures, (size // 2,) * 4, mode="replicate")
     n, c, h, w = pictures.shape
     return F.unfold(padded, size).view(n, c, size**2, h, w)
 
 
 class Report(NamedTuple):
-    """One picture of an edit, measured against the ground truth."""
+    """The measurements of one picture of an edit against the ground truth."""
 
     right: bool  # in all four attributes
     well: bool  # drawn well
-    kept: float  # share of the unnamed details that agree with the truth, in [0, 1]
+    kept: float  # details kept: the share of the unnamed details that agree with the truth, in [0, 1]
     distance: float  # RMSE to the truth, drawn where this picture has its subject, in [0, 1]
 
     @property
@@ -145,16 +145,16 @@ class Report(NamedTuple):
 
 
 class Reader:
-    """The trained network, and the bound of what counts as drawn well: what a drawing may leave unexplained.
+    """The trained network, and a bound: a picture is drawn well if a drawing leaves less of it unexplained.
 
-    Two heads, missing legs and a smear leave more. The bound lies between held-back drawings and monsters, both seen
-    through the VAE (`with_bound`, data/reader/README.md).
+    Two heads, missing legs and a smear leave more. The bound is between held-back drawings and monsters, both after
+    the VAE (`with_bound`, data/reader/README.md).
 
     >>> reader = load_reader()
     >>> reader.scene(picture).attributes        # {'subject': 'dog', 'colour': 'brown', ...}
 
-    Pictures are Pillow images of 128x128 or tensors (3, 128, 128) in [-1, 1]; a stack (n, 3, 128, 128) where a
-    method takes several. Raises ValueError for any other size.
+    Pictures are Pillow images of 128x128 or tensors (3, 128, 128) in [-1, 1], or a stack (n, 3, 128, 128) if a method
+    takes several. Raises ValueError for any other size.
     """
 
     def __init__(self, net: ReaderNet, bound: float):
@@ -162,8 +162,8 @@ class Reader:
 
     @torch.no_grad()
     def guesses(self, pictures: Image.Image | Tensor) -> list[list[Scene]]:
-        """For each picture the scene that the network reads, then the same scene with another subject, colour or pose
-        that the network finds likely enough to try. Stars and snowflakes are not read."""
+        """For each picture, return the scene that the network reads, then the same scene with another subject, colour
+        or pose that the network finds likely enough to try. Stars and snowflakes are not read."""
         stack = as_stack(pictures)
         found = {name: values.float() for name, values in self.net(stack).items()}
         return [
@@ -172,33 +172,33 @@ class Reader:
         ]
 
     def glance(self, pictures: Tensor) -> list[Scene]:
-        """The scene of each picture as the network reads it, all at once. The details are a first guess."""
+        """Return the scene of each picture as the network reads it. Its details are a first guess."""
         return [scenes[0] for scenes in self.guesses(pictures)]
 
     def scene(self, picture: Image.Image | Tensor) -> Scene:
-        """The scene that a picture shows: a glance, then fitted by drawing it (about a second)."""
+        """Return the scene that a picture shows, read at a glance and then fitted by drawing it (about a second)."""
         return fit_scene(as_stack(picture)[0], self.guesses(picture)[0])
 
     def may_be(self, picture: Image.Image | Tensor, truth: Scene) -> bool:
-        """Could it be right in all four attributes? This takes only a glance, where `scene` needs a second."""
+        """Whether it could be right in all four attributes. This takes only a glance, while `scene` needs a second."""
         return any(scene.attributes == truth.attributes for scene in self.guesses(picture)[0])
 
     def left(self, picture: Image.Image | Tensor, scene: Scene) -> float:
-        """How much of the picture a drawing of this scene leaves unexplained in the worst window, in [0, 1]."""
+        """Return how much of the picture a drawing of this scene leaves unexplained in the worst window, in [0, 1]."""
         return unexplained(as_stack(picture)[0], as_stack(scene.render())[0]).max().item()
 
     def drawn_well(self, picture: Image.Image | Tensor) -> bool:
-        """Can a drawing explain the picture? The scene that was read is drawn again and compared with it."""
+        """Whether a drawing explains the picture. The scene that was read is drawn and compared with it."""
         return self.left(picture, self.scene(picture)) <= self.bound
 
     def success(self, picture: Image.Image | Tensor, truth: Scene) -> bool:
-        """Right in all four attributes and drawn well, as in `report`. A picture that is wrong takes only a glance."""
+        """Whether it is right in all four attributes and drawn well, as in `report`; a glance finds most failures."""
         return self.may_be(picture, truth) and self.report(picture, truth).success
 
     def report(self, picture: Image.Image | Tensor, truth: Scene, before: Scene | None = None) -> Report:
-        """Measure one picture of an edit against the ground truth, from one reading.
+        """Measure one picture of an edit against the ground truth, with one reading.
 
-        before: the input's scene. Details that it did not show (the socks of a bird that becomes a cat) don't count in
+        before: scene of the input. Details that it did not show (the socks of a bird that becomes a cat) don't count in
         `kept`.
         """
         scene = self.scene(picture)
@@ -215,7 +215,7 @@ class Reader:
 
 
 def as_stack(picture: Image.Image | Tensor) -> Tensor:
-    """(n, 3, 128, 128) in [-1, 1]. Raises ValueError for another size."""
+    """Return a stack of pictures, (n, 3, 128, 128) in [-1, 1]. Raises ValueError for another size."""
     if not isinstance(picture, Tensor):
         picture = to_batch(np.asarray(picture.convert("RGB"))[None])
     stack = picture if picture.ndim == 4 else picture[None]
@@ -225,7 +225,7 @@ def as_stack(picture: Image.Image | Tensor) -> Tensor:
 
 
 def best_attributes(found: dict[str, Tensor], k: int) -> dict[str, str]:
-    """The likeliest subject, colour and place, and the likeliest pose that this subject has."""
+    """Return the most likely subject, colour and place, and the most likely of this subject's poses."""
     chosen = {name: values[int(found[name][k].argmax())] for name, values in ATTRIBUTES.items()}
     poses = POSES_OF[chosen["subject"]]
     scores = {pose: found["pose"][k][i].item() for i, pose in enumerate(ATTRIBUTES["pose"]) if pose in poses}
@@ -233,7 +233,7 @@ def best_attributes(found: dict[str, Tensor], k: int) -> dict[str, str]:
 
 
 def likely_attributes(found: dict[str, Tensor], k: int) -> list[dict[str, str]]:
-    """The best attributes first, then the same with one of them exchanged for another that is at least LIKELY."""
+    """Return the best attributes first, then the same with one of them replaced by another that is at least LIKELY."""
     best, others = best_attributes(found, k), []
     for name in ("subject", "colour", "pose"):
         chances = found[name][k].softmax(0).tolist()
@@ -250,9 +250,9 @@ def best_numbers(found: dict[str, Tensor], k: int) -> dict[str, float]:
 def train_reader(
     drawings: np.ndarray, softened: np.ndarray, scenes: list[Scene], folder: Path, *, steps=STEPS, seed=0
 ) -> tuple[ReaderNet, dict]:
-    """Learn to read drawings, (n, 128, 128, 3) uint8, of *all* combinations. Returns (net, history).
+    """Learn to read drawings (n, 128, 128, 3) uint8 of *all* combinations. Returns (net, history).
 
-    softened: what the VAE makes of the first drawings, a third of each batch.
+    softened: what the VAE makes of the first drawings, which are a third of each batch.
     """
     torch.manual_seed(seed)
     net = ReaderNet().to(memory_format=torch.channels_last)
@@ -272,21 +272,21 @@ def train_reader(
 
 
 def with_bound(net: ReaderNet, softened: np.ndarray, spoiled: np.ndarray) -> Reader:
-    """A reader whose bound separates held-back drawings (softened) from monsters (spoiled), by what a drawing leaves
-    unexplained of them. Both are (n, 128, 128, 3) uint8, as the VAE reconstructs them."""
+    """Make a reader whose bound separates held-back drawings (softened) from monsters (spoiled), by how much of them a
+    drawing leaves unexplained. Both are (n, 128, 128, 3) uint8, as the VAE reconstructs them."""
     reader = Reader(net, 0.0)
     good, bad = ([reader.left(p, reader.scene(p)) for p in to_batch(pictures)] for pictures in (softened, spoiled))
     return Reader(net, best_bound(good, bad))
 
 
 def best_bound(good: list[float], bad: list[float]) -> float:
-    """The bound for which the smaller of two shares is largest: of `good` up to the bound, and of `bad` above it."""
+    """Return the bound that maximises the smaller of two shares: of `good` up to the bound, and of `bad` above it."""
     good, bad = np.array(good), np.array(bad)
     return max(sorted([*good, *bad]), key=lambda bound: min(np.mean(good <= bound), np.mean(bad > bound)))
 
 
 def load_reader(path: Path = DATA / "reader" / "reader.safetensors") -> Reader:
-    """The shipped reader, or another. Raises FileNotFoundError or ValueError if its file is missing or damaged."""
+    """Load a reader, by default the shipped one. Raises FileNotFoundError, or ValueError for a damaged file."""
     tensors, facts = load_tensors(path)
     net = ReaderNet()
     net.load_state_dict(tensors)

@@ -1,4 +1,4 @@
-"""The whole recipe of tiny-sd, from nothing to a diffusers folder: `python -m imagic_lab.toyworld train`."""
+"""The whole recipe of tiny-sd, from random weights to a diffusers folder: `python -m imagic_lab.toyworld train`."""
 
 import hashlib
 import json
@@ -32,8 +32,8 @@ def make(runs: Path, out: Path, *, start: Path | None = None, only: Sequence[str
     """Train the VAE, the mini-CLIP, the UNet and the reader on drawings, and write them to `out`, laid out like data/.
 
     runs: a work folder, where every network continues from its checkpoint, or is skipped if it is finished. start: a
-    folder like data/ whose networks are trained further; None begins with random weights. only: which networks to
-    train; `start` provides the others. scale: a share of all scenes and steps, for trials. device: "cpu" (a day), or
+    folder like data/ whose networks are trained further; None starts from random weights. only: networks to train;
+    `start` provides the others. scale: share of all scenes and steps to use, for trials. device: "cpu" (a day) or
     "cuda" (an hour). Raises ValueError for an invalid number, or if a network is neither trained nor in `start`.
     """
     if start is None and set(only) != set(NETWORKS):
@@ -74,9 +74,9 @@ def share_of(full: int, scale: float, least: int = 10) -> int:
 
 
 def cached_latents(the_vae: AutoencoderKL, drawings: np.ndarray, path: Path) -> tuple[Tensor, Tensor]:
-    """The latents of all drawings, (means, deviations), kept in a file because they take five minutes.
+    """Return the latents of all drawings, (means, deviations). A file keeps them, because they take five minutes.
 
-    A file that another VAE or other drawings made is replaced.
+    A file from another VAE or from other drawings is replaced.
     """
     made_of = hashlib.sha256(np.ascontiguousarray(drawings))
     for name, weights in sorted(the_vae.state_dict().items()):
@@ -92,8 +92,8 @@ def cached_latents(the_vae: AutoencoderKL, drawings: np.ndarray, path: Path) -> 
 def make_reader(
     the_vae: AutoencoderKL, held_back: np.ndarray, runs: Path, scale: float, **how
 ) -> tuple[reader.Reader, dict]:
-    """Train a reader for drawings and for what this VAE makes of them. Returns (reader, history)."""
-    first = TEST_SEEDS // 2  # combinations that are held out from the other networks, too
+    """Train a reader for drawings, before and after this VAE. Returns (reader, history)."""
+    first = TEST_SEEDS // 2  # so that it learns all combinations, also those held out from the other networks
     scenes = [Scene.sample(seed) for seed in range(first, first + share_of(READER_SCENES, scale, 32))]
     drawings = dataset.render(scenes)
     softened = vae.reconstruct_pixels(the_vae, drawings[: share_of(SOFTENED, scale, 16)])
@@ -104,7 +104,7 @@ def make_reader(
 
 
 def text_tower(model: CLIPModel) -> CLIPTextModel:
-    """The text half of a CLIP as the class that Stable Diffusion uses, with the same weights."""
+    """Return the text encoder of a CLIP in the class that Stable Diffusion uses, with the same weights."""
     tower = CLIPTextModel(model.config.text_config)
     inner = getattr(tower, "text_model", tower)  # older versions of transformers wrap it
     inner.load_state_dict(model.text_model.state_dict())
@@ -114,14 +114,14 @@ def text_tower(model: CLIPModel) -> CLIPTextModel:
 def assemble(
     the_vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, the_unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
-    """A Stable Diffusion of these networks, with the sampler of tiny-sd."""
+    """Make a Stable Diffusion pipeline from these networks, with tiny-sd's sampler."""
     pipe = StableDiffusionPipeline(
         vae=the_vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=the_unet,
         scheduler=unet.scheduler(),
-        safety_checker=None,  # a drawn world has nothing to check
+        safety_checker=None,  # drawings need no check
         feature_extractor=None,
         requires_safety_checker=False,
     )
@@ -139,14 +139,14 @@ def export(
     diffusers_logging.set_verbosity_error()
     pipe.to(torch.float16).save_pretrained(fresh / "tiny-sd", safe_serialization=True)
     diffusers_logging.set_verbosity(quiet)
-    half = [0.5, 0.5, 0.5]  # as in training, pixels in [-1, 1]
+    half = [0.5, 0.5, 0.5]  # puts pixels into [-1, 1], as in training
     sizes = {"size": {"shortest_edge": 128}, "crop_size": {"height": 128, "width": 128}}
     for part in (the_clip.half(), pipe.tokenizer, CLIPImageProcessor(**sizes, image_mean=half, image_std=half)):
         part.save_pretrained(fresh / "tiny-clip")
     for part in ("tiny-sd/text_encoder", "tiny-clip", "tiny-sd/unet", "tiny-sd/vae"):
         facts = json.loads((config := fresh / part / "config.json").read_text())
         facts.pop("_name_or_path", None)  # a path on the computer that trained it
-        if "dtype" in facts:  # transformers obeys it; stored in half precision, all parts open in float32
+        if "dtype" in facts:  # transformers would obey it, but all parts should open in float32
             facts["dtype"] = "float32"
         config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (fresh / "tiny-sd" / "vocabulary.json").write_text(json.dumps(sorted(caption_words()), indent=0))

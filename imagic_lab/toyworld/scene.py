@@ -1,7 +1,7 @@
-"""A scene of the toy world: what its caption names, and the identity that no caption names.
+"""A scene of the toy world has attributes, which its caption names, and an identity, which no caption names.
 
-Imagic must change the first and keep the second. A scene knows both, so the right answer of an edit can be drawn
-exactly: `scene.edit(pose="jumping").render()`. No photograph offers that.
+Imagic must change the attributes and keep the identity. We know both, so the ground truth of an edit can be drawn
+exactly: `scene.edit(pose="jumping").render()`. A photo has none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from imagic_lab.toyworld.captions import plain_caption, varied_caption
 from imagic_lab.toyworld.drawing import draw_scene
 from imagic_lab.toyworld.world import ANIMAL_POSES, ATTRIBUTES, POSES_OF, SceneFacts, SceneIdentity, held_out
 
-TEST_SEEDS = 1_000_000  # seeds from here on are never drawn for training
+TEST_SEEDS = 1_000_000  # seeds from here on are never used in training
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Scene(SceneFacts):
 
     @classmethod
     def sample(cls, seed: int, **attributes: str) -> Scene:
-        """The scene of this seed. Attributes that you name are fixed; the others are drawn at random.
+        """Return the scene of this seed. Attributes that you name are fixed, the others are drawn at random.
 
         Raises ValueError for an attribute or a value that the world does not have.
         """
@@ -58,7 +58,7 @@ class Scene(SceneFacts):
         return held_out(*self.attributes.values())
 
     def edit(self, **attributes: str) -> Scene:
-        """The same identity with some attributes changed, which is the ground truth of an edit.
+        """Return the same identity with some attributes changed. This is the ground truth of an edit.
 
         Raises ValueError for an attribute or a value that the world does not have.
         """
@@ -66,11 +66,11 @@ class Scene(SceneFacts):
         return replace(self, **attributes)
 
     def render(self) -> Image.Image:
-        """The picture: RGB, 128x128, anti-aliased. The same scene gives the same bits."""
+        """Draw the picture: RGB, 128x128, anti-aliased. The same scene gives the same bits."""
         return draw_scene(self)
 
     def caption(self, seed: int | None = None) -> str:
-        """What a person would write under the picture: in plain words, or in the varied words of a seed."""
+        """Describe the scene as a person would, in plain words or, with a seed, in varied ones."""
         return plain_caption(self) if seed is None else varied_caption(self, seed)
 
 

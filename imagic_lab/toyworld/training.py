@@ -1,4 +1,4 @@
-"""How the networks of the toy world are trained: `Training`, seeded by step, with a moving average."""
+"""Train the networks of the toy world, with `Training`, a seed for each step, and a moving average of the weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from imagic_lib.training.checkpoint import TrainingJob
 from imagic_lib.training.loop import History, Run, Training
 
-DECAY = 0.3  # of the steps, the last ones: over them the rate falls in a straight line to 0
+DECAY = 0.3  # the share of the steps, at the end, in which the learning rate falls linearly to 0
 EVERY = 50  # steps that share one point of the curve
 
 
 def train_network(name: str, model: nn.Module, loss_of: Callable[[int, torch.Generator], Tensor], folder: Path, *,
                   steps: int, lr: float, warmup: int = 200, ema: float | None = None, seed: int = 0,
                   about: dict | None = None) -> dict:  # fmt: skip
-    """Train `model` in place with AdamW on `loss_of(step, generator)`; returns the curve (`curve_of`).
+    """Train `model` in place with AdamW on `loss_of(step, generator)`. Returns the curve (`curve_of`).
 
-    The randomness of each step depends on (seed, step) alone, so that a run that was killed and started again gives the
-    same bits as one that was not. The checkpoint is `folder/name.safetensors`. With `ema` the model ends up with the
-    moving average of its weights. about: what else the training is of, as JSON: a checkpoint of other data is refused.
+    The randomness of each step depends only on (seed, step), so a run that was killed and started again gives the same
+    bits as one that was not. The checkpoint is `folder/name.safetensors`. With `ema` the model ends up with the moving
+    average of its weights. about: JSON that identifies the data; a checkpoint with other data is refused.
     """
     adam = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     adam.register_step_pre_hook(clip_gradients)
@@ -46,7 +46,7 @@ def train_network(name: str, model: nn.Module, loss_of: Callable[[int, torch.Gen
 
 
 def clip_gradients(adam: torch.optim.Optimizer, *_) -> None:
-    """Before a step: the norm of all gradients together is at most 1."""
+    """Limit the norm of all gradients together to 1, before a step."""
     nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], 1.0)
 
 
@@ -59,7 +59,7 @@ def follow(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
 
 
 def curve_of(history: History) -> dict:
-    """{"step": [50, 100, …], "loss": the mean over the steps since the last point, "seconds": of all steps}."""
+    """Return {"step": [50, 100, …], "loss": means over the steps since the last point, "seconds": of all steps}."""
     ends = [*range(EVERY, len(history.loss), EVERY), len(history.loss)] if history.loss else []
     means = [sum(part) / len(part) for end in ends if (part := history.loss[(end - 1) // EVERY * EVERY : end])]
     return {"step": ends, "loss": means, "seconds": history.seconds}

@@ -1,4 +1,4 @@
-"""The UNet removes noise: a `UNet2DConditionModel` on 16x16 latents, steered by the text through cross-attention."""
+"""The UNet, which removes noise from 16x16 latents: a `UNet2DConditionModel`, guided by the text in cross-attention."""
 
 import hashlib
 from pathlib import Path
@@ -19,12 +19,12 @@ from imagic_lab.toyworld.vae import SCALING_FACTOR
 from imagic_lib.diffusion import noised, stratified_timesteps
 
 STEPS, LR, BATCH = 40_000, 7e-4, 32
-EMPTY_CAPTIONS = 0.1  # the share that is trained without text, which classifier-free guidance needs
-MIN_SNR = 5.0  # γ of Hang et al. 2023, arXiv 2303.09556: limits the weight of nearly noiseless steps
+EMPTY_CAPTIONS = 0.1  # the share that is trained without text, for classifier-free guidance
+MIN_SNR = 5.0  # γ in Hang et al. 2023, arXiv 2303.09556, which limits the weight of nearly noiseless timesteps
 
 
 def build_unet() -> UNet2DConditionModel:
-    """The UNet with random weights. Attention at 16x16, too, would cost a third more and add little."""
+    """Build the UNet with random weights. More attention, at 16x16, would cost a third more and improve little."""
     return UNet2DConditionModel(
         sample_size=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -38,8 +38,8 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
-    """Stable Diffusion 1.4's noise schedule, with a sampler that adds new noise at every step, so that a later step can
-    repair the mistakes of an early one (comparison: data/tiny-sd/README.md)."""
+    """Make a sampler on Stable Diffusion 1.4's noise schedule. It adds new noise at every step, so that later steps can
+    correct the errors of earlier ones (compared in data/tiny-sd/README.md)."""
     return DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -53,7 +53,7 @@ def scheduler() -> DPMSolverMultistepScheduler:
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> tuple[Tensor, Tensor]:
-    """(means, standard deviations) of the scaled latents of pictures (n, 128, 128, 3) uint8, (n, 4, 16, 16) each."""
+    """Encode pictures (n, 128, 128, 3) uint8: means and standard deviations of scaled latents, (n, 4, 16, 16) each."""
     parts = []
     for start in range(0, len(pictures), batch):
         posterior = vae.encode(to_batch(pictures[start : start + batch])).latent_dist
@@ -65,14 +65,14 @@ def encode_all(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> tup
 def train_unet(latents: tuple[Tensor, Tensor], scenes: list[Scene], tokenizer: CLIPTokenizer,
                text_encoder: CLIPTextModel, folder: Path, *, steps=STEPS,
                start_from: UNet2DConditionModel | None = None, seed=0, device="cpu"):  # fmt: skip
-    """Learn to predict the noise in a noised latent from its caption. Returns (unet, history).
+    """Learn to predict the noise in noised latents, given their captions. Returns (unet, history).
 
-    latents: what `encode_all` gives for the drawings of `scenes`. start_from: a UNet that is trained on, in place; None
-    begins with random weights.
+    latents: those of the drawings of `scenes`, from `encode_all`. start_from: a UNet to train further, in place; None
+    starts from random weights.
     """
     torch.manual_seed(seed)
     unet = (start_from or build_unet()).requires_grad_(True).to(device, memory_format=torch.channels_last)
-    if unet.device.type == "cpu":  # for so few tokens plain products are a fifth faster than the fused kernel
+    if unet.device.type == "cpu":  # with so few tokens, plain products are a fifth faster than the fused kernel
         unet.set_attn_processor(AttnProcessor())
     text_encoder = text_encoder.eval().requires_grad_(False).to(device)
     process = DDPMScheduler.from_config(scheduler().config)

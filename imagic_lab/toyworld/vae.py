@@ -1,4 +1,4 @@
-"""The VAE compresses pictures: an `AutoencoderKL`, 128x128 pixels <-> 16x16 latents of 4 channels."""
+"""The VAE, which compresses pictures: an `AutoencoderKL`, 128x128 pixels <-> 16x16 latents of 4 channels."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from imagic_lab.toyworld.dataset import to_batch
 from imagic_lab.toyworld.training import train_network
 
-SCALING_FACTOR = 0.18215  # Stable Diffusion 1.4's. `stretch_latents` makes it right for these latents
+SCALING_FACTOR = 0.18215  # as in Stable Diffusion 1.4; `stretch_latents` makes it right for these latents
 STEPS, LR, BATCH = 12_000, 8e-4, 4
 KL_WEIGHT = 1e-4
-LATENT_NOISE = 0.06  # the most, in standard deviations of the latents, because samples are never exact
+LATENT_NOISE = 0.06  # at most, in standard deviations of the latents, because samples are never exact
 
 
 def build_vae() -> AutoencoderKL:
-    """The VAE with random weights."""
+    """Build the VAE with random weights."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -32,13 +32,13 @@ def build_vae() -> AutoencoderKL:
 
 
 def saliency(x: Tensor) -> Tensor:
-    """Weights, (n, 1, h, w): 1 on plain ground, up to 4 where colours change within a few pixels, as at an eye."""
+    """Return weights (n, 1, h, w): 1 in plain areas, up to 4 where colours change within a few pixels, as at an eye."""
     soft = F.avg_pool2d(F.pad(x, (3, 3, 3, 3), mode="replicate"), 7, stride=1)
     return 1 + 3 * ((x - soft).abs().mean(dim=1, keepdim=True) / 0.25).clamp(max=1)
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Squares (which PSNR counts) and L1, both weighted by `saliency`, and L1 of the gradients, for sharp edges."""
+    """Add the squared error (for PSNR) and L1, both weighted by `saliency`, and L1 of the gradients for sharp edges."""
     error, weight = output - target, saliency(target)
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return 8 * (weight * error.square()).mean() + 0.5 * (weight * error.abs()).mean() + 0.5 * edges
@@ -47,10 +47,10 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 def train_vae(
     pictures: np.ndarray, folder: Path, *, start_from: AutoencoderKL | None = None, steps=STEPS, seed=0, device="cpu"
 ):
-    """Learn to compress pictures, (n, 128, 128, 3) uint8. Returns (vae, history).
+    """Learn to compress pictures (n, 128, 128, 3) uint8. Returns (vae, history).
 
-    A little noise in the latents makes the decoder forgiving. start_from: a VAE
-    that is trained on, in place; None begins with random weights.
+    A little noise in the latents makes the decoder robust. start_from: a VAE to train further, in place; None starts
+    from random weights.
     """
     torch.manual_seed(seed)
     vae = (start_from or build_vae()).requires_grad_(True).to(device, memory_format=torch.channels_last)
@@ -78,14 +78,14 @@ def divergence(posterior) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Pictures (n, 3, h, w) in [-1, 1], encoded and decoded again, clamped to [-1, 1]."""
+    """Encode and decode pictures (n, 3, h, w) in [-1, 1], and clamp them to [-1, 1]."""
     return vae.decode(vae.encode(pictures).latent_dist.mode()).sample.clamp(-1, 1)
 
 
 @torch.no_grad()
 def stretch_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
-    """Give the latents of pictures (n, 3, h, w) a standard deviation of 1 / 0.18215, in place, and change no picture:
-    scale the last layer before the bottleneck, and the first one after it inversely."""
+    """Give the latents of pictures (n, 3, h, w) a standard deviation of 1 / 0.18215, and leave all pictures unchanged.
+    Scales the last layer before the bottleneck, and the first one after it inversely, in place."""
     factor = 1 / (SCALING_FACTOR * vae.encode(pictures).latent_dist.mode().std())
     channels = vae.config.latent_channels
     vae.quant_conv.weight[:channels] *= factor
@@ -95,7 +95,7 @@ def stretch_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 
 def reconstruct_pixels(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 32) -> np.ndarray:
-    """Pictures (n, 128, 128, 3) uint8, encoded and decoded again, in the same form."""
+    """Encode and decode pictures (n, 128, 128, 3) uint8. Returns them in the same form."""
     parts = []
     for start in range(0, len(pictures), batch):
         rebuilt = reconstruct(vae, to_batch(pictures[start : start + batch]))
@@ -104,5 +104,5 @@ def reconstruct_pixels(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 32
 
 
 def psnr_per_picture(a: Tensor, b: Tensor) -> Tensor:
-    """The peak signal-to-noise ratio of each picture in dB, (n,). a, b: (n, 3, h, w) in [-1, 1]."""
+    """Return the peak signal-to-noise ratio of each pair of pictures in dB, (n,). a, b: (n, 3, h, w) in [-1, 1]."""
     return -10 * torch.log10((a / 2 - b / 2).square().mean(dim=(1, 2, 3)).clamp(min=1e-10))

@@ -1,6 +1,6 @@
-"""The toy world: attributes and their values, the combinations kept from training, and the facts of one scene.
+"""The toy world: attributes and their values, the combinations held out from training, and the facts of one scene.
 
-Drawings and captions need no more than these facts. `scene.Scene` adds what can be done with them.
+Drawings and captions need only these facts. `scene.Scene` adds methods to sample, edit and draw a scene.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ COMBINATIONS = tuple((s, c, pose, p) for s, c, pose, p in product(*ATTRIBUTES.va
 
 
 def held_out(subject: str, colour: str, pose: str, place: str) -> bool:
-    """Is this combination kept from training? 64 of the 512 are: one colour for each subject, pose and place, so that
-    every *pair* of attributes is still learned. (A Latin square.)"""
+    """Whether this combination is held out from training. 64 of the 512 are, one colour for each subject, pose and
+    place, so that every *pair* of attributes is still learned (a Latin square)."""
     posed = [(s, p) for s, poses in POSES_OF.items() for p in poses].index((subject, pose))
     return (posed + 3 * list(RGB).index(colour) + 2 * ATTRIBUTES["place"].index(place)) % 8 == 2
 
 
 @dataclass(frozen=True)
 class SceneIdentity:
-    """What no caption names and an edit must keep. Every field is a number in [0, 1) or a tuple of such numbers."""
+    """Everything that no caption names and an edit must keep. Each field is a number in [0, 1), or a tuple of them."""
 
     x: float
     depth: float

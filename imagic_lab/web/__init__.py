@@ -1,1 +1,1 @@
-"""The live page: Imagic, training included, in a browser tab. The page's own sources are in docs/live/."""
+"""The live page: Imagic in a browser tab, including the training. The sources of the page are in docs/live/."""

@@ -1,11 +1,11 @@
 """Write a model for the live page: `python -m imagic_lab.web.export FOLDER [MODEL]`.
 
-graphs (.onnx)     text encoder, both halves of the VAE, UNet, and the training steps of stages 1 and 2; each is checked
-                   against torch. The weights are their inputs, so that all graphs, θ and θ* need them once
+graphs (.onnx)     text encoder, both halves of the VAE, UNet, and the training steps of stages 1 and 2, each checked
+                   against torch. Weights are inputs, so that all graphs, for θ and for θ*, share one copy of them
 weights.bin        all weights in float16
-model.json         what is where, the noise process, the defaults of the library, the words that the model knows
-drawings.png       drawings to edit, side by side, and in model.json what they show
-tokenizer.json     as it is in the model's folder
+model.json         an index of the weights, the noise process, the library's defaults, the words that the model knows
+drawings.png       drawings to edit, side by side; model.json says what they show
+tokenizer.json     as in the folder of the model
 """
 
 import json
@@ -33,13 +33,13 @@ from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
 from imagic_lib.diffusion import mse
 from imagic_lib.models import DATA, encode_text, load_pipeline, vocabulary
 
-TOLERANCE = 1e-3  # of a tensor's largest number, where that is not tiny beside the largest of all gradients
+TOLERANCE = 1e-3  # of a tensor's largest number, unless that is tiny compared with the largest gradient of all
 LOT = range(TEST_SEEDS + 500_000, TEST_SEEDS + 500_043)  # scenes that no model was trained on
-OWN = "tiny"  # whose defaults the page has
+OWN = "tiny"  # the model whose defaults the page has
 
 
 class Part(NamedTuple):
-    """One graph to be. call(network, *inputs) is what it computes; learns: what it has gradients in, if anything."""
+    """A graph to export, which computes call(network, *inputs). learns: what gets gradients, if anything."""
 
     network: str
     call: Callable
@@ -58,12 +58,12 @@ class Called(nn.Module):
 
 
 def graphs_of(pipe: StableDiffusionPipeline) -> dict[str, Part]:
-    """The graphs of a model by name, with inputs to trace them with."""
+    """Return the graphs of a model by name, with inputs for tracing them."""
     batch, config, tokens = stage1_embedding.DEFAULTS[OWN]["batch"], pipe.unet.config, pipe.tokenizer.model_max_length
     pixels, scaling = pipe.vae.config.sample_size, pipe.vae.config.scaling_factor
     shape = 2, batch, config.in_channels, config.sample_size, config.sample_size
     z, target = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    z_t = 0.3 * z + 0.95 * target  # from other inputs than it was trained on, a UNet's gradients are badly conditioned
+    z_t = 0.3 * z + 0.95 * target  # for inputs unlike those in training, a UNet's gradients are badly conditioned
     t, e = torch.arange(batch) * 1000 // batch + 50, encode_text(pipe, "a brown dog jumping on the grass")
 
     def answer(unet, z_t, t, e):
@@ -86,7 +86,7 @@ def graphs_of(pipe: StableDiffusionPipeline) -> dict[str, Part]:
 
 
 def plain_copy(pipe: StableDiffusionPipeline, name: str) -> nn.Module:
-    """A copy of a network with attention in plain products."""
+    """Return a copy of a network whose attention uses plain products."""
     network = deepcopy(getattr(pipe, name)).float().eval().requires_grad_(False)
     if name == "text_encoder":
         network.set_attn_implementation("eager")
@@ -96,8 +96,8 @@ def plain_copy(pipe: StableDiffusionPipeline, name: str) -> nn.Module:
 
 
 def function_of(part: Part, network: nn.Module) -> tuple[Callable, dict[str, Tensor], list[str]]:
-    """(a function of the inputs and all weights, the weights by name, the names of what it answers). With `learns` it
-    answers the loss and its gradients."""
+    """Return a function of the inputs and all weights, the weights by name, and the names of the function's results.
+    With `learns`, these are the loss and its gradients."""
     called = Called(network, part.call)
     own, values = zip(*called.named_parameters(), strict=True)
     weights = {name.replace("network", part.network, 1): p.detach() for name, p in zip(own, values, strict=True)}
@@ -113,7 +113,7 @@ def function_of(part: Part, network: nn.Module) -> tuple[Callable, dict[str, Ten
 
 
 def exported(part: Part, network: nn.Module) -> onnx.ModelProto:
-    """The graph of a part, checked against torch. Raises ArithmeticError if it computes something else."""
+    """Export the graph of a part and check it against torch. Raises ArithmeticError if their results differ."""
     function, weights, outputs = function_of(part, network)
     arguments = part.inputs | weights
     graph = traced(function, list(arguments.values()))
@@ -125,7 +125,7 @@ def exported(part: Part, network: nn.Module) -> onnx.ModelProto:
 
 
 def check_graph(model: onnx.ModelProto, function: Callable, arguments: dict[str, Tensor]) -> None:
-    """Raise ArithmeticError unless the graph answers what the function does, up to `TOLERANCE`."""
+    """Raise ArithmeticError unless the results of graph and function agree up to `TOLERANCE`."""
     session = onnxruntime.InferenceSession(model.SerializeToString())
     asked = {one.name for one in session.get_inputs()}
     found = session.run(None, {name: x.numpy() for name, x in arguments.items() if name in asked})
@@ -139,7 +139,7 @@ def check_graph(model: onnx.ModelProto, function: Callable, arguments: dict[str,
 
 
 def drawings() -> tuple[Image.Image, list[dict[str, str]]]:
-    """Drawings to edit, in one row, and what they show: those of data/images first."""
+    """Return drawings to edit, in one row, and what they show. Those of data/images come first."""
     known = json.loads((DATA / "images" / "scenes.json").read_text(encoding="utf-8"))
     pictures = [Image.open(DATA / "images" / name).convert("RGB") for name in known]
     facts = [{key: value for key, value in scene.items() if key != "seed"} for scene in known.values()]
@@ -152,7 +152,7 @@ def drawings() -> tuple[Image.Image, list[dict[str, str]]]:
 
 
 def page_facts(pipe: StableDiffusionPipeline) -> dict:
-    """What the page must know of the model and of the library."""
+    """Return what the page must know about the model and the library."""
     process = pipe.scheduler.config
     return {
         "process": {key: process[key] for key in ("beta_start", "beta_end", "num_train_timesteps", "steps_offset")},
@@ -169,7 +169,7 @@ def page_facts(pipe: StableDiffusionPipeline) -> dict:
 
 
 def write_model(pipe: StableDiffusionPipeline, folder: Path, say: Callable = print) -> None:
-    """Everything above into a folder."""
+    """Write the model's files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = graphs_of(pipe)
     networks = {part.network: plain_copy(pipe, part.network) for part in parts.values()}

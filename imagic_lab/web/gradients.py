@@ -1,4 +1,4 @@
-"""A training step as a graph of plain operations: what ONNX has no gradient for is written out here."""
+"""Trace a training step as a graph of plain operations. The gradients that ONNX lacks are written out here."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,10 +15,10 @@ BACKWARD = (aten.native_group_norm_backward, aten.native_layer_norm_backward, at
 
 
 def convolution_backward(go, x, w, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask):
-    """The gradients of a convolution in its input x, its kernel w and its bias. go: that in its answer, (n, c, h, w).
+    """Return a convolution's gradients for its input x, kernel w and bias. go: gradient of its output, (n, c, h, w).
 
-    In x: the transposed convolution, padded so that the size comes back. In w: one product of matrices, of go with x as
-    each place of the kernel sees it."""
+    For x, it is the transposed convolution of go, padded so that it has the size of x. For w, it is one product of
+    matrices: go, and x as each place of the kernel sees it."""
     in_x = in_w = in_bias = None
     height, width = w.shape[2:]
     if mask[0]:
@@ -40,7 +40,7 @@ def convolution_backward(go, x, w, bias_sizes, stride, padding, dilation, transp
 
 
 def upsample(x, output_size, scales_h=None, scales_w=None):
-    """Each number becomes a square of equal numbers."""
+    """Repeat each number in a rectangle of equal numbers."""
     _, c, h, w = x.shape
     tall, wide = output_size[0] // h, output_size[1] // w
     rows = torch.cat([x.reshape(-1, c, h, 1, w)] * tall, 3).reshape(-1, c, h * tall, w, 1)
@@ -48,13 +48,13 @@ def upsample(x, output_size, scales_h=None, scales_w=None):
 
 
 def upsample_backward(go, output_size, input_size, scales_h=None, scales_w=None):
-    """Each number was copied into a square of numbers: its gradient is the sum of theirs."""
+    """Return the gradient of `upsample`, in which each number gets the sum over its rectangle."""
     n, c, h, w = input_size
     return go.reshape(n, c, h, output_size[0] // h, w, output_size[1] // w).sum((3, 5))
 
 
 def traced(function: Callable, arguments: Sequence[Tensor]) -> nn.Module:
-    """The function, which may call `torch.autograd.grad`, as a graph of operations that ONNX has."""
+    """Trace a function, which can call `torch.autograd.grad`, as a graph of operations that ONNX has."""
     table = core_aten_decompositions()
     table.update(get_decompositions([*NORMALISATION, *BACKWARD]))
     table[aten.upsample_nearest2d.default] = upsample

@@ -1,4 +1,4 @@
-"""A traced function as an ONNX graph. It knows the operations of Stable Diffusion's networks and of their gradients."""
+"""Convert a traced function to an ONNX graph, for the operations in Stable Diffusion's networks and their gradients."""
 
 import math
 import operator
@@ -25,21 +25,21 @@ PLAIN = {
 
 
 class Writer(fx.Interpreter):
-    """Runs a traced graph on names in place of tensors, and writes down the operations. What depends on no input is
-    computed. free_batch: the first size of the inputs is free, and so is that of all that follows from them."""
+    """Runs a traced graph on names instead of tensors, and records the operations. Values that depend on no input are
+    computed. free_batch: whether the first size of the inputs, and of everything computed from them, is free."""
 
     def __init__(self, module: fx.GraphModule, free_batch: bool):
         super().__init__(module)
         self.free_batch, self.nodes, self.constants = free_batch, [], {}
 
     def add(self, kind: str, *inputs, outputs: int = 1, **attributes) -> str | list[str]:
-        """One operation; its answer's name, or names."""
+        """Add an operation. Returns the name of its output, or the names."""
         names = [f"{kind}{len(self.nodes)}" + "'" * k for k in range(outputs)]
         self.nodes.append(helper.make_node(kind, [self.named(x) for x in inputs], names, **attributes))
         return names[0] if outputs == 1 else names
 
     def named(self, value: str | Tensor | Sequence[int]) -> str:
-        """The name of a value; a tensor or a list of whole numbers becomes a constant of the graph."""
+        """Return the name of a value. A tensor or a list of whole numbers becomes a constant of the graph."""
         if isinstance(value, str):
             return value
         array = value.contiguous().numpy() if isinstance(value, Tensor) else np.array(value, dtype=np.int64)
@@ -68,7 +68,7 @@ class Writer(fx.Interpreter):
 
     @property
     def shape(self) -> list[int]:
-        """Of the present node's answer."""
+        """The shape of the current node's output."""
         return list(self.node.meta["tensor_meta"].shape)
 
     def free(self, shape: list[int]) -> list[int]:
@@ -128,8 +128,8 @@ def declaration(name: str, node: fx.Node, free: bool) -> onnx.ValueInfoProto:
 
 
 def onnx_of(module: fx.GraphModule, inputs: Sequence[str], outputs: Sequence[str], free: int = 0) -> onnx.ModelProto:
-    """The traced module as an ONNX model with these names. free: so many of its inputs have a free first size.
-    Inputs that nothing depends on are left out. Raises ValueError for an operation that it does not know."""
+    """Convert a traced module to an ONNX model with these names. free: number of inputs whose first size is free.
+    Inputs on which nothing depends are left out. Raises ValueError for an operation that it does not know."""
     module.graph.eliminate_dead_code()
     writer = Writer(module, free > 0)
     found = writer.run(*inputs, enable_io_processing=False)

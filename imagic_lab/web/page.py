@@ -1,8 +1,8 @@
 """Put the live page together: `python -m imagic_lab.web.page OUT [MODEL]`, where MODEL is what `export` writes.
 
-OUT gets the page of docs/live/, the packages that `npm ci` brought there, and the model, compressed: files for any
-host, below any path. OUT/imagic.html is all of it in one file, which opens by double click and needs no network. If the
-model or the packages are missing, they are made or fetched first.
+OUT gets the page of docs/live/, the packages that `npm ci` has installed there, and the model, compressed. The files
+work on any host, below any path. OUT/imagic.html is the whole page in one file, which opens by double click and needs
+no network. If the model or the packages are missing, they are made or fetched first.
 """
 
 import base64
@@ -28,11 +28,11 @@ PACKAGES = {
 }
 MODEL = ("model.json", "tokenizer.json", "weights.bin", *(f"{name}.onnx" for name in
          ("text", "encode", "decode", "unet", "embedding", "tuning")))  # fmt: skip
-TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".png": "image/png"}  # what is no code comes compressed
+TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".png": "image/png"}  # all others are compressed
 
 
 def assets(model: Path) -> dict[str, bytes]:
-    """Everything that the page fetches, by name. Raises FileNotFoundError if a part is missing."""
+    """Return everything that the page fetches, by name. Raises FileNotFoundError if a part is missing."""
     if not MODULES.is_dir():
         raise FileNotFoundError("the packages of the live page are missing: run `npm ci` in docs/live")
     if not (model / "model.json").is_file():
@@ -45,7 +45,7 @@ def assets(model: Path) -> dict[str, bytes]:
 
 
 def page_html(listed: dict, extra: str = "") -> str:
-    """The page, with the map of the method and the list of its assets."""
+    """Return the page, with the map of the method and the list of its assets."""
     text = (LIVE / "index.html").read_text(encoding="utf-8")
     drawing = (Path(maps.__file__).with_name("map.svg")).read_text(encoding="utf-8").replace("$style", "")
     text = text.replace("<!-- map -->", re.sub(r"<!--.*?-->\s*", "", drawing, flags=re.DOTALL))
@@ -54,7 +54,7 @@ def page_html(listed: dict, extra: str = "") -> str:
 
 
 def build_page(out: Path, model: Path) -> None:
-    """Write the page into `out`, which is emptied, and the single file beside it."""
+    """Empty `out`, and write the page and the single file into it."""
     parts = assets(model)
     shutil.rmtree(out, ignore_errors=True)
     (out / "assets").mkdir(parents=True)
@@ -71,7 +71,7 @@ def build_page(out: Path, model: Path) -> None:
 
 
 def single(parts: dict[str, bytes]) -> str:
-    """The page with everything inside: assets in base64, styles and script in place of the links to them."""
+    """Return the page with everything inside it: assets in base64, and styles and script instead of links to them."""
     listed = {name: {"type": TYPES.get(Path(name).suffix, ""), "bytes": len(x)} for name, x in parts.items()}
     inside = "".join(
         f'<script type="text/plain" data-asset="{name}">{base64.b64encode(x).decode()}</script>\n'

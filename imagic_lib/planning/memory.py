@@ -1,4 +1,4 @@
-"""What will fit, before it runs: the peak memory of every stage, for every way of training."""
+"""Predict, before anything runs, the peak memory of each stage for every way of training, and choose one that fits."""
 
 import json
 from importlib.util import find_spec
@@ -16,15 +16,15 @@ from imagic_lib.models import DATA, TINY, checked_side, family, name_of
 from imagic_lib.training.strategies import OPTIMIZERS, Strategy, precision
 
 GIB = 2**30
-MARGIN = 3.0  # GiB: real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
-PEAKS = DATA / "memory.json"  # by kind of model and way: counted tensor by tensor, imagic_lab/numbers/memory.py
+MARGIN = 3.0  # GiB; real CUDA runs exceed the counted peak by 1.7 to 3 (context, workspaces, fragments)
+PEAKS = DATA / "memory.json"  # for each kind of model and way, counted tensor by tensor by imagic_lab/numbers/memory.py
 SD_1_4 = DATA / "stable-diffusion-v1-4"  # its shapes, without weights
 PARTS = ("unet", "vae", "text_encoder")
 
 
 class Way(NamedTuple):
-    """One way to train, `run_edit(..., method=way.method, run=Run(strategy=way.strategy))`, and the peak of each stage
-    in GiB, without margin."""
+    """A way to train, as in `run_edit(..., method=way.method, run=Run(strategy=way.strategy))`, and the peak memory of
+    each stage in GiB, without the margin."""
 
     method: str  # "full" or "lora", as in `fine_tune`
     strategy: Strategy
@@ -39,7 +39,7 @@ class Way(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        """Is everything installed that it needs?"""
+        """Whether everything that it needs is installed."""
         return self.strategy.optimizer != "Adam 8-bit" or find_spec("bitsandbytes") is not None
 
     @property
@@ -48,13 +48,13 @@ class Way(NamedTuple):
 
 
 def ways_by_preference(half: torch.dtype = torch.float16) -> list[Way]:
-    """All ways, the preferred first. half: of the weights under a LoRA (`strategies.precision`)."""
+    """Return all ways, the preferred ones first. half: dtype of the weights under a LoRA (`strategies.precision`)."""
     kinds = [("full", torch.float32, optimizer) for optimizer in OPTIMIZERS] + [("lora", half, "Adam")]
     return [Way(method, Strategy(*how, checkpointing)) for method, *how in kinds for checkpointing in (False, True)]
 
 
 class Plan(NamedTuple):
-    """All ways, the preferred first; print it. size: pixels. gpu_gb: GiB; MARGIN stays free."""
+    """All ways, the preferred ones first; print it. size: in pixels. gpu_gb: in GiB; MARGIN stays free."""
 
     model: str
     size: int
@@ -65,17 +65,17 @@ class Plan(NamedTuple):
         return way.peak + MARGIN <= self.gpu_gb
 
     def fitting(self, method: str | None = None) -> list[Way]:
-        """The ways that fit and can be used here, of one method or of all."""
+        """Return the ways that fit and can be used here, for one method or for all."""
         return [way for way in self.ways if way.usable and self.fits(way) and method in (None, way.method)]
 
     @property
     def chosen(self) -> Way | None:
-        """The first way that fits; None if none does."""
+        """The first way that fits, or None."""
         return next(iter(self.fitting()), None)
 
     @property
     def advice(self) -> str:
-        """One sentence: what to use, or what to do if nothing fits."""
+        """One sentence that says what to use, or what to do if nothing fits."""
         if self.chosen:
             return f"chosen: {self.chosen.name}"
         least = min(way.peak for way in self.ways if way.usable) + MARGIN
@@ -94,8 +94,8 @@ class Plan(NamedTuple):
 
 
 def on_meta(model: str | Path) -> dict[str, nn.Module]:
-    """{"unet", "vae", "text_encoder"} with shapes and no contents: of a folder, "tiny", or Stable Diffusion 1.x by its
-    hub id, without a download. Raises ValueError in one sentence for any other."""
+    """Return {"unet", "vae", "text_encoder"} with shapes but without weights, for a folder, "tiny", or the hub id of
+    Stable Diffusion 1.x (nothing is downloaded). Raises ValueError, in one sentence, for any other model."""
     folder = TINY if str(model) == "tiny" else Path(model).expanduser()
     folder = SD_1_4 if "/stable-diffusion-v1-" in str(model) and not folder.is_dir() else folder
     try:
@@ -110,12 +110,12 @@ def on_meta(model: str | Path) -> dict[str, nn.Module]:
 
 
 def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | None = None) -> Plan:
-    """Predict each stage's peak for every way of training, and choose. Needs no GPU, no weights, no network.
+    """Predict the peak memory of each stage for every way of training, without a GPU, weights or network, and choose.
 
-    model: a pipeline, or as in `on_meta`; the figures are those of its kind, the embedded model or Stable Diffusion
-    1.4 at 512 pixels. gpu_gb: GiB to fit into; default: all that the pipeline's device has, else the GPU if there is
-    one, else the computer. For training, only the UNet that learns counts: the other networks are offloaded to the
-    computer's memory. Raises ValueError for an invalid setting."""
+    model: a pipeline, or as in `on_meta`. The figures are those of its kind (the embedded model, or Stable Diffusion
+    1.4 at 512 pixels). gpu_gb: GiB to fit into; by default the memory of the pipeline's device or, without a pipeline,
+    that of the GPU if there is one, else the computer's. In training, only the UNet that learns counts, because the
+    other networks are offloaded to the computer's memory. Raises ValueError for an invalid setting."""
     if isinstance(model, StableDiffusionPipeline):
         unet, vae, device, name = model.unet, model.vae, model.device, name_of(model)
     else:
@@ -129,7 +129,7 @@ def plan(model: StableDiffusionPipeline | str | Path = "tiny", gpu_gb: float | N
     elif not gpu_gb > 0:
         raise ValueError(f"gpu_gb is {gpu_gb}: give the GPU's memory in GiB, e.g. 14.75 for a T4")
     elif half == torch.float32:
-        half = torch.float16  # of a GPU that isn't here
+        half = torch.float16  # for a GPU that isn't here
     size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     peaks = json.loads(PEAKS.read_text())[family(SimpleNamespace(unet=unet))]
     ways = [Way(*way[:2], *peaks[way.name.replace("bfloat16", "float16")]) for way in ways_by_preference(half)]

@@ -1,1 +1,1 @@
-"""How stages 1 and 2 are run, with the training, its checkpoint, and strategies for little memory."""
+"""Training for stages 1 and 2: the loop, its checkpoint, and strategies for little memory."""

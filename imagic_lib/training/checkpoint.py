@@ -1,4 +1,4 @@
-"""The checkpoint of a training, its whole state in one file, written at intervals, continued by the same job only."""
+"""The checkpoint of a training. One file keeps the whole state, and only the same training can continue from it."""
 
 import hashlib
 import os
@@ -21,9 +21,9 @@ from imagic_lib.pictures import to_picture
 from imagic_lib.training.history import History
 
 SAVE_AFTER = 30.0  # seconds between two checkpoints of a small model
-SAVING_SHARE = 0.1  # of the time at most: a large model's checkpoint takes a minute to write
-MOMENTS = {"exp_avg", "exp_avg_sq"}, {"state1"}  # of Adam, of an 8-bit Adam
-NEAR = 0.01  # of a row's length: machines differ by a thousandth at most, two texts by a tenth at least
+SAVING_SHARE = 0.1  # of the time at most; a large model's checkpoint takes a minute to write
+MOMENTS = {"exp_avg", "exp_avg_sq"}, {"state1"}  # of Adam, and of an 8-bit Adam
+NEAR = 0.01  # of a row's length; machines differ by a thousandth at most, two texts by a tenth at least
 DIFFERENT = {"model": "another model", "method": "another method", "images": "another picture", "seed": "another seed"}
 
 
@@ -34,15 +34,15 @@ class StoredCheckpoint(files.Stored):
 
 
 class TrainingJob(NamedTuple):
-    """What a training is of. facts: as JSON, equal on every machine. near: tensors that a network computed: each row of
-    them, their last dimension, has to be the same up to `NEAR`."""
+    """Identifies a training, so that no other continues its checkpoint. facts: JSON, equal on every machine. near:
+    tensors computed by a network, which must agree row by row (along the last dimension) within `NEAR`."""
 
     facts: dict
     near: dict[str, Tensor]
 
     def difference(self, found: dict, near: dict[str, Tensor]) -> str | None:
-        """How the job of a checkpoint differs, in words; None if it is the same training."""
-        found = {"bias": 0.0} | found  # what is left out is 0
+        """Say in words how a checkpoint's job differs from this one, or return None if it is the same training."""
+        found = {"bias": 0.0} | found  # if left out, it is 0
         for key, value in (self.facts | {"bias": self.facts.get("bias", 0.0)}).items():
             if key not in found:
                 return "an older version of this library"
@@ -55,8 +55,8 @@ class TrainingJob(NamedTuple):
 
 def job_of(pipe: StableDiffusionPipeline, images: Iterable[Tensor], settings: dict, generator: torch.Generator,
            run, *, near: dict[str, Tensor], **more) -> TrainingJob:  # fmt: skip
-    """The bytes of the pictures, the settings (the steps are in the history), the model, the loss, and `near`, e.g. the
-    text's embedding. run: a `loop.Run`."""
+    """Return the job: hashes of the pictures, settings (the steps are in the history), model, loss, seed, and `near`,
+    such as the embedding of the text. run: a `loop.Run`."""
     facts = {"model": fingerprint(pipe), **more, "images": [hash_of_picture(image) for image in images]}
     facts |= {name: value for name, value in settings.items() if name != "steps"}
     facts |= {"loss": getattr(run.loss, "__name__", type(run.loss).__name__), "seed": generator.initial_seed()}
@@ -64,12 +64,12 @@ def job_of(pipe: StableDiffusionPipeline, images: Iterable[Tensor], settings: di
 
 
 def hash_of_picture(image: Tensor) -> str:
-    """Sixteen hexadecimal digits for the bytes of a picture, (1, 3, size, size): the same in every precision."""
+    """Return sixteen hexadecimal digits for a picture, (1, 3, size, size), which are the same in every precision."""
     return hashlib.sha256(to_picture(image).tobytes()).hexdigest()[:16]
 
 
 def is_near(a: Tensor, b: Tensor) -> bool:
-    """Are all rows, vectors along the last dimension, the same up to `NEAR` of their length?"""
+    """Whether all rows, the vectors along the last dimension, agree within `NEAR` of their length."""
     if a.shape != b.shape:
         return False
     a, b = a.double(), b.double()
@@ -77,15 +77,15 @@ def is_near(a: Tensor, b: Tensor) -> bool:
 
 
 class CheckpointFile:
-    """The file of one `loop.Training`. With the path None nothing is kept."""
+    """The checkpoint file of one `loop.Training`. With the path None, nothing is kept."""
 
     def __init__(self, path: Path | str | None, training):
         self.path, self.training = Path(path) if path else None, training
         self.due = time.monotonic() + SAVE_AFTER
 
     def open(self) -> None:
-        """Put the state back if the file is there. Raises ValueError if the file is damaged or of another training, or
-        if the disk has no room for it."""
+        """Restore the state, if there is a file. Raises ValueError if it is damaged or from another training, or if the
+        disk has no room for a checkpoint."""
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class CheckpointFile:
         training.history = History(**facts["history"] | {"stopped": False})
 
     def save(self) -> None:
-        """Write the state. If the disk is full the training goes on, with a warning that nothing is kept."""
+        """Write the state. If that fails, for example because the disk is full, warn and let the training go on."""
         if self.path is None:
             return
         began = time.monotonic()
@@ -127,8 +127,8 @@ class CheckpointFile:
         self.due = (now := time.monotonic()) + max(SAVE_AFTER, (now - began) / SAVING_SHARE)
 
     def _write(self) -> None:
-        """The old file is kept until the new one is whole, unless the disk has no room for both. A folder that was
-        moved or deleted is not made again."""
+        """Write the new file, keeping the old one until it is complete, unless the disk has no room for both. Raises
+        OSError if the folder was moved or deleted meanwhile."""
         training, path = self.training, self.path
         os.stat(path.parent)
         tensors = {f"trained.{k}": v for k, v in training.weights.items()} | pack_optimizer(training.optimizer)
@@ -142,7 +142,7 @@ class CheckpointFile:
 
 
 def check_room(path: Path, need: int, what: str) -> None:
-    """Raise ValueError if the disk has no room for so many bytes in place of this file."""
+    """Raise ValueError if the disk can't hold `need` bytes once this file is replaced. what: named in the error."""
     room = free_on_disk(path) + size_on_disk(path)
     if need > room:
         takes, where = f"{what} takes {need / 1e9:.1f} GB on disk", f"{path.parent} has room for {room / 1e9:.1f} GB"
@@ -162,14 +162,14 @@ def weights_in(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an Adam-like optimizer as named tensors."""
+    """Return the state of an Adam-like optimizer as named tensors."""
     states = ((index, optimizer.state.get(weight, {})) for index, weight in enumerate(weights_in(optimizer)))
     return {f"optimizer.{index}.{key}": torch.as_tensor(x) for index, state in states for key, x in state.items()}
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `pack_optimizer`; names of other things are left alone. Raises ValueError for a state that is not
-    whole, or a moment of another shape than its weight's: a fused Adam would read and write beyond it."""
+    """The inverse of `pack_optimizer`; ignores other names. Raises ValueError if the state is incomplete, or a moment
+    has another shape than its weight, because a fused Adam would then read and write beyond its end."""
     weights, state = weights_in(optimizer), {}
     for key, value in tensors.items():
         if not key.startswith("optimizer."):
@@ -180,7 +180,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         weight, is_moment = weights[int(index)], name.startswith(("exp_avg", "max_exp_avg", "state"))
         if value.shape != (weight.shape if is_moment else value.shape) or (name == "step" and value.numel() != 1):
             raise ValueError(f"{key} has the shape {tuple(value.shape)}")
-        # fused Adam walks through memory: its moments must lie as the weight does (channels_last or not)
+        # fused Adam walks through memory, so the moments need the weight's memory format (channels_last or not)
         laid = torch.empty_like(weight, dtype=value.dtype).copy_(value) if is_moment else value
         state.setdefault(int(index), {})[name] = laid
     for index, values in state.items():

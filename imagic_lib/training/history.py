@@ -1,4 +1,4 @@
-"""How a training went: what is drawn as curves, kept with an edit, and read back."""
+"""The history of a training, which is drawn as curves and stored with an edit."""
 
 from dataclasses import field
 
@@ -10,8 +10,8 @@ from imagic_lib.files import Finite, Whole
 
 @dataclass(config=ConfigDict(strict=True, extra="ignore"))  # a newer version may have written more
 class History:
-    """How a stage went. The raw loss is of random timesteps and so mostly noise. The probe always uses the same eight
-    (noise, timestep) pairs and shows whether the stage still learns."""
+    """The losses of a stage. The raw loss is mostly noise, because its timesteps are random. The probe always uses the
+    same eight (noise, timestep) pairs, and so shows whether the stage is still learning."""
 
     loss: list[Finite] = field(default_factory=list)  # raw, of every step
     probe_step: list[Whole] = field(default_factory=list)
@@ -19,7 +19,7 @@ class History:
     learning_rate: list[Finite] = field(default_factory=list)  # of every step
     seconds: Finite = 0.0  # of all steps, over all sittings
     stopped: bool = False  # by the stop button, before all steps were done
-    steps: Whole = 0  # that were asked for
+    steps: Whole = 0  # as asked for
 
     @model_validator(mode="after")
     def check_probes(self):

@@ -1,6 +1,6 @@
-"""The training of both stages: gradient descent that can be watched, stopped and resumed, and that says when it fails.
+"""The training of both stages: gradient descent that can be watched, stopped and resumed, and that reports divergence.
 
-The loop itself is the stage's:
+Each stage writes the loop itself:
 
     with Training("stage 1", {"e_opt": e}, adam, generator, job, run, look) as training:
         for step in training.steps(40):
@@ -28,22 +28,22 @@ from imagic_lib.training.strategies import Strategy
 
 PROBE_EVERY = 10  # steps
 Watch = Callable[[str, History], object]  # (stage, history so far) -> true to end the stage here
-Preview = Callable[[nn.Module, Tensor], object]  # (the UNet in training, its embedding): to draw with
+Preview = Callable[[nn.Module, Tensor], object]  # (the UNet in training, its embedding), to draw with
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a training is run, where the method leaves it open: `fine_tune(..., run=Run(probe_every=5))`.
+    """Options of a training that the method leaves open, as in `fine_tune(..., run=Run(probe_every=5))`.
 
-    loss: what "wrong" means for a predicted noise; others than the paper's are in `imagic_lab.experiments.losses`.
-    bias: with 0 all timesteps come equally often, as in the paper; with 1 those with much noise come more often
-    (`stratified_timesteps`): they decide where the sun and the clouds are, but weigh little in the loss. strategy:
-    from `planning.memory.plan`, for a GPU that is short of memory. checkpoint: a file that keeps the state: a
-    stopped or killed training goes on with the same bits. watch: called as watch(name, history) after each step; a
-    true answer ends the stage. preview: called as preview(unet, embedding) before each probe; it must change
-    neither. probe_every: steps between two probes. bar: show a progress bar; left out, in the main thread only,
-    because elsewhere it would appear in the notebook cell that ran last. What is left out is the stage's own. Raises
-    ValueError for an invalid number."""
+    loss: measures the error of a predicted noise; `imagic_lab.experiments.losses` has others than the paper's. bias:
+    with 0, all timesteps are equally frequent, as in the paper; with 1, those with much noise are more frequent
+    (`stratified_timesteps`), because they decide where the sun and the clouds are but weigh little in the loss.
+    strategy: from `planning.memory.plan`, for a GPU that is short of memory. checkpoint: a file that keeps the state,
+    so that a stopped or killed training continues with the same bits. watch: called as watch(name, history) after each
+    step; a true answer ends the stage. preview: called as preview(unet, embedding) before each probe; it must change
+    neither. probe_every: steps between two probes. bar: whether to show a progress bar; by default only in the main
+    thread, because elsewhere it would appear in the notebook cell that ran last. For each None, the stage has its
+    default. Raises ValueError for an invalid number."""
 
     loss: Loss = mse
     bias: float | None = None
@@ -60,7 +60,7 @@ class Run:
             raise ValueError(f"probe_every is {self.probe_every}: it must be 1 or more, or be left out")
 
     def look(self, probe: Callable[[nn.Module, Tensor], float], unet: nn.Module, embedding: Tensor) -> float:
-        """The probe loss now, after the preview."""
+        """Call the preview, then return the current probe loss."""
         e = embedding.detach().to(next(unet.parameters()).dtype)
         if self.preview is not None:
             self.preview(unet, e)
@@ -68,10 +68,10 @@ class Run:
 
 
 class Training:
-    """A training and its state; `with` brings the stop button, the progress bar and the last save.
+    """A training and its state. Used with `with`, it has a stop button and a progress bar, and saves at the end.
 
-    weights: what is saved and must stay finite, by name. optimizer: the learning rates of its groups are the highest
-    ones. job: what the training is of; a checkpoint needs it. look: the probe loss now. scaler: for float16."""
+    weights: those that learn, by name; they are saved and must stay finite. optimizer: with the highest learning rate
+    in each group. job: identifies the training in a checkpoint. look: returns the probe loss. scaler: for float16."""
 
     def __init__(self, name: str, weights: dict[str, Tensor], optimizer: torch.optim.Optimizer,
                  generator: torch.Generator, job: TrainingJob = TrainingJob({}, {}), run: Run = Run(),
@@ -87,16 +87,16 @@ class Training:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        with self.context:  # restores Ctrl-C and closes the bar, whatever happens
+        with self.context:  # restores Ctrl-C and closes the bar in any case
             if kind is None and self.done > self.resumed_at:
                 self.save()
 
     def steps(self, count: int, decay: float = 0.0, warmup: int = 0) -> Iterator[Callable[[Tensor], None]]:
-        """Yields, once for each step that is left of `count`, the function that takes the step: call it with the loss.
+        """For each step that remains of `count`, yield the function that takes the step. Call it with the loss.
 
-        decay, warmup: of the learning rate (`rate_at`). The loop ends earlier, and keeps what was learned, if the stop
-        button (Ctrl-C) is pressed or `run.watch` says so. Raises ValueError for a checkpoint that is not of this
-        training, and FloatingPointError as soon as a loss, a gradient or the probe is not finite.
+        decay, warmup: of the learning rate (`rate_at`). The loop ends early, with the weights as they are, if the stop
+        button (Ctrl-C) is pressed or `run.watch` asks for it. Raises ValueError for a checkpoint of another training,
+        and FloatingPointError as soon as a loss, a gradient or the probe is not finite.
         """
         if self.stop_pressed is None:
             raise RuntimeError(f"{self.name} has not begun: use it in `with Training(…) as training:`")
@@ -127,7 +127,7 @@ class Training:
             self.bar.write(f"{self.name}: stopped after {self.done} of {count} steps; what was learned is kept")
 
     def step(self, loss: Tensor) -> None:
-        """One step of gradient descent on this loss; the raw loss goes into the history."""
+        """Take one step of gradient descent on this loss, and write the loss into the history."""
         if not torch.isfinite(loss) or not self.descend(loss):
             self.give_up(self.done + 1, loss.item())
         self.history.loss.append(loss.item())
@@ -136,15 +136,15 @@ class Training:
         self.bar.update()
 
     def descend(self, loss: Tensor) -> bool:
-        """Backward pass and optimizer; False if a gradient is not finite, and then it is not used.
+        """Run the backward pass and the optimizer. If a gradient is not finite, it is not used: return False.
 
-        With a scaler, a step that overflows float16 is left out and the scale halved, as AMP does: no divergence. An
-        optimizer that steps inside the backward pass has freed the gradients by then; its own step finds none."""
+        With a scaler, a step that overflows float16 is skipped and the scale halved, as in AMP; that isn't a failure.
+        If the optimizer steps inside the backward pass, no gradients are left, and `optimizer.step` does nothing."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
             self.scaler.scale(loss).backward()
-            gradients = [p.grad for p in weights_in(self.optimizer) if p.grad is not None]
-            finite = self.scaler.is_enabled() or all(torch.isfinite(gradient).all() for gradient in gradients)
+            total = sum(p.grad.sum() for p in weights_in(self.optimizer) if p.grad is not None)  # as finite as all
+            finite = self.scaler.is_enabled() or math.isfinite(total)
         except FloatingPointError:  # from `stepping_in_backward`
             finite = False
         if finite:
@@ -164,13 +164,13 @@ class Training:
         self.bar.set_postfix(probe=f"{value:.4f}")
 
     def save(self) -> None:
-        """Write the checkpoint, if there is to be one and the weights are finite."""
+        """Write the checkpoint, if one is wanted. Raises FloatingPointError if a weight is not finite."""
         if not all(torch.isfinite(v).all() for v in self.weights.values()):
             self.give_up(self.done, self.history.loss[-1])
         self.file.save()
 
     def give_up(self, step: int, value: float) -> None:
-        """Raise FloatingPointError: the loss, a gradient, the probe or a weight is not finite."""
+        """Raise FloatingPointError, because the loss, a gradient, the probe or a weight is not finite."""
         if step == 0:
             why = f"its loss is {value:g}: the model or the picture is damaged"
             raise FloatingPointError(f"{self.name} can't start, {why}")
@@ -184,14 +184,14 @@ class Training:
         return len(self.history.loss)
 
     def bytes_on_disk(self) -> int:
-        """What a checkpoint takes: the weights, and Adam's two moments for each."""
+        """Return the size of a checkpoint, with Adam's two moments for each weight."""
         each = 1 if "8bit" in type(self.optimizer).__name__ else 4
         return sum(v.nbytes + 2 * each * v.numel() for v in self.weights.values())
 
 
 def rate_at(step: int, steps: int, lr: float, decay: float, warmup: int = 0) -> float:
-    """The learning rate of step 1, 2, … `steps`: over the first `warmup` steps straight up to lr, over the last part
-    `decay` of the steps straight down to 0. With a constant rate the last step may go too far."""
+    """Return the learning rate of a step from 1 to `steps`. It rises linearly to lr in the first `warmup` steps, and
+    falls linearly to 0 in the last share `decay` of all steps. With a constant rate the last step can go too far."""
     falling = (steps - step + 1) / (decay * steps) if decay else 1.0
     return lr * min(1.0, step / warmup if warmup else 1.0, falling)
 
@@ -202,7 +202,7 @@ def in_main_thread() -> bool:
 
 @contextmanager
 def stop_button():
-    """Inside, the first Ctrl-C only raises a flag, so that no step is cut in half; the second one raises."""
+    """A context in which the first Ctrl-C only sets a flag, so that no step is cut short, and the second one raises."""
     pressed = threading.Event()
     if not in_main_thread():
         yield pressed.is_set

@@ -410,8 +410,8 @@ def test_a_method_that_trains_gets_a_row_for_each_training_seed(two, command, tm
 
 
 def test_the_seed_of_a_training_changes_it(pipe, monkeypatch):
-    for defaults in (stage1_embedding.DEFAULTS, stage2_finetuning.DEFAULTS["full"]):
-        monkeypatch.setitem(defaults, "tiny", defaults["tiny"] | {"steps": 2})
+    for defaults in (stage1_embedding.DEFAULTS, *stage2_finetuning.DEFAULTS.values()):
+        monkeypatch.setitem(defaults, "tiny", defaults["tiny"] | {"steps": 2, "batch": 2})
     monkeypatch.setitem(stage4_inference.DEFAULTS, "tiny", stage4_inference.DEFAULTS["tiny"] | {"steps": 2})
     image = load_image(toyedit("dev")[0][0].render(), pipe)
     for name in (name for name, method in METHODS.items() if method.trains and name != "imagic-paper"):

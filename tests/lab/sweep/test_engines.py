@@ -143,12 +143,12 @@ def cluster(tmp_path_factory):
 
     # 15 by Ray's default: next to other work on the same core such workers starve
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own spelling)
-    memory, here = {"num_cpus": 1, "object_store_memory": 80 * 2**20}, os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("elsewhere"))  # Ray's workers find what is in its driver's folder
-    made = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **memory})
-    made.second = made.add_node(**memory)
-    ray.init(address=made.address, log_to_driver=False)
-    os.chdir(here)
+    memory = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))  # Ray's workers find what is in its driver's folder
+        made = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **memory})
+        made.second = made.add_node(**memory)
+        ray.init(address=made.address, log_to_driver=False)
     made.wait_for_nodes()
     yield made
     ray.shutdown()

@@ -13,6 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 import imagic_lib as imagic
 from imagic_lab.toyworld import Scene, clip, dataset, load_reader, reader, recipe, training, unet, vae
+from imagic_lab.toyworld.recipe import share_of
 from imagic_lib.files import load_tensors
 from imagic_lib.training import checkpoint
 
@@ -167,19 +168,21 @@ def test_the_clip_towers_ignore_what_comes_after_the_end_mark():
 
 @pytest.fixture(scope="module")
 def quick():
-    """Small batches. The bound of the reader comes from its first guesses: to fit them is the work of other tests."""
+    """Small batches, and four steps for each network. The bound of the reader comes from its first guesses: to fit them
+    is the work of other tests."""
     with pytest.MonkeyPatch.context() as patch:
         for network in (vae, unet):
             patch.setattr(network, "BATCH", 2)
         patch.setattr(clip, "BATCH", 8)
         patch.setattr(reader, "BATCH", 12)
         patch.setattr(reader, "fit_scene", lambda picture, starts: starts[0])
+        patch.setattr(recipe, "share_of", lambda full, scale, least=4: least)
         yield
 
 
 @pytest.fixture(scope="module")
 def made(quick, tmp_path_factory):
-    """The whole recipe with 32 scenes and 10 steps for each network, started twice."""
+    """The whole recipe with 32 scenes and 4 steps for each network, started twice."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("out")
     recipe.make(runs, out, scale=0.0)
     written = {path: path.stat().st_mtime_ns for path in runs.rglob("*.*") if path.parent.name != "tokenizer"}
@@ -211,7 +214,7 @@ def test_the_recipe_writes_curves_and_a_reader(made):
     _, out = made
     history = json.loads((out / "tiny-sd" / "training.json").read_text())
     assert list(history) == ["vae", "clip", "unet", "reader"]
-    assert all(h["step"] == [10] and h["loss"][0] > 0 for h in history.values())
+    assert all(h["step"] == [4] and h["loss"][0] > 0 for h in history.values())
     found = load_reader(out / "reader" / "reader.safetensors")
     assert 0 < found.bound < 1
     assert list(found.scene(Scene.sample(0).render()).attributes) == ["subject", "colour", "pose", "place"]
@@ -232,6 +235,10 @@ def test_a_model_can_be_trained_further(made, tmp_path):
     assert kept[0] == kept[1]
     texts = [path.read_text(encoding="utf-8") for path in (tmp_path / "out").rglob("*.json")]
     assert not any(str(start) in text for text in texts)  # no path of the computer that trained it
+
+
+def test_a_trial_takes_a_share_of_all_steps_but_ten_at_least():
+    assert [share_of(1000, scale) for scale in (1.0, 0.5, 0.0)] == [1000, 500, 10]
 
 
 def test_without_a_start_all_networks_are_trained(tmp_path):
