@@ -217,7 +217,7 @@ async function pathOf({ z, e_opt }, array, key, seed, times) { // the picture's 
 // An edit, or without training: a text, along the noise that this picture has at its caption, or along random noise
 async function draw({ id, of, noise, text, caption, pixels, eta, lambda, seed, steps = model.drawing.steps }) {
   if (id !== latest) return;
-  const began = performance.now(), seen = [], look = (z_0) => seen.push(z_0), size = maths.numbersIn(model.latents);
+  const seen = [], look = (z_0) => seen.push(z_0), size = maths.numbersIn(model.latents);
   const array = text ? loaded : weightsAt(lambda), { guidance_scale, own_guidance } = model.drawing;
   const e = text ? await encoded(text) : maths.mix(edit.e_opt, edit.e_tgt, eta);
   let z;
@@ -231,7 +231,7 @@ async function draw({ id, of, noise, text, caption, pixels, eta, lambda, seed, s
     z = await maths.sampled(guess(e, array, guidance_scale, id), seed, size, times, alphas, look);
   }
   if (!text) drawn = [...seen.slice(0, -1), z];
-  say("picture", { id, of, pixels: await decoded(z), steps, seconds: (performance.now() - began) / 1000, z: z.slice() });
+  say("picture", { id, of, pixels: await decoded(z), steps });
 }
 
 async function look({ id, index }) { // ẑ_0 as the UNet saw it at this step of the last picture

@@ -123,15 +123,14 @@ const answers = {
   picture({ id, of, pixels, steps }) {
     if (id !== state.id) return;
     put(of, pixels);
-    if (of !== "picture") state.compared[of] = key();
-    else show();
+    if (of === "picture") show();
+    else state.compared[of] = key();
     if (steps < model.drawing.steps) return;
-    document.body.dataset.drawn = id;
+    document.body.dataset[of] = id;
     compare();
   },
   look({ id, pixels }) { if (id === state.id) { put("picture", pixels); show(); } },
   error({ during, reason }) {
-    if (during === "load" && typeof WebAssembly !== "object") return tell("This browser has no WebAssembly: update it, or use another.");
     if (during === "draw" || during === "look") return tell(reasonOf(reason));
     lost(reasonOf(reason));
   },
@@ -215,7 +214,7 @@ function outputs() {
 
 function refresh() {
   const words = unknown($("text").value), text = $("text").value.trim();
-  $("unknown").textContent = words.length
+  $("unknown").textContent = !text ? "Type what the picture should show." : words.length
     ? `The model never saw ${words.map((word) => `“${word}”`).join(", ")}: to it this is noise. Use the words below.` : "";
   $("train").textContent = state.training ? (state.paused ? "Go on" : "Pause") : trained() ? "Train again" : "Train";
   $("train").disabled = !state.ready || !text;
@@ -223,7 +222,6 @@ function refresh() {
   for (const button of document.querySelectorAll("#strip button, #chips button")) button.disabled = state.training;
   $("controls").disabled = !trained();
   if (state.learned) $("progress").textContent = trained() ? "Trained. Move the sliders." : "Another picture or text: train again.";
-  if (!text) $("unknown").textContent = "Type what the picture should show.";
   const facts = named(text);
   for (const chip of document.querySelectorAll("#chips button")) {
     chip.setAttribute("aria-pressed", facts[chip.dataset.name] === chip.dataset.value);
@@ -244,6 +242,7 @@ function restore() {
   for (const id of ["eta", "lambda", "seed"]) if (given.has(id) && Number.isFinite(Number(given.get(id)))) $(id).value = given.get(id);
   for (const radio of document.querySelectorAll("[name=noise]")) if (radio.value === given.get("noise")) radio.checked = true;
   outputs();
+  draw();
 }
 
 function choose(drawing, text) {
@@ -295,10 +294,7 @@ function listen() {
   $("text").onchange = () => { refresh(); compare(); address(); };
   $("train").onclick = train;
   for (const id of ["eta", "lambda", "seed"]) $(id).oninput = moved;
-  $("step").oninput = () => {
-    outputs();
-    worker.postMessage({ ask: "look", id: state.id, index: number("step") - 1 });
-  };
+  $("step").oninput = () => { outputs(); worker.postMessage({ ask: "look", id: state.id, index: number("step") - 1 }); };
   for (const radio of document.querySelectorAll("[name=noise]")) radio.onchange = () => draw();
   $("save").onclick = () => $("picture").toBlob((blob) => {
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${$("text").value.trim().replace(/\W+/g, "-")}.png` });
