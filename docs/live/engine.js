@@ -34,19 +34,19 @@ async function load(message) {
   for (const asset of Object.values(assets)) if (asset.blob) asset.url = URL.createObjectURL(asset.blob); // of a file: page
   [ort, maths] = await Promise.all([import(assets["ort.mjs"].url), import(assets["maths.js"].url)]);
   const { Tokenizer } = await import(assets["tokenizers.mjs"].url);
-  const [facts, words, halves, wasm] = await Promise.all(
-    [textOf("model.json"), textOf("tokenizer.json"), bytesOf("weights.bin"), bytesOf("ort.wasm")]);
+  const halves = bytesOf("weights.bin"); // the largest part: what doesn't need it begins before
+  const [facts, words, wasm] = await Promise.all([textOf("model.json"), textOf("tokenizer.json"), bytesOf("ort.wasm")]);
   model = JSON.parse(facts);
   [tokenizer, alphas] = [new Tokenizer(JSON.parse(words), {}), maths.alphasOf(model.process)];
   ort.env.wasm.wasmBinary = wasm.buffer;
   ort.env.wasm.numThreads = message.threads;
   ort.env.logLevel = "error";
-  loaded = widened(new Uint16Array(halves.buffer));
+  await Promise.all(["text", "unet", "decode"].map(session));
+  loaded = widened(new Uint16Array((await halves).buffer));
   let at = 0;
   for (const [name, shape] of Object.entries(model.weights)) {
     ranges[name] = { from: at, to: (at += maths.numbersIn(shape)), shape };
   }
-  for (const name of ["text", "unet", "decode"]) await session(name);
   empty = await encoded("");
   say("ready", { threads: message.threads, learned: await recalled(message.key) && message.key });
 }
