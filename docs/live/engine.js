@@ -34,15 +34,15 @@ async function load(message) {
   for (const asset of Object.values(assets)) if (asset.blob) asset.url = URL.createObjectURL(asset.blob); // of a file: page
   [ort, maths] = await Promise.all([import(assets["ort.mjs"].url), import(assets["maths.js"].url)]);
   const { Tokenizer } = await import(assets["tokenizers.mjs"].url);
-  const halves = bytesOf("weights.bin"); // the largest part: what doesn't need it begins before
+  const halves = bytesOf("weights.bin"); // what doesn't need the weights begins before they are here
   const [facts, words, wasm] = await Promise.all([textOf("model.json"), textOf("tokenizer.json"), bytesOf("ort.wasm")]);
   model = JSON.parse(facts);
   [tokenizer, alphas] = [new Tokenizer(JSON.parse(words), {}), maths.alphasOf(model.process)];
   ort.env.wasm.wasmBinary = wasm.buffer;
   ort.env.wasm.numThreads = message.threads;
   ort.env.logLevel = "error";
-  await Promise.all(["text", "unet", "decode"].map(session));
-  loaded = widened(new Uint16Array((await halves).buffer));
+  const [numbers] = await Promise.all([halves, ...["text", "unet", "decode"].map(session)]);
+  loaded = widened(new Uint16Array(numbers.buffer));
   let at = 0;
   for (const [name, shape] of Object.entries(model.weights)) {
     ranges[name] = { from: at, to: (at += maths.numbersIn(shape)), shape };

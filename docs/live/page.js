@@ -7,7 +7,7 @@ const KNOWN = 5, TEXTS = ["a brown dog jumping on the grass", "a yellow car park
 const SIZE = 128, PREVIEW_STEPS = 4;
 const state = { drawing: 2, learned: null, compared: {}, training: false, paused: false, ready: false, id: 0 };
 const pictures = {}; // pixels by canvas
-let worker, model, sheet, timer, got = 0;
+let worker, model, sheet, got = 0;
 
 // -- assets: files beside the page or, in the single file, texts inside it
 
@@ -125,13 +125,13 @@ const answers = {
     put(of, pixels);
     if (of === "picture") show();
     else state.compared[of] = key();
-    if (steps < model.drawing.steps) return;
+    if (steps < model.drawing.steps) return draw(state.again ? PREVIEW_STEPS : undefined);
     document.body.dataset[of] = id;
     compare();
   },
   look({ id, pixels }) { if (id === state.id) { put("picture", pixels); show(); } },
   error({ during, reason }) {
-    if (during === "draw" || during === "look") return tell(reasonOf(reason));
+    if (during === "draw" || during === "look") return (state.rough = 0), tell(reasonOf(reason));
     lost(reasonOf(reason));
   },
 };
@@ -179,16 +179,17 @@ const drawingOf = () => ({ noise: noise(), eta: number("eta"), lambda: number("l
 
 function draw(steps) {
   if (!trained() || state.training) return;
+  Object.assign(state, { rough: steps, again: false });
   $("step").value = model.drawing.steps;
   outputs();
   worker.postMessage({ ask: "draw", id: ++state.id, of: "picture", ...drawingOf(), steps });
   address();
 }
 
-function moved() { // a rough picture at once, the whole one when the slider rests
-  clearTimeout(timer);
-  draw(PREVIEW_STEPS);
-  timer = setTimeout(draw, 250);
+function moved() { // a rough picture at once, one after the other; the whole one when the slider rests
+  outputs();
+  if (state.rough) state.again = true;
+  else draw(PREVIEW_STEPS);
 }
 
 function compare() { // what other ways give for this picture and text, while nothing else is to be drawn
