@@ -3,7 +3,8 @@
     python -m imagic_lab.numbers.live                 # about 5 minutes on 2 cores; writes tables of README.md
     python -m imagic_lab.numbers.live --steps 2 2     # so many of each stage, to try the script: writes nothing
 
-It builds the page into build/live and reads it in headless Chromium, from a server that sends no special headers.
+It needs what `make test` installs, builds the page into build/live, and reads it in headless Chromium from a server that
+sends no special headers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import torch
 import imagic_lib as imagic
 from imagic_lab.benchmark import markdown_table
 from imagic_lab.numbers.report import README, ROOT, command_line, put
-from imagic_lab.web import page as web
 from imagic_lib.edit import run_edit
 
 OUT, IMAGE = ROOT / "build" / "live", ROOT / "data" / "images" / "dog-sitting.png"
@@ -96,6 +96,8 @@ def errors(kept: np.ndarray, pictures: dict, steps: dict) -> list[list[str]]:
 
 def main() -> None:
     from playwright.sync_api import sync_playwright
+
+    from imagic_lab.web import page as web
 
     parser = command_line(__doc__)
     parser.add_argument("--steps", type=int, nargs=2)
