@@ -3,8 +3,8 @@
     python -m imagic_lab.numbers.live                 # about 5 minutes on 2 cores; writes tables of README.md
     python -m imagic_lab.numbers.live --steps 2 2     # so many of each stage, to try the script: writes nothing
 
-It needs what `make test` installs, builds the page into build/live, and reads it in headless Chromium from a server that
-sends no special headers.
+It needs what `make test` installs, builds the page into build/live, and reads it in headless Chromium from a server
+that sends no special headers.
 """
 
 from __future__ import annotations
