@@ -52,7 +52,8 @@ site: .venv/ready docs/book/node_modules/ready # without the live page, if that 
 	-$(MAKE) build/live
 	$(RUN) -m imagic_lab.book
 
-build/live: .venv/ready-dev $(wildcard docs/live/*.* imagic_lab/web/*.py)
+build/live: .venv/ready-dev $(wildcard docs/live/*.* imagic_lab/web/*.py imagic_lab/toyworld/*.py \
+            imagic_lab/classroom/map.svg imagic_lib/*.py data/images/* data/tiny-sd/*/*)
 	rm -rf $@
 	$(RUN) -m imagic_lab.web.page $@ || (rm -rf $@; false)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,13 @@ def commands(goal: str) -> list[str]:
     dry = ["make", "-n", "--no-print-directory", goal]
     done = subprocess.run(dry, cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
+
+
+def test_the_live_page_is_old_when_the_method_or_its_model_is_younger():
+    told = subprocess.run(["make", "-npq", "build/live"], cwd=ROOT, capture_output=True, text=True).stdout
+    [needed] = re.findall(r"^build/live: (.*)", told, re.MULTILINE)
+    named = {"imagic_lib/stage2_finetuning.py", "imagic_lab/web/export.py", "docs/live/engine.js"}
+    assert named <= {*needed.split()} and "data/tiny-sd/unet/" in needed
 
 
 def test_too_little_coverage_fails():

@@ -24,7 +24,9 @@ function widened(halves) { // float16 -> float32, by a table of all 65,536 numbe
     const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, rest = bits & 1023;
     return sign * (exponent ? (1 + rest / 1024) * 2 ** (exponent - 15) : (rest / 1024) * 2 ** -14);
   });
-  return Float32Array.from(halves, (bits) => table[bits]);
+  const wide = new Float32Array(halves.length);
+  for (let k = 0; k < halves.length; k++) wide[k] = table[halves[k]]; // many times faster than Float32Array.from
+  return wide;
 }
 
 async function load(message) {
@@ -32,21 +34,21 @@ async function load(message) {
   for (const asset of Object.values(assets)) if (asset.blob) asset.url = URL.createObjectURL(asset.blob); // of a file: page
   [ort, maths] = await Promise.all([import(assets["ort.mjs"].url), import(assets["maths.js"].url)]);
   const { Tokenizer } = await import(assets["tokenizers.mjs"].url);
-  const [facts, words, halves, wasm] = await Promise.all(
-    [textOf("model.json"), textOf("tokenizer.json"), bytesOf("weights.bin"), bytesOf("ort.wasm")]);
+  const halves = bytesOf("weights.bin"); // what doesn't need the weights begins before they are here
+  const [facts, words, wasm] = await Promise.all([textOf("model.json"), textOf("tokenizer.json"), bytesOf("ort.wasm")]);
   model = JSON.parse(facts);
   [tokenizer, alphas] = [new Tokenizer(JSON.parse(words), {}), maths.alphasOf(model.process)];
   ort.env.wasm.wasmBinary = wasm.buffer;
   ort.env.wasm.numThreads = message.threads;
   ort.env.logLevel = "error";
-  loaded = widened(new Uint16Array(halves.buffer));
+  const [numbers] = await Promise.all([halves, ...["text", "unet", "decode"].map(session)]);
+  loaded = widened(new Uint16Array(numbers.buffer));
   let at = 0;
   for (const [name, shape] of Object.entries(model.weights)) {
     ranges[name] = { from: at, to: (at += maths.numbersIn(shape)), shape };
   }
-  for (const name of ["text", "unet", "decode"]) await session(name);
   empty = await encoded("");
-  say("ready", { threads: message.threads });
+  say("ready", { threads: message.threads, learned: await recalled(message.key) && message.key });
 }
 
 function session(name) {
@@ -118,7 +120,7 @@ async function encodedPicture(pixels) {
 
 // -- the two trainings
 
-async function train({ pixels, text, seed, steps, probeEvery = 5, previewSteps = 5 }) {
+async function train({ pixels, text, seed, steps, key, probeEvery = 5, previewSteps = 5 }) {
   [edit, drawn, paused] = [null, [], false];
   paths.clear();
   const began = performance.now(), stages = [model.embedding, model.tuning].map((s, k) => ({ bias: 0, decay: 0, ...s, steps: steps?.[k] ?? s.steps }));
@@ -159,6 +161,29 @@ async function train({ pixels, text, seed, steps, probeEvery = 5, previewSteps =
   }
   [edit, mixedAt] = [{ z, e_tgt, e_opt: e }, null];
   say("trained", { history, e_opt: e.slice(), seconds: (performance.now() - began) / 1000 });
+  await keep(key);
+}
+
+// -- a finished training outlives the tab, except in browsers that keep nothing, as for a page from a file
+
+const mark = (key) => encodeURIComponent(`${assets["weights.bin"].bytes} ${key}`); // of this model, picture and text
+
+async function keep(key) {
+  try {
+    const all = new Blob([edit.z, edit.e_tgt, edit.e_opt, tuned]), headers = { "X-Training": mark(key) };
+    await (await caches.open("imagic")).put("training", new Response(all, { headers }));
+  } catch { /* it was not kept: then a reload trains again */ }
+}
+
+async function recalled(key) {
+  const found = await Promise.resolve().then(() => caches.match("training")).catch(() => null);
+  if (found?.headers.get("X-Training") !== mark(key)) return false;
+  const all = new Float32Array(await found.arrayBuffer()), width = empty.length;
+  let at = 0;
+  const next = (count) => all.slice(at, (at += count));
+  edit = { z: next(maths.numbersIn(model.latents)), e_tgt: next(width), e_opt: next(width) };
+  tuned = next(loaded.length);
+  return true;
 }
 
 // -- drawing
@@ -171,10 +196,9 @@ function weightsAt(lambda) { // θ_λ = θ + λ(θ* - θ)
   return mixed;
 }
 
-async function pathOf(array, lambda, seed, times) { // the picture's own noise, kept for the next η
-  const key = `${lambda} ${seed} ${times.length}`;
+async function pathOf({ z, e_opt }, array, key, seed, times) { // the picture's own noise at e_opt, kept for the next η
   if (!paths.has(key)) {
-    const some = guess(edit.e_opt, array, model.drawing.own_guidance, latest), size = edit.z.length;
+    const some = guess(e_opt, array, model.drawing.own_guidance, latest), size = z.length;
     const all = async (levels) => { // five at a time: the levels don't wait for each other
       const answers = [];
       for (let k = 0; k < levels.length; k += 5) {
@@ -183,28 +207,31 @@ async function pathOf(array, lambda, seed, times) { // the picture's own noise, 
       }
       return answers;
     };
-    const path = await maths.ownNoise(all, edit.z, seed, times, alphas);
+    const path = await maths.ownNoise(all, z, seed, times, alphas);
     if (paths.size > 40) paths.clear();
     paths.set(key, path);
   }
   return paths.get(key);
 }
 
-async function draw({ id, noise, text, eta, lambda, seed, steps = model.drawing.steps }) {
+// An edit, or without training: a text, along the noise that this picture has at its caption, or along random noise
+async function draw({ id, of, noise, text, caption, pixels, eta, lambda, seed, steps = model.drawing.steps }) {
   if (id !== latest) return;
-  const began = performance.now(), seen = [], look = (z_0) => seen.push(z_0), size = maths.numbersIn(model.latents);
-  const array = noise === "text" ? loaded : weightsAt(lambda), { guidance_scale, own_guidance } = model.drawing;
-  const e = noise === "text" ? await encoded(text) : maths.mix(edit.e_opt, edit.e_tgt, eta);
+  const seen = [], look = (z_0) => seen.push(z_0), size = maths.numbersIn(model.latents);
+  const array = text ? loaded : weightsAt(lambda), { guidance_scale, own_guidance } = model.drawing;
+  const e = text ? await encoded(text) : maths.mix(edit.e_opt, edit.e_tgt, eta);
   let z;
   if (noise === "own") {
-    const times = maths.timesteps(steps, model.process), path = await pathOf(array, lambda, seed, times);
+    const from = text ? { z: await encodedPicture(pixels), e_opt: await encoded(caption) } : edit;
+    const times = maths.timesteps(steps, model.process), key = `${text ? `untrained ${id}` : lambda} ${seed} ${steps}`;
+    const path = await pathOf(from, array, key, seed, times);
     z = await maths.alongPath(guess(e, array, own_guidance, id), path, times, alphas, look);
   } else {
     const times = maths.timesteps(steps, model.process, steps + 1);
     z = await maths.sampled(guess(e, array, guidance_scale, id), seed, size, times, alphas, look);
   }
-  drawn = [...seen.slice(0, -1), z];
-  say("picture", { id, pixels: await decoded(z), steps, seconds: (performance.now() - began) / 1000, z: z.slice() });
+  if (!text) drawn = [...seen.slice(0, -1), z];
+  say("picture", { id, of, pixels: await decoded(z), steps });
 }
 
 async function look({ id, index }) { // ẑ_0 as the UNet saw it at this step of the last picture

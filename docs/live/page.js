@@ -5,9 +5,9 @@ const assets = JSON.parse($("assets").textContent);
 const KNOWN = 5, TEXTS = ["a brown dog jumping on the grass", "a yellow car parked in the snow",
   "an orange cat standing on the beach", "a white rabbit jumping on the grass", "a red bird standing at night"];
 const SIZE = 128, PREVIEW_STEPS = 4;
-const state = { drawing: 2, shown: "edit", trained: null, training: false, paused: false, ready: false, id: 0 };
+const state = { drawing: 2, learned: null, compared: {}, training: false, paused: false, ready: false, id: 0 };
 const pictures = {}; // pixels by canvas
-let worker, model, sheet, timer, got = 0;
+let worker, model, sheet, got = 0;
 
 // -- assets: files beside the page or, in the single file, texts inside it
 
@@ -28,7 +28,8 @@ const total = Object.values(assets).reduce((sum, { bytes }) => sum + bytes, 0);
 const tell = (sentence) => { $("notice").textContent = sentence; $("notice").hidden = !sentence; };
 const put = (id, pixels) => {
   pictures[id] = pixels;
-  $(id).getContext("2d").putImageData(new ImageData(pixels, SIZE, SIZE), 0, 0);
+  for (const canvas of document.querySelectorAll(`#${id}, [data-of="${id}"]`))
+    canvas.getContext("2d").putImageData(new ImageData(pixels, SIZE, SIZE), 0, 0);
 };
 const number = (id) => Number($(id).value);
 const noise = () => document.querySelector("[name=noise]:checked").value;
@@ -67,12 +68,12 @@ function start() {
   }
   worker.onmessage = ({ data }) => answers[data.is]?.(data);
   worker.onerror = (event) => { event.preventDefault?.(); lost("The part of the page that computes has stopped."); };
-  worker.postMessage({ ask: "load", assets, threads });
+  worker.postMessage({ ask: "load", assets, threads, key: key() });
 }
 
-function lost(why) { // a new worker takes over; what was trained is gone
+function lost(why) { // a new worker takes over, which knows the last finished training at most
   worker?.terminate();
-  Object.assign(state, { trained: null, training: false, paused: false, ready: false });
+  Object.assign(state, { learned: null, training: false, paused: false, ready: false });
   $("controls").disabled = true;
   $("train").disabled = false;
   $("train").textContent = "Load again";
@@ -91,13 +92,14 @@ const answers = {
     $("bar").value = got / total;
     $("progress").textContent = `The model is loading: ${(got / 1e6).toFixed(0)} of ${(total / 1e6).toFixed(0)} MB.`;
   },
-  ready({ threads }) {
+  ready({ threads, learned }) {
     state.ready = true;
-    state.threads = threads;
+    if (learned) state.learned = learned;
     $("bar").value = 0;
     $("progress").textContent = `Ready, with ${threads} thread${threads > 1 ? "s" : ""}.`;
     refresh();
-    alone();
+    if (trained()) draw();
+    else compare();
   },
   step({ stage, step, of, loss }) {
     const [name, done] = stage === "embedding" ? ["stage 1, the embedding", 0] : ["stage 2, the UNet", 0.25];
@@ -112,24 +114,24 @@ const answers = {
     if (preview) put("preview", preview);
   },
   trained({ seconds }) {
-    Object.assign(state, { training: false, trained: key(), shown: "edit" });
-    $("progress").textContent = `Trained in ${seconds.toFixed(0)} s. Move the sliders.`;
+    Object.assign(state, { training: false, learned: key() });
     $("bar").value = 1;
     refresh();
+    $("progress").textContent = `Trained in ${seconds.toFixed(0)} s. Move the sliders.`;
     draw();
   },
-  picture({ id, pixels, steps }) {
-    if (id === state.aloneId) return put("alone", pixels), show();
+  picture({ id, of, pixels, steps }) {
     if (id !== state.id) return;
-    state.edit = pixels;
-    state.steps = steps;
-    show();
-    if (steps === model.drawing.steps) document.body.dataset.drawn = id;
+    put(of, pixels);
+    if (of === "picture") show();
+    else state.compared[of] = key();
+    if (steps < model.drawing.steps) return draw(state.again ? PREVIEW_STEPS : undefined);
+    document.body.dataset[of] = id;
+    compare();
   },
-  look({ id, pixels }) { if (id === state.id) show(pixels); },
+  look({ id, pixels }) { if (id === state.id) { put("picture", pixels); show(); } },
   error({ during, reason }) {
-    if (during === "load" && typeof WebAssembly !== "object") return tell("This browser has no WebAssembly: update it, or use another.");
-    if (during === "draw" || during === "look") return tell(reasonOf(reason));
+    if (during === "draw" || during === "look") return (state.rough = 0), tell(reasonOf(reason));
     lost(reasonOf(reason));
   },
 };
@@ -137,6 +139,7 @@ const answers = {
 // -- training
 
 const key = () => JSON.stringify([state.drawing, $("text").value.trim()]);
+const trained = () => state.learned === key();
 
 function train() {
   tell("");
@@ -148,10 +151,11 @@ function train() {
     return refresh();
   }
   const text = $("text").value.trim();
-  Object.assign(state, { training: true, paused: false, trained: null, curves: { embedding: [], tuning: [] } });
+  history.replaceState({ training: true }, "");
+  Object.assign(state, { training: true, paused: false, learned: null, curves: { embedding: [], tuning: [] } });
   $("progress").textContent = "The training begins.";
   const steps = new URLSearchParams(location.search).get("steps")?.split(",").map(Number);
-  worker.postMessage({ ask: "train", pixels: pictures.input, text, seed: 0, steps, probeEvery: 5 });
+  worker.postMessage({ ask: "train", pixels: pictures.input, text, seed: 0, steps, key: key() });
   refresh();
 }
 
@@ -174,39 +178,33 @@ function curves() { // probe loss over the steps, stage 1 in the left quarter
 const drawingOf = () => ({ noise: noise(), eta: number("eta"), lambda: number("lambda"), seed: number("seed") });
 
 function draw(steps) {
-  if (!state.trained || state.training) return;
-  state.shown = "edit";
+  if (!trained() || state.training) return;
+  Object.assign(state, { rough: steps, again: false });
   $("step").value = model.drawing.steps;
   outputs();
-  worker.postMessage({ ask: "draw", id: ++state.id, ...drawingOf(), steps });
+  worker.postMessage({ ask: "draw", id: ++state.id, of: "picture", ...drawingOf(), steps });
   address();
 }
 
-function moved() { // a rough picture at once, the whole one when the slider rests
-  clearTimeout(timer);
-  draw(PREVIEW_STEPS);
-  timer = setTimeout(draw, 250);
+function moved() { // a rough picture at once, one after the other; the whole one when the slider rests
+  outputs();
+  if (state.rough) state.again = true;
+  else draw(PREVIEW_STEPS);
 }
 
-function alone() { // what the text gives without the picture
-  if (!state.ready || state.training || state.aloneText === $("text").value.trim()) return;
-  state.aloneText = $("text").value.trim();
-  state.aloneId = ++state.id;
-  worker.postMessage({ ask: "draw", id: state.aloneId, noise: "text", text: state.aloneText, seed: 0 });
+function compare() { // what other ways give for this picture and text, while nothing else is to be drawn
+  const of = ["alone", "inversion"].find((name) => state.compared[name] !== key()), text = $("text").value.trim();
+  if (!state.ready || state.training || !of || !text) return;
+  const own = { noise: "own", pixels: pictures.input, caption: sentence(model.drawings[state.drawing]) };
+  worker.postMessage({ ask: "draw", id: ++state.id, of, text, seed: 0, ...(of === "alone" ? { noise: "random" } : own) });
 }
 
-function show(pixels) {
-  const { shown } = state, found = { edit: pixels ?? state.edit, input: pictures.input, alone: pictures.alone }[shown];
-  if (!found || !state.trained) return;
-  put("picture", found);
-  const { eta, lambda, seed } = drawingOf(), step = number("step");
-  const told = { input: "the input", alone: `the text alone, seed 0: “${state.aloneText}”`,
-    edit: `η = ${eta}, λ = ${lambda}, seed ${seed}, ${noise() === "own" ? "own" : "random"} noise` +
-      (pixels ? `: what the UNet expects at step ${step}` : "") };
-  $("shown").textContent = told[shown];
-  $("picture").setAttribute("aria-label", `the picture for “${$("text").value}”: ${told[shown]}`);
-  for (const button of $("compare").children) button.setAttribute("aria-pressed", button.dataset.show === shown);
-  light(shown === "alone" ? "text" : pixels ? "stage4" : "stage3");
+function show() {
+  const { eta, lambda, seed } = drawingOf(), step = number("step"), early = step < model.drawing.steps;
+  $("shown").textContent = `η = ${eta}, λ = ${lambda}, seed ${seed}, ${noise()} noise` +
+    (early ? `: what the UNet expects at step ${step}` : "");
+  $("picture").setAttribute("aria-label", `the picture for “${$("text").value}”: ${$("shown").textContent}`);
+  light(early ? "stage4" : "stage3");
 }
 
 // -- what can be pressed now, and the address
@@ -217,20 +215,14 @@ function outputs() {
 
 function refresh() {
   const words = unknown($("text").value), text = $("text").value.trim();
-  $("unknown").textContent = words.length
+  $("unknown").textContent = !text ? "Type what the picture should show." : words.length
     ? `The model never saw ${words.map((word) => `“${word}”`).join(", ")}: to it this is noise. Use the words below.` : "";
-  $("train").textContent = state.training ? (state.paused ? "Go on" : "Pause") : state.trained ? "Train again" : "Train";
+  $("train").textContent = state.training ? (state.paused ? "Go on" : "Pause") : trained() ? "Train again" : "Train";
   $("train").disabled = !state.ready || !text;
   for (const id of ["text", "lot"]) $(id).disabled = state.training;
   for (const button of document.querySelectorAll("#strip button, #chips button")) button.disabled = state.training;
-  $("controls").disabled = !state.trained;
-  if (state.trained && state.trained !== key()) {
-    state.trained = null;
-    $("controls").disabled = true;
-    $("train").textContent = "Train";
-    $("progress").textContent = "Another picture or text: train again.";
-  }
-  if (!text) $("unknown").textContent = "Type what the picture should show.";
+  $("controls").disabled = !trained();
+  if (state.learned) $("progress").textContent = trained() ? "Trained. Move the sliders." : "Another picture or text: train again.";
   const facts = named(text);
   for (const chip of document.querySelectorAll("#chips button")) {
     chip.setAttribute("aria-pressed", facts[chip.dataset.name] === chip.dataset.value);
@@ -251,19 +243,20 @@ function restore() {
   for (const id of ["eta", "lambda", "seed"]) if (given.has(id) && Number.isFinite(Number(given.get(id)))) $(id).value = given.get(id);
   for (const radio of document.querySelectorAll("[name=noise]")) if (radio.value === given.get("noise")) radio.checked = true;
   outputs();
+  draw();
 }
 
 function choose(drawing, text) {
   state.drawing = drawing;
   const canvas = $("input").getContext("2d", { willReadFrequently: true });
   canvas.drawImage(sheet, -drawing * SIZE, 0);
-  pictures.input = canvas.getImageData(0, 0, SIZE, SIZE).data;
+  put("input", canvas.getImageData(0, 0, SIZE, SIZE).data);
   $("input").setAttribute("aria-label", `the input: ${sentence(model.drawings[drawing])}`);
   $("text").value = text ?? TEXTS[drawing] ?? sentence(changed(model.drawings[drawing]));
   for (const button of $("strip").children) button.setAttribute("aria-pressed", Number(button.dataset.k) === drawing);
   light("text");
   refresh();
-  alone();
+  compare();
 }
 
 function changed(facts) { // another colour, as a first suggestion
@@ -288,7 +281,7 @@ function furnish() {
         const facts = { ...named($("text").value), [name]: value };
         if (!model.poses[facts.subject].includes(facts.pose)) facts.pose = model.poses[facts.subject][0];
         $("text").value = sentence(facts);
-        refresh(); alone(); address();
+        refresh(); compare(); address();
       };
       row.append(chip);
     }
@@ -299,17 +292,11 @@ function furnish() {
 function listen() {
   $("lot").onclick = () => { choose(KNOWN + Math.floor(Math.random() * (model.drawings.length - KNOWN))); address(); };
   $("text").oninput = refresh;
-  $("text").onchange = () => { refresh(); alone(); address(); };
+  $("text").onchange = () => { refresh(); compare(); address(); };
   $("train").onclick = train;
   for (const id of ["eta", "lambda", "seed"]) $(id).oninput = moved;
-  $("step").oninput = () => {
-    outputs();
-    state.shown = "edit";
-    if (number("step") === model.drawing.steps) return show();
-    worker.postMessage({ ask: "look", id: state.id, index: number("step") - 1 });
-  };
+  $("step").oninput = () => { outputs(); worker.postMessage({ ask: "look", id: state.id, index: number("step") - 1 }); };
   for (const radio of document.querySelectorAll("[name=noise]")) radio.onchange = () => draw();
-  for (const button of $("compare").children) button.onclick = () => { state.shown = button.dataset.show; show(); };
   $("save").onclick = () => $("picture").toBlob((blob) => {
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: `${$("text").value.trim().replace(/\W+/g, "-")}.png` });
     link.click();
@@ -343,6 +330,7 @@ async function begin() {
   furnish();
   listen();
   restore();
+  if (history.state?.training) tell("The tab was closed during the training, which is lost with it: press “Train” to begin again.");
   start();
 }
 

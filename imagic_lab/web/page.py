@@ -2,7 +2,7 @@
 
 OUT gets the page of docs/live/, the packages that `npm ci` has installed there, and the model, compressed. The files
 work on any host, below any path. OUT/imagic.html is the whole page in one file, which opens by double click and needs
-no network. If the model or the packages are missing, they are made or fetched first.
+no network. Without MODEL, the model is exported anew; packages that are missing are fetched.
 """
 
 import base64
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     out, model = map(Path, [*arguments, DATA.parent / "build" / "live-model"][:2])
     if not MODULES.is_dir():
         subprocess.run(["npm", "ci", "--prefix", LIVE, "--ignore-scripts", "--no-audit", "--no-fund"], check=True)
-    if not (model / "model.json").is_file():
+    if len(arguments) < 2:
         write_model(load_pipeline(), model)
     build_page(out, model)
     size = sum(file.stat().st_size for file in (out / "assets").iterdir())

@@ -96,6 +96,9 @@ def test_a_chapter_has_its_neighbours_its_downloads_and_keeps_its_results_to_its
 def test_a_slide_shows_the_stored_figure_and_the_notes_of_the_speaker(site):
     slides = (site / "slides.html").read_text(encoding="utf-8")
     assert slides.count("<section>") == slides.count('<aside class="notes">') > 20
+    asked, answered = (re.findall(rf'class="{kind}" data-key="([^"]+)"', slides) for kind in ("predict", "result"))
+    assert asked == answered and len(asked) > 5  # a question without its answer would leave the speaker alone
+    assert sum(map(int, re.findall(r"● (\d+) minute", slides))) == 50
     assert 'data-key="00.cat"><div><input type="range"' in slides and "measured: none or one (0 of 8)" in slides
 
 
@@ -198,6 +201,14 @@ def test_browser_the_handout_is_one_page_of_paper(reader):
     page, address, _ = reader
     page.goto(address + "handout.html", wait_until="networkidle")
     assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4", print_background=True))) == 1
+
+
+def test_browser_the_short_slides_are_those_of_50_minutes(reader):
+    page, address, trouble = reader
+    page.goto(address + "slides.html?short")
+    notes = page.locator(".notes").all_text_contents()
+    assert 15 < len(notes) < 25 and all("●" in note for note in notes)
+    assert trouble == []
 
 
 @pytest.mark.parametrize(("width", "name", "theme"), [

@@ -52,3 +52,18 @@ def test_a_page_without_its_packages_or_its_model_says_what_to_run(tmp_path, mon
     with pytest.raises(FileNotFoundError, match=r"imagic_lab\.web\.export"):
         page.build_page(tmp_path / "out", tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_gets_a_model_that_is_exported_anew_unless_one_is_named(tmp_path, monkeypatch):
+    made, out = [], tmp_path / "out"
+    monkeypatch.setattr(page, "MODULES", tmp_path)
+    monkeypatch.setattr(page, "load_pipeline", lambda: "the embedded model")
+    monkeypatch.setattr(page, "write_model", lambda pipe, folder: made.append((pipe, folder)))
+    monkeypatch.setattr(page, "build_page", lambda out, model: made.append(model))
+    (out / "assets").mkdir(parents=True)
+    (out / "imagic.html").touch()
+    page.main([str(out)])
+    (pipe, folder), model = made
+    assert pipe == "the embedded model" and folder == model
+    page.main([str(out), str(tmp_path)])
+    assert made[2:] == [tmp_path]

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import imagic_lib as imagic
+from imagic_lab.methods import METHODS
 from imagic_lab.web import export
 from imagic_lab.web import page as web
 from imagic_lib.edit import run_edit
@@ -26,7 +27,7 @@ from imagic_lib.pictures import to_picture
 from imagic_lib.training.loop import Run
 
 PATIENCE = 120_000  # ms
-TEXT = "a brown dog jumping on the grass"
+TEXT, CAPTION = "a brown dog jumping on the grass", "a brown dog sitting on the grass"
 STEPS = [3, 3]
 AXE = web.MODULES / "axe-core" / "axe.min.js"
 BOUND = 1e-3  # of the length of a vector; 1 of 255 in a picture
@@ -44,7 +45,6 @@ ASK = """async (asked) => {
         if (message.pixels) message.pixels = Uint8ClampedArray.from(message.pixels);
         const answer = await next(message);
         for (const name of ["e_opt", "pixels"]) if (answer[name]) answer[name] = Array.from(answer[name]);
-        delete answer.z;
         found.push(answer);
     }
     worker.terminate();
@@ -103,7 +103,7 @@ def ready(page) -> None:
 def trained(page) -> None:
     page.get_by_role("button", name="Train", exact=True).click()
     page.get_by_text("Move the sliders.").wait_for()
-    page.wait_for_selector("body[data-drawn]")
+    page.wait_for_selector("body[data-picture]")
 
 
 def pixels_of(page, canvas: str) -> list[int]:
@@ -123,7 +123,9 @@ def test_the_numbers_are_those_of_python(live, browser, small):
         {"ask": "draw", "id": k + 1, "noise": noise, "eta": eta, "lambda": scale, "seed": 3}
         for k, (noise, eta, scale) in enumerate(tries)
     ]
-    asked.append({"ask": "draw", "id": 9, "noise": "text", "text": TEXT, "seed": 3})
+    untrained = {"ask": "draw", "text": TEXT, "seed": 3}
+    asked.append(untrained | {"id": 8, "noise": "random"})
+    asked.append(untrained | {"id": 9, "noise": "own", "caption": CAPTION, "pixels": input_pixels})
     page = opened(browser, live.address)
     ready(page)
     assert page.evaluate("crossOriginIsolated")  # so that there are threads, though the host sends no headers
@@ -137,6 +139,7 @@ def test_the_numbers_are_those_of_python(live, browser, small):
         assert [loss for _, loss in first["history"][stage]] == pytest.approx(history.probe_loss, rel=BOUND)
     pictures = [edit.pictures([eta], [3], scale=scale, noise=noise)[0][0] for noise, eta, scale in tries]
     pictures += imagic.generate(small, edit.e_tgt, [3])
+    pictures += METHODS["edit-friendly"].start(small, image, TEXT, CAPTION)(1, [3])
     for answer, picture in zip(drawn, pictures, strict=True):
         found = np.array(answer["pixels"], dtype=int).reshape(128, 128, 4)[..., :3]
         assert abs(found - np.asarray(picture, dtype=int)).max() <= 1
@@ -169,6 +172,7 @@ def test_an_edit_by_keyboard(live, browser, width):
     page.get_by_text("Move the sliders.").wait_for()
     page.get_by_label(re.compile("^The probe loss (fell|went) from")).wait_for()
     sliders(page)
+    compared(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     accessible(page)
     save_and_share(page, browser)
@@ -177,27 +181,36 @@ def test_an_edit_by_keyboard(live, browser, width):
 
 
 def sliders(page) -> None:
-    """η, λ, the noise and the steps each change the picture; to compare is to look at another one."""
-    page.wait_for_selector("body[data-drawn]")
+    """η, λ, the noise and the steps each change the picture."""
+    page.wait_for_selector("body[data-picture]")
     for move in (
         lambda: page.get_by_role("slider", name="η").press("Home"),
         lambda: page.get_by_role("slider", name="λ").press("End"),
         lambda: page.get_by_role("slider", name="seed").press("ArrowRight"),
         lambda: page.get_by_role("radio", name="random noise").check(),
     ):
-        at = page.evaluate("document.body.dataset.drawn")
+        at = page.evaluate("document.body.dataset.picture")
         move()
-        page.wait_for_function("at => document.body.dataset.drawn !== at", arg=at)
+        page.wait_for_function("at => document.body.dataset.picture !== at", arg=at)
     last = pixels_of(page, "picture")
     page.get_by_role("slider", name="denoising step").press("Home")
     page.get_by_text("what the UNet expects at step 1").wait_for()
     assert pixels_of(page, "picture") != last
-    page.get_by_role("button", name="Input", exact=True).press("Enter")
-    assert pixels_of(page, "picture") == pixels_of(page, "input")
-    page.get_by_role("button", name="Text alone").press("Enter")
-    assert pixels_of(page, "picture") == pixels_of(page, "alone")
-    page.get_by_role("button", name="Edit", exact=True).press("Enter")
+    page.get_by_role("slider", name="denoising step").press("End")
+    page.get_by_text(re.compile("random noise$")).wait_for()
     assert pixels_of(page, "picture") == last
+
+
+def compared(page) -> None:
+    """Four pictures in a row, each another one, each with a sentence; the last follows the sliders."""
+    page.wait_for_selector("body[data-alone][data-inversion]")
+    row = page.get_by_role("region", name="Compare")
+    figures = [row.get_by_role("figure").nth(k) for k in range(row.get_by_role("figure").count())]
+    read = "canvas => canvas.getContext('2d').getImageData(0, 0, 128, 128).data.join()"
+    shown = [figure.get_by_role("img").evaluate(read) for figure in figures]
+    assert len(set(shown)) == 4 and shown[-1] == ",".join(map(str, pixels_of(page, "picture")))
+    said = [re.match("The input|The text alone|Inversion|Imagic", figure.inner_text().strip())[0] for figure in figures]
+    assert said == ["The input", "The text alone", "Inversion", "Imagic"]
 
 
 def accessible(page) -> None:
@@ -272,6 +285,27 @@ def test_a_lost_worker_is_replaced(live, browser):
     page.get_by_role("button", name="Load again").click()
     ready(page)
     assert page.get_by_role("button", name="Train", exact=True).is_enabled()
+    page.context.close()
+
+
+def test_a_finished_training_outlives_the_tab_and_an_unfinished_one_is_called_lost(live, browser):
+    page = opened(browser, f"{live.address}?threads=1&steps=1,1")
+    ready(page)
+    trained(page)
+    page.get_by_role("slider", name="seed").press("ArrowRight")
+    page.get_by_text("seed 1, own noise").wait_for()
+    page.wait_for_selector("body[data-alone][data-inversion]")
+    before = pixels_of(page, "picture")
+    page.reload()
+    page.wait_for_selector("body[data-picture]")
+    assert pixels_of(page, "picture") == before
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.get_by_role("button", name="Train again").click()
+    page.get_by_role("button", name="Pause").click()
+    page.reload()
+    assert asked == ["beforeunload"]
+    page.get_by_role("alert").filter(has_text="closed during the training").wait_for()
     page.context.close()
 
 
