@@ -29,13 +29,20 @@ PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "300"))  # seconds for one s
 AXE = ROOT / "docs" / "live" / "node_modules" / "axe-core" / "axe.min.js"
 STUDIO, SLIDER = "studio.ipynb", "04_interpolation.ipynb"
 HASTE = """
+import time
 from imagic_lab.studio import state
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
+from imagic_lib.training import loop
 from imagic_lib.suggestion import Suggestion
 stage1_embedding.DEFAULTS["tiny"]["steps"], stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = 4, STEPS
 stage4_inference.DEFAULTS["tiny"]["steps"] = state.PREVIEW_STEPS = 2
 state.GALLERY_ETAS = 0.0, 0.8, 1.0
 state.suggestion.suggest = lambda edit, measure: Suggestion(1.0, 1.0, {(1.0, 1.0): 1.0})
+def step(training, loss, take=loop.Training.step):
+    while Path("hold").exists():
+        time.sleep(0.1)
+    take(training, loss)
+loop.Training.step = step
 """  # nbval runs the notebooks unchanged; these tests are about the page, which looks the same after fewer steps
 NEEDED = re.compile(r"sys\.path|load_pipeline|run_edit|@interact")  # the cells of SLIDER that its slider needs
 SETTINGS = {  # the page holds all cells, even those out of sight; no news from the network
@@ -168,14 +175,15 @@ def run_all(page, lab: SimpleNamespace, cells: int) -> None:
     kernel stays idle for a while, the menu is used again.
     """
     failed = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+    prompts = ".jp-InputPrompt, .jp-OutputPrompt"  # a folded cell has the second one only
+    numbered, waiting = (page.locator(prompts, has_text=re.compile(rf"\[{number}\]")) for number in (r"\d+", r"\*"))
     rest = 0  # successive looks at an idle kernel
 
     def all_done() -> bool:
         nonlocal rest
         assert failed.count() == 0, failed.first.inner_text()
-        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
-        executed = sum(bool(re.search(r"\[\d+\]", prompt)) for prompt in prompts)
-        rest = rest + 1 if idle(page, lab) and not any("*" in prompt for prompt in prompts) else 0
+        executed = page.locator(".jp-CodeCell", has=numbered).count()
+        rest = rest + 1 if idle(page, lab) and not waiting.count() else 0
         if rest % 40 == 1 and executed < cells:
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
@@ -211,7 +219,8 @@ CENTRE = """node => {
 }"""
 NAMELESS = re.compile(r"^\s*- (button|textbox|slider|combobox|spinbutton|progressbar)(:| \[|$)", re.MULTILINE)
 DROP = """async ([node, address]) => {
-    const files = new DataTransfer(), content = await (await fetch(address)).blob();
+    const files = new DataTransfer(), huge = new Blob([new Uint8Array(51e6)]);
+    const content = address ? await (await fetch(address)).blob() : huge;
     files.items.add(new File([content], 'big.jpg', { type: 'image/jpeg' }));
     node.dispatchEvent(new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true }));
     return content.size;
@@ -313,6 +322,34 @@ def download_and_delete(page, studio) -> None:
     until(page, lambda: studio.get_by_role("article").count() == 0, "the bin is empty")
 
 
+def test_a_second_notebook_shows_the_edit_that_another_trains_and_does_not_train_it(lab, browser):
+    hold = lab.home / "notebooks" / "hold"  # trainings wait while there is such a file
+    page, other = new_page(browser, 1280), new_page(browser, 1280)
+    first = open_studio(page, lab, "first.ipynb")
+    first.get_by_role("button", name="example: dog sitting").click()
+    hold.touch()
+    press(first, "Run")
+    first.get_by_text("stage 1, the embedding").wait_for()
+    second = open_studio(other, lab, "second.ipynb")
+    second.get_by_text("another notebook is working on this edit").wait_for()
+    assert second.get_by_role("textbox", name="the text").input_value() == "a brown dog jumping on the grass"
+    assert second.get_by_role("button", name="Go on", exact=True).is_disabled()
+    second.get_by_role("article").get_by_text("running").wait_for()
+    press(first, "Stop")
+    hold.unlink()
+    second.get_by_text("this edit is unfinished").wait_for()
+    press(second, "Go on")
+    second.get_by_text("✓ done").wait_for()
+    press(first, "Go on")  # which has seen nothing of that, and trains nothing
+    first.get_by_role("button", name="η = 1, seed 1", exact=True).wait_for()
+    assert [studio.get_by_role("article").count() for studio in (first, second)] == [1, 1]
+    second.get_by_role("button", name=re.compile("^delete .*jumping")).click()
+    second.get_by_role("button", name=re.compile("^Empty the bin")).click()
+    until(other, lambda: second.get_by_role("article").count() == 0, "the bin is empty")
+    page.close()
+    other.close()
+
+
 def drag(page, node, start: tuple[float, float], end: tuple[float, float]) -> None:
     """From one place to another, as shares of the node's width and height."""
     node.scroll_into_view_if_needed()
@@ -336,6 +373,8 @@ def test_a_photo_of_thirty_megabytes_is_dropped_and_cropped_and_a_new_kernel_is_
     size = page.evaluate(DROP, [studio.element_handle(), f"{lab.address}/files/big.jpg?token={lab.token}"])
     assert 25e6 < size < 50e6
     studio.get_by_text("3000 × 4000 pixels: drag the square").wait_for()
+    page.evaluate(DROP, [studio.element_handle(), ""])
+    studio.get_by_text("✗ big.jpg, 51 MB: the studio takes up to 50 MB").wait_for()
     square = studio.get_by_role("group", name="the square to edit")
     before = square.bounding_box()
     square.press("ArrowUp")
