@@ -384,6 +384,25 @@ def test_nobody_else_works_on_an_edit(finished, page):
     do.run_all(finished, "gallery")
 
 
+def test_an_edit_of_another_process_is_shown_and_opened_when_it_has_ended_there(page, state, finished, pipe):
+    do.prepare(state)
+    with FileLock(state.folder / ".lock"):
+        other = app.studio(pipe, place=state.place)
+        assert (other.now["words"], other.now["text"], other.now["can_go_on"]) == (app.ELSEWHERE, TEXT, False)
+        assert other.now["elsewhere"] and [one["state"] for one in other.history["edits"]] == ["running", "finished"]
+        say(other, "text", text="a blue car")
+        say(other, "look")
+        say(other, "go_on")
+        assert (other.now["words"], other.now["busy"], other.now["error"]) == (app.ELSEWHERE, False, {})
+        shutil.copytree(finished.folder, state.folder, dirs_exist_ok=True)
+        say(other, "open", name=state.folder.name)
+        assert other.now["rows"] and not other.now["made"]  # its pictures so far; none can be added from here
+        say(other, "text", text="a blue car")
+    say(other, "look")
+    assert not other.now["elsewhere"] and other.now["made"] and other.now["text"] == "a blue car"
+    assert [one["state"] for one in other.history["edits"]] == ["finished"] * 2
+
+
 @pytest.fixture
 def held(monkeypatch):
     """Trainings wait after their second step, until `held.go` is set."""
