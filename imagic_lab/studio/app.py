@@ -35,7 +35,7 @@ EXAMPLES = {  # drawings, and what their text changes
 PHOTOS = {"raccoon-photo.jpg": "a photo of a raccoon in the snow"}  # for a model that knows photos
 SMALL, LARGE, MOST_KEPT = 192, 640, 300  # pixels of a picture on the page, at most; pictures whose URLs are kept
 UNFINISHED = "■ this edit is unfinished: “Go on” continues where it stopped"
-ELSEWHERE = "▶ another notebook is working on this edit, and only there it can be stopped; its result will appear here"
+ELSEWHERE = "▶ another notebook is working on this edit: you can stop it there, and the result will appear here"
 BEAT = 0.5  # seconds between two reports of the work
 PAGES: list[Page] = []  # of this kernel
 
