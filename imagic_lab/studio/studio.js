@@ -81,7 +81,7 @@ function cropper(send) { // the whole picture, and the square that will be edite
     if (whole.src !== url) whole.src = url || "data:,";
     whole.alt = info ? `the picture to edit: ${info.name}` : "";
     [box.hidden, box.inert] = [!info || info.square, busy || !info?.open]; // inert, it only shows what is edited
-    if (!info) return;
+    if (!info || frame.onpointermove) return; // not under the mouse
     [across, down, size] = info.crop;
     [wide, high] = info.size.map((length) => length / Math.max(...info.size));
     show();

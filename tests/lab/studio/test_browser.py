@@ -17,6 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "300"))  # seconds for one step; a busy machine may need more
 AXE = ROOT / "docs" / "live" / "node_modules" / "axe-core" / "axe.min.js"
+CLASSIC = find_spec("notebook") and not find_spec("jupyterlab")  # as on Colab, with ipywidgets 7
 STUDIO, SLIDER = "studio.ipynb", "04_interpolation.ipynb"
 HASTE = """
 import time
@@ -87,16 +89,16 @@ def fill(home: Path, haste: str) -> None:
         file.write_text(json.dumps(values))
 
 
-def start(home: Path) -> SimpleNamespace:
-    """JupyterLab on a free port, in its own process group, with trusted notebooks."""
+def start(home: Path, server: str = "jupyterlab") -> SimpleNamespace:
+    """JupyterLab, or "notebook", on a free port, in its own process group, with trusted notebooks."""
     port, token = free_port(), "of-the-test"
     own = {f"JUPYTER_{name}_DIR": str(home / "jupyter" / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(home)}
     trust = [sys.executable, "-m", "jupyter", "trust", *map(str, (home / "notebooks").glob("*.ipynb"))]
     subprocess.run(trust, env=environment, check=True, capture_output=True)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
-    command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home}", "--ServerApp.ip=127.0.0.1"]
+    command = [sys.executable, "-m", server, "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
+    command += [f"--{'IdentityProvider' if server == 'jupyterlab' else 'NotebookApp'}.token={token}", "--ip=127.0.0.1"]
     with open(home / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
     lab = SimpleNamespace(address=f"http://127.0.0.1:{port}", token=token, home=home, process=process)
@@ -257,6 +259,31 @@ def accessible(page) -> None:
         assert not [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
 
 
+if CLASSIC:  # `make test-colab`
+
+    @pytest.fixture
+    def classic(browser, tmp_path):
+        fill(tmp_path, HASTE.replace("STEPS", "10"))
+        started = start(tmp_path, "notebook")
+        yield started
+        end(started)
+
+    def test_an_edit_with_ipywidgets_7_in_the_classic_notebook(classic, browser):
+        page = new_page(browser, 1280)
+        page.goto(f"{classic.address}/notebooks/notebooks/{STUDIO}?token={classic.token}")
+        page.locator("#kernel_indicator_icon.kernel_idle_icon").wait_for()
+        page.get_by_role("link", name="Cell", exact=True).click()
+        page.locator("#run_all_cells").click()
+        studio = studio_of(page)
+        studio.get_by_role("button", name="example: car parked").click()
+        studio.get_by_role("button", name="night", exact=True).click()
+        press(studio, "Run")
+        studio.get_by_text("✓ done").wait_for()
+        wipe_and_choose(page, studio)
+        download_and_delete(page, studio)
+        page.close()
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_an_edit_from_the_example_to_the_bin(lab, browser, width):
     page = new_page(browser, width)
@@ -350,8 +377,8 @@ def test_a_second_notebook_shows_the_edit_that_another_trains_and_does_not_train
     other.close()
 
 
-def drag(page, node, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """From one place to another, as shares of the node's width and height."""
+def drag(page, node, start: tuple[float, float], end: tuple[float, float], meanwhile=lambda: None) -> None:
+    """From one place to another, as shares of the node's width and height. meanwhile: called before the release."""
     node.scroll_into_view_if_needed()
     box = node.bounding_box()
     (x, y), (u, v) = (
@@ -360,6 +387,7 @@ def drag(page, node, start: tuple[float, float], end: tuple[float, float]) -> No
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(u, v, steps=4)
+    meanwhile()
     page.mouse.up()
 
 
@@ -370,16 +398,21 @@ def test_a_photo_of_thirty_megabytes_is_dropped_and_cropped_and_a_new_kernel_is_
     exif[0x0112] = 6  # rotate by 90 degrees
     noise = Image.merge("RGB", [Image.effect_noise((4000, 3000), 200) for _ in range(3)])
     noise.save(lab.home / "big.jpg", quality=98, subsampling=0, exif=exif)
+    page.evaluate(DROP, [studio.element_handle(), ""])
+    studio.get_by_text("✗ big.jpg, 51 MB: the studio takes up to 50 MB").wait_for()
     size = page.evaluate(DROP, [studio.element_handle(), f"{lab.address}/files/big.jpg?token={lab.token}"])
     assert 25e6 < size < 50e6
     studio.get_by_text("3000 × 4000 pixels: drag the square").wait_for()
-    page.evaluate(DROP, [studio.element_handle(), ""])
-    studio.get_by_text("✗ big.jpg, 51 MB: the studio takes up to 50 MB").wait_for()
     square = studio.get_by_role("group", name="the square to edit")
     before = square.bounding_box()
     square.press("ArrowUp")
     until(page, lambda: square.bounding_box()["y"] < before["y"], "the square moves")
-    drag(page, square, (0.5, 0.5), (0.5, 0.6))
+
+    def hear() -> None:
+        studio.get_by_role("button", name="dog", exact=True).evaluate("chip => chip.click()")
+        until(page, studio.get_by_role("textbox", name="the text").input_value, "Python answers")
+
+    drag(page, square, (0.5, 0.5), (0.5, 0.6), hear)  # and what Python says meanwhile does not move it back
     until(page, lambda: square.bounding_box()["y"] > before["y"], "the mouse moves it the other way")
     drag(page, square, (0.99, 0.99), (0.7, 0.7))
     until(page, lambda: square.bounding_box()["width"] < 0.8 * before["width"], "its corner makes it smaller")
