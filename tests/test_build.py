@@ -159,6 +159,17 @@ def test_tidy_removes_outputs_that_no_reader_sees():
     assert "widgets" not in notebook.metadata and "version" not in notebook.metadata.language_info
 
 
+def test_the_studio_s_notebook_is_stored_as_it_is_built_one_folded_cell_with_a_title():
+    path = build.ROOT / "notebooks" / "studio.ipynb"
+    stored, built = (nbformat.read(path, as_version=4) for _ in range(2))
+    built.cells[1].metadata = {"tags": ["colab", "folded"]}
+    built.cells[1].source = built.cells[1].source.replace('"/content/imagic"', '"elsewhere"')
+    build.put_address(built, path.name)
+    build.tidy(built)
+    assert built == stored and stored.cells[1].source.startswith("# @title ")
+    assert stored.cells[1].metadata.jupyter.source_hidden and stored.cells[1].metadata.cellView == "form"
+
+
 def test_a_notebook_that_runs_is_stored_and_one_that_fails_stays_as_it_was(folder):
     good, bad, other = (folder / f"0{n}_made_up.ipynb" for n in (1, 2, 3))
     widget = "import ipywidgets, sys\nprint(1, file=sys.stderr)\nprint(2)\nipywidgets.IntSlider()"

@@ -53,11 +53,12 @@ def colab_cell() -> str:
 
 
 def put_address(notebook: nbformat.NotebookNode, name: str) -> None:
-    """Write the badge into the first cell, and the code that finds the library into the cell tagged "colab"."""
+    """Write the badge into the first cell and the Colab cell into the cell that is tagged "colab", below its title."""
     notebook.cells[0].source = BADGE.sub(lambda _: badge(name), notebook.cells[0].source)
     for cell in notebook.cells:
         if "colab" in cell.metadata.get("tags", []):
-            cell.source = colab_cell() + cell.source.partition(LAST)[2]
+            title = re.match(r"(# @title .*\n)?", cell.source)[0]
+            cell.source = title + colab_cell() + cell.source.partition(LAST)[2]
 
 
 def without_widgets(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -70,7 +71,8 @@ def without_widgets(outputs: list[nbformat.NotebookNode]) -> list[nbformat.Noteb
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
     """Remove what changes from run to run or what no reader sees: times, versions, progress bars, widgets. Fold the
-    solutions of exercises, in JupyterLab and (by a title) in Colab, and the results that readers predict."""
+    solutions, other code that is tagged "folded" (in JupyterLab and, by a title, in Colab), and the results that
+    readers predict."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -78,7 +80,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
-        if "solution" in tags:
+        if {"solution", "folded"} & {*tags}:
             cell.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
         if "reveal" in tags:
             cell.metadata |= {"jupyter": {"outputs_hidden": True}, "collapsed": True}

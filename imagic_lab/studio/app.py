@@ -33,7 +33,9 @@ EXAMPLES = {  # drawings, and what their texts change
     {"colour": "orange"}, "rabbit-lying.png": {"pose": "jumping"}, "bird-standing.png": {"subject": "cat"},
 }  # fmt: skip
 PHOTOS = {"raccoon-photo.jpg": "a photo of a raccoon in the snow"}  # for a model that knows photos
-SMALL, LARGE, MOST_KEPT = 192, 640, 300  # largest sides of pictures on the page, in pixels; number of URLs kept
+SMALL, LARGE, MOST_KEPT = 192, 640, 300  # pixels of a picture on the page, at most; pictures whose URLs are kept
+UNFINISHED = "■ this edit is unfinished: “Go on” continues where it stopped"
+ELSEWHERE = "▶ another notebook is working on this edit: you can stop it there, and the result will appear here"
 BEAT = 0.5  # seconds between two reports of the work
 PAGES: list[Page] = []  # of this kernel
 
@@ -41,11 +43,12 @@ PAGES: list[Page] = []  # of this kernel
 def studio(pipe: StableDiffusionPipeline, place: str | Path | None = None) -> Page:
     """Return the studio as a widget, for the embedded model or for Stable Diffusion.
 
-    place: a folder in which each edit gets a new folder (default: `state.usual_place`). If this kernel is already
-    working on an edit there, the studio shows that one. The attribute `state` of the widget is a `state.Studio`."""
-    place = Path(place or do.usual_place())
-    running = (page.state for page in PAGES if page.state.thread and page.state.place.resolve() == place.resolve())
-    return Page(next(running, None) or Studio(pipe, place))
+    place: each edit gets a new folder in it (default: `state.usual_place`). If a studio is working on an edit there
+    already, this one shows it. The attribute `state` of the result is a `state.Studio`."""
+    page = Page(Studio(pipe, Path(place or do.usual_place()).resolve()))
+    if name := next((one["name"] for one in page.history["edits"] if one["state"] == "running"), ""):
+        page.hear(page, {"do": "open", "name": name}, [])
+    return page
 
 
 class Page(anywidget.AnyWidget):
@@ -60,7 +63,7 @@ class Page(anywidget.AnyWidget):
     history = traitlets.Dict().tag(sync=True)
 
     def __init__(self, state: Studio):
-        self.state, self.heard, self.answered, self.beats, self.parts, self.urls = state, 0, set(), 0, [], {}
+        self.state, self.heard, self.answered, self.beats, self.upload, self.urls = state, 0, set(), 0, b"", {}
         self.writing = threading.RLock()
         names = EXAMPLES if state.tiny else PHOTOS
         super().__init__(examples={name: self.url(open_image(DATA / "images" / name), SMALL) for name in names})
@@ -101,7 +104,7 @@ class Page(anywidget.AnyWidget):
                 for act in acts:
                     act(state)
                 state.said = "✓ done"
-            except do.Stopped:
+            except KeyboardInterrupt:
                 state.said = "■ stopped; nothing is lost, and it can go on"
             except Exception as error:
                 state.said = ""
@@ -113,15 +116,18 @@ class Page(anywidget.AnyWidget):
         thread.start()
         threading.Thread(target=beat, daemon=True).start()
 
-    def receive(self, name: str, part: int, parts: int, content: bytes = b"") -> None:
+    def receive(self, name: str, size: int, start: int, content: bytes = b"") -> None:
         """Receive a part of an uploaded file. With the last part, the file becomes the picture."""
-        self.parts = [*self.parts, content] if part else [content]
-        if part + 1 == parts:
-            do.take_file(self.state, name, b"".join(self.parts))
+        self.upload = self.upload if start else b""
+        if len(self.upload) != start:
+            raise ValueError(f"a part of {name} was lost on the way: choose the file again")
+        self.upload += content
+        if len(self.upload) == size:
+            do.take_file(self.state, name, self.upload)
 
     def save(self) -> None:
         """Let the browser download the chosen picture."""
-        file = self.state.folder / chosen_file(self.state)
+        file = self.state.folder / self.now["chosen"]
         self.send({"file": f"{file.parent.name}-{file.name}"}, [file.read_bytes()])
 
     def open_edit(self, name: str) -> None:
@@ -130,8 +136,17 @@ class Page(anywidget.AnyWidget):
         if busy := [page.state for page in PAGES if page.state.thread and page.state.folder == folder]:
             self.state = busy[0]
             return
-        do.reopen(self.state, folder)
-        self.state.said = "" if self.state.edit else "■ this edit is unfinished: “Go on” continues where it stopped"
+        state, elsewhere = self.state, shelf.at_work(folder)
+        do.reopen(state, folder)
+        state.elsewhere, state.said = elsewhere, ELSEWHERE if elsewhere else "" if state.edit else UNFINISHED
+
+    def look(self) -> None:
+        """Open the edit once the other notebook has finished or stopped it. What was typed meanwhile stays."""
+        state, text = self.state, self.state.text
+        if state.elsewhere and not shelf.at_work(state.folder):
+            self.open_edit(state.folder.name)
+            state.text = text
+            self.show(history=True)
 
     def change(self, act: Callable[[Path], Path], *names: str) -> None:
         """Rename or bin earlier edits. Raises ValueError if one of them is running."""
@@ -169,13 +184,12 @@ class Page(anywidget.AnyWidget):
 
     def earlier(self) -> dict:
         """Return the edits in this place, and its bin."""
-        at_work = [page.state.folder for page in PAGES if page.state.thread]
         edits, place = [], self.state.place / shelf.BIN
         for kept in shelf.edits_in(self.state.place):
-            state = "running" if kept.folder in at_work else "unfinished" if kept.state == "begun" else "finished"
-            facts = {"name": kept.folder.name, "text": kept.facts["text"], "state": state}
+            state = "running" if shelf.at_work(kept.folder) else {"begun": "unfinished"}.get(kept.state, kept.state)
             cover = (picture := kept.cover) and self.url(picture, SMALL)
-            edits.append(facts | {"size": shelf.size_of(kept.folder), "cover": cover})
+            facts = {"name": kept.folder.name, "text": kept.facts["text"], "state": state, "cover": cover}
+            edits.append(facts | {"size": shelf.size_of(kept.folder)})
         return {"edits": edits, "binned": len(list(place.glob("*"))), "size": shelf.size_of(place)}
 
 
@@ -188,18 +202,10 @@ def fail(state: Studio, error: Exception, place: str) -> None:
     state.error = {"at": place, "text": (str(error).strip() or type(error).__name__).splitlines()[0]}
 
 
-# -- the contents of the page
-
-
-def chosen_file(state: Studio) -> str:
-    """Return the file name of the chosen picture, or ""."""
-    return picture_name(state.chosen[0], state.chosen[2], state.chosen[1]) if state.chosen else ""
-
-
 def words_of(state: Studio) -> dict:
     """Return all words, numbers and choices of a page."""
     busy, made, found = state.thread is not None, state.edit is not None, state.suggested
-    unfinished = state.folder is not None and (not made or bool(do.missing(state)))
+    unfinished = state.folder is not None and not state.elsewhere and (not made or bool(do.missing(state)))
     changed = state.text != state.edit_text
     said = do.progress_words(state) if busy else state.said
     if unfinished and changed and not busy:
@@ -207,25 +213,21 @@ def words_of(state: Studio) -> dict:
     rows = [(scale, seed) for scale in state.scales for seed in state.seeds] if made else []
     trained = {stage: history for stage, history in dict(state.histories).items() if history.probe_loss}
     shown = {s: {"step": h.probe_step[:], "loss": h.probe_loss[:], "steps": h.steps} for s, h in trained.items()}
-    info, tiny = state.picture and {"name": state.name, "size": state.picture.size, "crop": state.crop}, state.tiny
-    if info:
-        info |= {"square": info["size"] == (picture_size(state.pipe),) * 2, "open": state.folder is None}
+    size, full, tiny = state.picture and state.picture.size, (picture_size(state.pipe),) * 2, state.tiny
+    info = {"name": state.name, "size": size, "crop": state.crop, "square": size == full, "open": state.folder is None}
     return {
-        "busy": busy, "made": made, "text": state.text, "notes": do.notes(state),
+        "busy": busy, "made": made and not state.elsewhere, "elsewhere": state.elsewhere, "text": state.text,
         "chips": values_beside(state.text) if tiny else {}, "named": attributes_in(state.text) if tiny else {},
         "can_run": state.picture is not None and bool(state.text.strip()), "can_go_on": unfinished,
         "first": "go_on" if unfinished and not changed else "run", "words": said, "error": state.error,
         "share": do.share_done(state) if state.settings and state.job and (busy or unfinished) else float(made),
-        "picture": info, "edit": state.edit_text, "curves": shown,
-        "sketch": "" if state.chosen or not state.sketches else state.sketches[-1][0],
+        "picture": size and info, "edit": state.edit_text, "curves": shown,
+        "notes": do.notes(state), "sketch": "" if state.chosen or not state.sketches else state.sketches[-1][0],
         "rows": [{"scale": f"{scale:g}", "seed": seed, "tiles": [[f"{eta:g}", picture_name(eta, seed, scale)]
                  for eta in sorted(state.etas)]} for scale, seed in rows],
-        "chosen": chosen_file(state),
+        "chosen": state.chosen and picture_name(state.chosen[0], state.chosen[2], state.chosen[1]),
         "suggested": found and [f"{found.eta:g}", f"{found.scale:g}", found.scores[found.eta, found.scale] > 0],
     }  # fmt: skip
-
-
-# -- the reader's actions
 
 
 def example(page: Page, name: str) -> None:
@@ -238,13 +240,14 @@ def example(page: Page, name: str) -> None:
 def go_on(page: Page) -> None:
     """Continue the stopped edit as it was begun, whatever the controls say now."""
     if page.state.edit is None:
-        do.reopen(page.state, page.state.folder)
-    draw(page, *([] if page.state.pictures else do.phases_of(page.state)[:-1]))
+        page.open_edit(page.state.folder.name)
+    if not page.state.elsewhere:
+        page.work("run", lambda state: do.run_all(state, *["gallery"] * bool(state.pictures)))
 
 
-def draw(page: Page, *phases: str, **more) -> None:
+def draw(page: Page, **more) -> None:
     do.widen(page.state, **more)
-    page.work("gallery", lambda state: do.run_all(state, *phases, "gallery"))
+    page.work("gallery", lambda state: do.run_all(state, "gallery"))
 
 
 def chip(page: Page, **change: str) -> None:
@@ -266,6 +269,7 @@ ANSWERS = {  # for each action: the function, where its errors are shown, and wh
     "draw": (draw, "gallery", False),
     "save": (Page.save, "gallery", True),
     "open": (Page.open_edit, "history", False),
+    "look": (Page.look, "run", True),
     "rename": (lambda page, name, to: page.change(lambda f: shelf.renamed(f, to), name), "history", False),
     "duplicate": (lambda page, name: shelf.duplicated(page.state.place / name), "history", True),
     "delete": (lambda page, names: page.change(shelf.binned, *names), "history", False),

@@ -2,14 +2,14 @@
 
 import re
 import shutil
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from imagic_lib.folder import INPUT_FILE, LEDGER, LONGEST_NAME, picture_name, state_and_facts
+from imagic_lib.folder import INPUT_FILE, LEDGER, LOCK, LONGEST_NAME, locked, picture_name, state_and_facts
 from imagic_lib.pictures import open_image
 
 BIN = ".bin"  # a folder in the place, whose edits can be restored until it is emptied
@@ -44,6 +44,13 @@ def edits_in(place: str | Path) -> list[Kept]:
                 time = (folder / ("edit.json" if state == "finished" else LEDGER)).stat().st_mtime
                 found.append(Kept(folder, state, facts, time))
     return sorted(found, key=lambda kept: kept.time, reverse=True)
+
+
+def at_work(folder: Path) -> bool:
+    """Does another thread or process work on this edit?"""
+    with suppress(ValueError), locked(folder) if (folder / LOCK).exists() else nullcontext():
+        return False
+    return True
 
 
 def chosen_name(facts: dict) -> str:

@@ -54,10 +54,6 @@ PHASES = {"embedding": "stage 1, the embedding", "unet": "stage 2, the UNet",
 WRITING = threading.RLock()  # edit.json is read, changed and written by the work and by clicks
 
 
-class Stopped(Exception):
-    """The user has stopped the work; it can be continued."""
-
-
 @dataclass
 class Studio:
     """The current choices and results. pipe: as loaded. place: folder in which the edits have their folders."""
@@ -83,6 +79,7 @@ class Studio:
     error: dict = field(default_factory=dict)  # of the last action, with its sentence and its part of the page
     # the results, which the next edit resets
     folder: Path | None = None
+    elsewhere: bool = False  # another notebook works on it
     input: Image.Image | None = None  # the square that is edited
     settings: dict = field(default_factory=dict)  # of the edit in `folder`
     edit_text: str = ""
@@ -147,15 +144,14 @@ def take_file(studio: Studio, name: str, content: bytes) -> None:
             picture = pictures.open_image(path)
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from None
-    studio.text = "" if studio.caption else studio.text
+    studio.text = "" if studio.caption or studio.text == studio.edit_text else studio.text
     take_picture(studio, picture, name)
 
 
 def move_crop(studio: Studio, crop: tuple[float, float, float]) -> None:
     """Choose another square of the picture, and check whether the embedded model can draw it."""
-    studio.crop, known = crop, bool(studio.caption) or not studio.tiny
-    square = None if known else as_input(studio, cropped(studio))
-    studio.foreign = not known and pictures.rebuilt_psnr(studio.pipe, square) < pictures.FOREIGN
+    studio.crop, ask = crop, studio.tiny and not studio.caption
+    studio.foreign = ask and pictures.rebuilt_psnr(studio.pipe, as_input(studio, cropped(studio))) < pictures.FOREIGN
 
 
 def cropped(studio: Studio) -> Image.Image:
@@ -198,32 +194,27 @@ def notes(studio: Studio) -> list[str]:
 
 
 def run_all(studio: Studio, *phases: str) -> None:
-    """Run some phases of the edit in the studio's folder, by default all. Raises Stopped when `stopping` is set. After
-    this or any other error, the edit can be continued."""
-    studio.job, studio.done, studio.ahead = phases or phases_of(studio), {}, len(missing(studio))
+    """Run some phases of the edit in the studio's folder, by default all. Raises KeyboardInterrupt when `stopping` is
+    set. After this or any other error, the edit can be continued."""
+    every = tuple(phase for phase in PHASES if studio.tiny or phase != "suggestion")
+    studio.job, studio.done, studio.ahead = phases or every, {}, len(missing(studio))
     studio.began = time.monotonic(), share_done(studio)
     acts = {"unet": train_stages, "suggestion": add_suggestion, "gallery": draw_missing}
     try:
         with locked(studio.folder):
             for phase in studio.job:
                 acts.get(phase, enter)(studio, phase)
-    except KeyboardInterrupt:
-        raise Stopped from None
     finally:
         studio.phase = "finished" if studio.edit else "stopped"
         studio.stopping.clear()
 
 
-def phases_of(studio: Studio) -> tuple[str, ...]:
-    return tuple(phase for phase in PHASES if studio.tiny or phase != "suggestion")
-
-
 def enter(studio: Studio, phase: str, steps: float = 1) -> Callable[..., None]:
-    """Enter a phase. Returns the function to call at each of its steps. Both raise Stopped after a stop."""
+    """Enter a phase. Returns the function to call at each of its steps. Both raise KeyboardInterrupt after a stop."""
 
     def step_done(_step: object = None, weight: int = 1) -> None:
         if studio.stopping.is_set():
-            raise Stopped
+            raise KeyboardInterrupt
         studio.done[phase] = min(1.0, studio.done.get(phase, 0.0) + weight / steps)
 
     studio.phase = phase
@@ -262,9 +253,6 @@ def spoken(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
-# -- the run
-
-
 def best_way(pipe: StableDiffusionPipeline, method: str | None = None) -> Way:
     """Return the way to train. On a GPU it is the first one in the memory plan that fits, for one method or for all; by
     default, a CPU trains all weights. Raises ValueError if none fits."""
@@ -299,13 +287,14 @@ def train_stages(studio: Studio, _phase: str) -> None:
 
     def watch(stage: str, history: History) -> bool:
         studio.phase = "embedding" if "embedding" in stage else "unet"
-        studio.histories[studio.phase] = history
+        studio.histories[studio.phase], known = history, studio.phase in studio.histories
+        if not known and len(history.loss) > 1:  # the steps of an earlier run took no time in this one
+            studio.began = time.monotonic(), share_done(studio)
         return studio.stopping.is_set()
 
     strategy = best_way(studio.pipe, studio.settings["method"]).strategy
     run = Run(strategy=strategy, watch=watch, preview=lambda unet, e: sketch(studio, unet, e, e_tgt))
-    settings = {name: studio.settings[name] for name in ("embedding_steps", "unet_steps", "method", "seed")}
-    studio.edit = run_edit(studio.pipe, image, studio.edit_text, folder=studio.folder, run=run, **settings)
+    studio.edit = run_edit(studio.pipe, image, studio.edit_text, folder=studio.folder, run=run, **studio.settings)
     studio.histories = {"embedding": studio.edit.embedding_history, "unet": studio.edit.unet_history}
 
 
@@ -320,8 +309,8 @@ def sketch(studio: Studio, unet: nn.Module, embedding: Tensor, e_tgt: Tensor) ->
         check = enter(studio, studio.phase, float("inf"))
         nn.Module.to(pipe.vae, unet.device)
         drawn = generate(with_unet(pipe, unet), e, steps=PREVIEW_STEPS, scheduler="dpm++", callback=check)
-    except Stopped:
-        return  # the training ends after its next step, which is kept
+    except KeyboardInterrupt:
+        return  # the training ends after its next step, and keeps it
     except torch.OutOfMemoryError:
         studio.next_sketch = float("inf")  # no more sketches, because the training needs all the memory
         return

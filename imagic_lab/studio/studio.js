@@ -67,7 +67,7 @@ function cropper(send) { // the whole picture, and the square that will be edite
     size = clamp(Math.max(x - grip.left, y - grip.top), 0.1 * least, room) / least;
     put(grip.left, grip.top);
   };
-  frame.onpointerdown = (e) => { if (!box.hidden) { frame.setPointerCapture(e.pointerId); move(e); frame.onpointermove = move; } };
+  frame.onpointerdown = (e) => { if (!box.hidden && !box.inert) { frame.setPointerCapture(e.pointerId); move(e); frame.onpointermove = move; } };
   frame.onpointerup = () => { if (frame.onpointermove) done(); frame.onpointermove = null; };
   box.addEventListener("keydown", (e) => {
     if (!KEYS[e.key]) return;
@@ -80,8 +80,8 @@ function cropper(send) { // the whole picture, and the square that will be edite
     frame.classList.toggle("empty", !url);
     if (whole.src !== url) whole.src = url || "data:,";
     whole.alt = info ? `the picture to edit: ${info.name}` : "";
-    box.hidden = !info || info.square || !info.open || busy;
-    if (!info) return;
+    [box.hidden, box.inert] = [!info || info.square, busy || !info?.open]; // inert, it only shows what is edited
+    if (!info || frame.onpointermove) return; // not under the mouse
     [across, down, size] = info.crop;
     [wide, high] = info.size.map((length) => length / Math.max(...info.size));
     show();
@@ -109,7 +109,7 @@ function render({ model, el }) {
   const get = (name) => model.get(name);
   const send = (message, buffers, id = (last = Math.max(Date.now(), last + 1)), tries = 2) => {
     const again = () => { if (tries) send(message, buffers, id, tries - 1); else lost.textContent = LOST; };
-    setTimeout(() => { if (get("now").heard < id) again(); }, 3000); // a page that has just reconnected may lose messages
+    setTimeout(() => { if (get("now").heard < id) again(); }, buffers ? 20000 : 3000); // a page may lose some on reconnecting
     model.send({ ...message, id }, undefined, buffers); // which may fail after a restart
   };
   const button = (words, message, props) => h("button", { type: "button", onclick: () => send(message()), ...props }, words);
@@ -121,7 +121,7 @@ function render({ model, el }) {
   // the parts
   const lost = alert(), errors = { picture: alert(), run: alert(), gallery: alert(), history: alert() };
   const file = h("input", { type: "file", hidden: true, accept: "image/*,.heic,.heif", "aria-label": "your own picture" });
-  const uploading = h("span", { role: "status" }), surprise = act("Surprise me", "surprise");
+  const uploading = h("span", { role: "status", className: "hint" }), surprise = act("Surprise me", "surprise");
   const own = h("button", { type: "button", onclick: () => file.click() }, "Your own picture …");
   const examples = Object.entries(get("examples")).map(([name, src]) => h("button", { type: "button", className: "example",
     "aria-label": `example: ${name.replace(/[-.]|png|jpg/g, " ").trim()}`, onclick: () => send({ do: "example", name }) },
@@ -145,7 +145,7 @@ function render({ model, el }) {
   const historyBox = h("section", {}, h("h3", {}, "Earlier edits"), errors.history, history, bin);
   const root = h("div", { className: "imagic-studio", "data-lm-suppress-shortcuts": "true" }, lost,
     h("section", {}, h("h3", {}, "1 · Choose a picture"), h("div", { className: "row" }, examples, surprise, own,
-      h("span", { className: "hint" }, "or drop or paste one here"), uploading), errors.picture),
+      uploading), errors.picture),
     h("div", { className: "desk" }, h("section", {}, h("h3", {}, "2 · Say what it should show"), text, chips, notes,
       h("div", { className: "row" }, run, goOn, stop), bar, words, errors.run),
     h("section", { className: "stage" }, h("figure", {}, source.frame, sourceWords), resultFigure)),
@@ -155,12 +155,12 @@ function render({ model, el }) {
   // what the reader does
   async function upload(chosen) {
     if (!chosen || get("now").busy) return;
-    const large = chosen.size > LARGEST, named = `${chosen.name}, ${megabytes(chosen.size)}`;
-    uploading.textContent = large ? `✗ ${named}: the studio takes up to ${megabytes(LARGEST)}` : `uploading ${named} …`;
-    if (large) return;
-    const content = await chosen.arrayBuffer(), parts = Math.max(1, Math.ceil(content.byteLength / PART));
-    for (let part = 0; part < parts; part++)
-      send({ do: "file", name: chosen.name, part, parts }, [content.slice(part * PART, (part + 1) * PART)]);
+    const named = `${chosen.name}, ${megabytes(chosen.size)}`, most = `the studio takes up to ${megabytes(LARGEST)}`;
+    if (chosen.size > LARGEST) return void (errors.picture.textContent = `✗ ${named}: ${most}`);
+    uploading.textContent = `uploading ${named} …`;
+    const content = await chosen.arrayBuffer(), size = content.byteLength;
+    for (let start = 0; start === 0 || start < size; start += PART)
+      send({ do: "file", name: chosen.name, size, start }, [content.slice(start, start + PART)]);
   }
   const type = () => { clearTimeout(typing); if (text.value !== sent) send({ do: "text", text: (sent = text.value) }); };
   file.onchange = () => { upload(file.files[0]); file.value = ""; };
@@ -178,7 +178,7 @@ function render({ model, el }) {
   function show() {
     const now = get("now"), { busy, picture: info } = now, stage = get("stage");
     [heard, lost.textContent] = [Date.now(), ""];
-    if (now.heard >= last) uploading.textContent = "";
+    if (now.heard >= last) uploading.textContent = "or drop or paste one here";
     if (now.text !== sent) text.value = sent = now.text;
     for (const node of [text, surprise, own, ...examples]) node.disabled = busy;
     [run.disabled, goOn.disabled, stop.disabled] = [busy || !now.can_run, busy || !now.can_go_on, !busy];
@@ -238,7 +238,8 @@ function render({ model, el }) {
   model.on("msg:custom", ({ file }, buffers) => h("a", { href: URL.createObjectURL(new Blob(buffers)), download: file }).click());
   for (const name of ["now", "stage", "tiles", "sketches"]) model.on(`change:${name}`, show);
   model.on("change:history", showHistory);
-  const pulse = setInterval(() => { if (get("now").busy && Date.now() - heard > 12000) lost.textContent = LOST; }, 3000);
+  const gone = () => get("now").busy && Date.now() - heard > 12000;
+  const pulse = setInterval(() => { if (get("now").elsewhere) send({ do: "look" }); else if (gone()) lost.textContent = LOST; }, 3000);
   show();
   showHistory();
   if (get("now").beat === 1) setTimeout(() => root.scrollIntoView(), 300); // new, and below a long cell

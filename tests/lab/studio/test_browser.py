@@ -17,6 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,15 +28,23 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = float(os.environ.get("BROWSER_PATIENCE", "300"))  # seconds for one step; a busy machine may need more
 AXE = ROOT / "docs" / "live" / "node_modules" / "axe-core" / "axe.min.js"
+CLASSIC = find_spec("notebook") and not find_spec("jupyterlab")  # as on Colab, with ipywidgets 7
 STUDIO, SLIDER = "studio.ipynb", "04_interpolation.ipynb"
 HASTE = """
+import time
 from imagic_lab.studio import state
 from imagic_lib import stage1_embedding, stage2_finetuning, stage4_inference
+from imagic_lib.training import loop
 from imagic_lib.suggestion import Suggestion
 stage1_embedding.DEFAULTS["tiny"]["steps"], stage2_finetuning.DEFAULTS["full"]["tiny"]["steps"] = 4, STEPS
 stage4_inference.DEFAULTS["tiny"]["steps"] = state.PREVIEW_STEPS = 2
 state.GALLERY_ETAS = 0.0, 0.8, 1.0
 state.suggestion.suggest = lambda edit, measure: Suggestion(1.0, 1.0, {(1.0, 1.0): 1.0})
+def step(training, loss, take=loop.Training.step):
+    while Path("hold").exists():
+        time.sleep(0.1)
+    take(training, loss)
+loop.Training.step = step
 """  # nbval runs the notebooks unchanged; these tests are about the page, which looks the same after fewer steps
 NEEDED = re.compile(r"sys\.path|load_pipeline|run_edit|@interact")  # the cells of SLIDER that its slider needs
 SETTINGS = {  # the page holds all cells, even those out of sight; no news from the network
@@ -80,16 +89,16 @@ def fill(home: Path, haste: str) -> None:
         file.write_text(json.dumps(values))
 
 
-def start(home: Path) -> SimpleNamespace:
-    """JupyterLab on a free port, in its own process group, with trusted notebooks."""
+def start(home: Path, server: str = "jupyterlab") -> SimpleNamespace:
+    """JupyterLab, or "notebook", on a free port, in its own process group, with trusted notebooks."""
     port, token = free_port(), "of-the-test"
     own = {f"JUPYTER_{name}_DIR": str(home / "jupyter" / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(home)}
     trust = [sys.executable, "-m", "jupyter", "trust", *map(str, (home / "notebooks").glob("*.ipynb"))]
     subprocess.run(trust, env=environment, check=True, capture_output=True)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
-    command += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home}", "--ServerApp.ip=127.0.0.1"]
+    command = [sys.executable, "-m", server, "--no-browser", "--allow-root", f"--port={port}", "--port-retries=0"]
+    command += [f"--{'IdentityProvider' if server == 'jupyterlab' else 'NotebookApp'}.token={token}", "--ip=127.0.0.1"]
     with open(home / "log.txt", "w") as log:
         process = subprocess.Popen(command, cwd=home, env=environment, stdout=log, stderr=log, start_new_session=True)
     lab = SimpleNamespace(address=f"http://127.0.0.1:{port}", token=token, home=home, process=process)
@@ -168,14 +177,15 @@ def run_all(page, lab: SimpleNamespace, cells: int) -> None:
     kernel stays idle for a while, the menu is used again.
     """
     failed = page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
+    prompts = ".jp-InputPrompt, .jp-OutputPrompt"  # a folded cell has the second one only
+    numbered, waiting = (page.locator(prompts, has_text=re.compile(rf"\[{number}\]")) for number in (r"\d+", r"\*"))
     rest = 0  # successive looks at an idle kernel
 
     def all_done() -> bool:
         nonlocal rest
         assert failed.count() == 0, failed.first.inner_text()
-        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
-        executed = sum(bool(re.search(r"\[\d+\]", prompt)) for prompt in prompts)
-        rest = rest + 1 if idle(page, lab) and not any("*" in prompt for prompt in prompts) else 0
+        executed = page.locator(".jp-CodeCell", has=numbered).count()
+        rest = rest + 1 if idle(page, lab) and not waiting.count() else 0
         if rest % 40 == 1 and executed < cells:
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
@@ -211,7 +221,8 @@ CENTRE = """node => {
 }"""
 NAMELESS = re.compile(r"^\s*- (button|textbox|slider|combobox|spinbutton|progressbar)(:| \[|$)", re.MULTILINE)
 DROP = """async ([node, address]) => {
-    const files = new DataTransfer(), content = await (await fetch(address)).blob();
+    const files = new DataTransfer(), huge = new Blob([new Uint8Array(51e6)]);
+    const content = address ? await (await fetch(address)).blob() : huge;
     files.items.add(new File([content], 'big.jpg', { type: 'image/jpeg' }));
     node.dispatchEvent(new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true }));
     return content.size;
@@ -246,6 +257,31 @@ def accessible(page) -> None:
         page.evaluate(AXE.read_text(encoding="utf-8"))
         found = page.evaluate("axe.run([...document.querySelectorAll('.imagic-studio')].at(-1))")["violations"]
         assert not [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
+
+
+if CLASSIC:  # `make test-colab`
+
+    @pytest.fixture
+    def classic(browser, tmp_path):
+        fill(tmp_path, HASTE.replace("STEPS", "10"))
+        started = start(tmp_path, "notebook")
+        yield started
+        end(started)
+
+    def test_an_edit_with_ipywidgets_7_in_the_classic_notebook(classic, browser):
+        page = new_page(browser, 1280)
+        page.goto(f"{classic.address}/notebooks/notebooks/{STUDIO}?token={classic.token}")
+        page.locator("#kernel_indicator_icon.kernel_idle_icon").wait_for()
+        page.get_by_role("link", name="Cell", exact=True).click()
+        page.locator("#run_all_cells").click()
+        studio = studio_of(page)
+        studio.get_by_role("button", name="example: car parked").click()
+        studio.get_by_role("button", name="night", exact=True).click()
+        press(studio, "Run")
+        studio.get_by_text("✓ done").wait_for()
+        wipe_and_choose(page, studio)
+        download_and_delete(page, studio)
+        page.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -313,8 +349,36 @@ def download_and_delete(page, studio) -> None:
     until(page, lambda: studio.get_by_role("article").count() == 0, "the bin is empty")
 
 
-def drag(page, node, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """From one place to another, as shares of the node's width and height."""
+def test_a_second_notebook_shows_the_edit_that_another_trains_and_does_not_train_it(lab, browser):
+    hold = lab.home / "notebooks" / "hold"  # trainings wait while there is such a file
+    page, other = new_page(browser, 1280), new_page(browser, 1280)
+    first = open_studio(page, lab, "first.ipynb")
+    first.get_by_role("button", name="example: dog sitting").click()
+    hold.touch()
+    press(first, "Run")
+    first.get_by_text("stage 1, the embedding").wait_for()
+    second = open_studio(other, lab, "second.ipynb")
+    second.get_by_text("another notebook is working on this edit").wait_for()
+    assert second.get_by_role("textbox", name="the text").input_value() == "a brown dog jumping on the grass"
+    assert second.get_by_role("button", name="Go on", exact=True).is_disabled()
+    second.get_by_role("article").get_by_text("running").wait_for()
+    press(first, "Stop")
+    hold.unlink()
+    second.get_by_text("this edit is unfinished").wait_for()
+    press(second, "Go on")
+    second.get_by_text("✓ done").wait_for()
+    press(first, "Go on")  # which has seen nothing of that, and trains nothing
+    first.get_by_role("button", name="η = 1, seed 1", exact=True).wait_for()
+    assert [studio.get_by_role("article").count() for studio in (first, second)] == [1, 1]
+    second.get_by_role("button", name=re.compile("^delete .*jumping")).click()
+    second.get_by_role("button", name=re.compile("^Empty the bin")).click()
+    until(other, lambda: second.get_by_role("article").count() == 0, "the bin is empty")
+    page.close()
+    other.close()
+
+
+def drag(page, node, start: tuple[float, float], end: tuple[float, float], meanwhile=lambda: None) -> None:
+    """From one place to another, as shares of the node's width and height. meanwhile: called before the release."""
     node.scroll_into_view_if_needed()
     box = node.bounding_box()
     (x, y), (u, v) = (
@@ -323,6 +387,7 @@ def drag(page, node, start: tuple[float, float], end: tuple[float, float]) -> No
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(u, v, steps=4)
+    meanwhile()
     page.mouse.up()
 
 
@@ -333,6 +398,8 @@ def test_a_photo_of_thirty_megabytes_is_dropped_and_cropped_and_a_new_kernel_is_
     exif[0x0112] = 6  # rotate by 90 degrees
     noise = Image.merge("RGB", [Image.effect_noise((4000, 3000), 200) for _ in range(3)])
     noise.save(lab.home / "big.jpg", quality=98, subsampling=0, exif=exif)
+    page.evaluate(DROP, [studio.element_handle(), ""])
+    studio.get_by_text("✗ big.jpg, 51 MB: the studio takes up to 50 MB").wait_for()
     size = page.evaluate(DROP, [studio.element_handle(), f"{lab.address}/files/big.jpg?token={lab.token}"])
     assert 25e6 < size < 50e6
     studio.get_by_text("3000 × 4000 pixels: drag the square").wait_for()
@@ -340,7 +407,12 @@ def test_a_photo_of_thirty_megabytes_is_dropped_and_cropped_and_a_new_kernel_is_
     before = square.bounding_box()
     square.press("ArrowUp")
     until(page, lambda: square.bounding_box()["y"] < before["y"], "the square moves")
-    drag(page, square, (0.5, 0.5), (0.5, 0.6))
+
+    def hear() -> None:
+        studio.get_by_role("button", name="dog", exact=True).evaluate("chip => chip.click()")
+        until(page, studio.get_by_role("textbox", name="the text").input_value, "Python answers")
+
+    drag(page, square, (0.5, 0.5), (0.5, 0.6), hear)  # and what Python says meanwhile does not move it back
     until(page, lambda: square.bounding_box()["y"] > before["y"], "the mouse moves it the other way")
     drag(page, square, (0.99, 0.99), (0.7, 0.7))
     until(page, lambda: square.bounding_box()["width"] < 0.8 * before["width"], "its corner makes it smaller")

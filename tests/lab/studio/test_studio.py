@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,11 @@ def photo(width: int = 48, height: int = 32) -> Image.Image:
     return picture
 
 
+def upload(page, name: str, content: bytes, start: int = 0, size: int | None = None) -> None:
+    """A whole file, or the part of it that begins there."""
+    say(page, "file", *[content] * bool(content), name=name, start=start, size=len(content) if size is None else size)
+
+
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees, clockwise
@@ -145,12 +151,30 @@ def turned() -> bytes:
 
 def test_an_upload_comes_in_parts_and_is_turned_upright(page):
     whole = turned()
-    say(page, "file", whole[:100], name="a <b>ünï.jpg", part=0, parts=2)
+    upload(page, "a <b>ünï.jpg", whole[:100], size=len(whole))
     assert page.now["picture"] is None
-    say(page, "file", whole[100:], name="a <b>ünï.jpg", part=1, parts=2)
+    upload(page, "a <b>ünï.jpg", whole[100:], size=len(whole), start=100)
     assert page.now["picture"]["name"] == "a <b>ünï.jpg" and page.now["picture"]["size"] == (32, 48)
     top, bottom = pixels(page.state.picture)[5, 16], pixels(page.state.picture)[42, 16]
     assert top[0] > 200 > top[1] + 100 and bottom[1] > 100 > bottom[0] + 50
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_file_of_which_a_part_is_lost_is_refused_and_can_be_sent_again(page, lost):
+    whole = encoded(photo(), "BMP")
+    parts = [(start, whole[start : start + 2000]) for start in range(0, len(whole), 2000)]
+    assert len(parts) == 3
+    for start, content in parts[:lost] + parts[lost + 1 :]:
+        upload(page, "mine.bmp", content, start, len(whole))
+    assert page.now["picture"] is None
+    if lost < 2:  # without the last one it is still being sent
+        assert page.now["error"] == {
+            "at": "picture",
+            "text": "a part of mine.bmp was lost on the way: choose the file again",
+        }
+    for start, content in parts:
+        upload(page, "mine.bmp", content, start, len(whole))
+    assert page.now["picture"]["name"] == "mine.bmp" and page.now["error"] == {}
 
 
 @pytest.mark.parametrize(
@@ -165,11 +189,11 @@ def test_an_upload_comes_in_parts_and_is_turned_upright(page):
 )
 def test_a_bad_file_is_one_sentence_where_it_was_chosen_and_the_next_one_works(page, content, sentence):
     say(page, "example", name="dog-sitting.png")
-    say(page, "file", *[content] * bool(content), name="mine.png", part=0, parts=1)
+    upload(page, "mine.png", content)
     error = page.now["error"]
     assert error["at"] == "picture" and error["text"].startswith("mine.png") and sentence in error["text"]
     assert page.now["picture"]["name"] == "dog-sitting.png"
-    say(page, "file", encoded(photo(), "PNG"), name="good.png", part=0, parts=1)
+    upload(page, "good.png", encoded(photo(), "PNG"))
     assert page.now["picture"]["name"] == "good.png" and page.now["error"] == {}
 
 
@@ -184,7 +208,7 @@ def test_a_bad_file_is_one_sentence_where_it_was_chosen_and_the_next_one_works(p
 )
 def test_the_square_that_is_seen_is_the_one_that_is_edited(page, crop, box):
     picture = Image.effect_noise((200, 100), 60).convert("RGB")
-    say(page, "file", encoded(picture, "PNG"), name="noise.png", part=0, parts=1)
+    upload(page, "noise.png", encoded(picture, "PNG"))
     say(page, "crop", crop=list(crop))
     page.state.text = TEXT
     do.prepare(page.state)
@@ -204,7 +228,7 @@ def test_what_is_wrong_with_picture_and_text_is_said_before_the_run(page):
     assert "20" in page.now["notes"][-1]
     say(page, "text", text="  ")
     assert page.now["notes"] == [] and not page.now["can_run"]
-    say(page, "file", encoded(Image.effect_noise((90, 60), 90), "PNG"), name="mine.png", part=0, parts=1)
+    upload(page, "mine.png", encoded(Image.effect_noise((90, 60), 90), "PNG"))
     assert "can't hold this picture" in page.now["notes"][0] and "60 pixels wide" in page.now["notes"][1]
 
 
@@ -248,7 +272,7 @@ def test_sketches_come_from_the_start_and_change_nothing(state, monkeypatch, ref
 def stopped_when(state, ready) -> None:
     """Run, and press stop in the first step in which this is true."""
     state.stopping = Button(lambda: ready() and state.stopping.set())
-    with pytest.raises(do.Stopped):
+    with pytest.raises(KeyboardInterrupt):
         do.run_all(state)
 
 
@@ -262,7 +286,7 @@ def test_a_stop_counts_in_every_phase_and_going_on_gives_the_same_bits(state, re
     assert state.edit and state.suggested is None and state.phase == "finished"
     monkeypatch.setattr(do, "plugin_of", lambda *names: lambda edit: lambda drawn: state.stopping.set() or [0.9])
     state.stopping = threading.Event()
-    with pytest.raises(do.Stopped):  # while the reader reads the first picture
+    with pytest.raises(KeyboardInterrupt):  # while the reader reads the first picture
         do.run_all(state)
     assert state.suggested is None
     monkeypatch.undo()
@@ -276,7 +300,7 @@ def test_a_stop_counts_in_every_phase_and_going_on_gives_the_same_bits(state, re
 def test_a_stop_before_the_first_step_is_not_forgotten(state):
     do.prepare(state)
     state.stopping.set()
-    with pytest.raises(do.Stopped):
+    with pytest.raises(KeyboardInterrupt):
         do.run_all(state)
     assert state.phase == "stopped" and state.histories == {}
 
@@ -360,6 +384,25 @@ def test_nobody_else_works_on_an_edit(finished, page):
     do.run_all(finished, "gallery")
 
 
+def test_an_edit_of_another_process_is_shown_and_opened_when_it_has_ended_there(page, state, finished, pipe):
+    do.prepare(state)
+    with FileLock(state.folder / ".lock"):
+        other = app.studio(pipe, place=state.place)
+        assert (other.now["words"], other.now["text"], other.now["can_go_on"]) == (app.ELSEWHERE, TEXT, False)
+        assert other.now["elsewhere"] and [one["state"] for one in other.history["edits"]] == ["running", "finished"]
+        say(other, "text", text="a blue car")
+        say(other, "look")
+        say(other, "go_on")
+        assert (other.now["words"], other.now["busy"], other.now["error"]) == (app.ELSEWHERE, False, {})
+        shutil.copytree(finished.folder, state.folder, dirs_exist_ok=True)
+        say(other, "open", name=state.folder.name)
+        assert other.now["rows"] and not other.now["made"]  # its pictures so far; none can be added from here
+        say(other, "text", text="a blue car")
+    say(other, "look")
+    assert not other.now["elsewhere"] and other.now["made"] and other.now["text"] == "a blue car"
+    assert [one["state"] for one in other.history["edits"]] == ["finished"] * 2
+
+
 @pytest.fixture
 def held(monkeypatch):
     """Trainings wait after their second step, until `held.go` is set."""
@@ -415,6 +458,25 @@ def test_the_bar_goes_over_all_phases_and_the_time_left_is_said(state, monkeypat
     assert shares == sorted(shares) and shares[0] == 0 and 0.95 < shares[-1] <= 1
     assert all("left" in words for _, share, words in seen if share > 0.02)
     assert any("stage 2, the UNet: step 2 of 3 · about" in words for *_, words in seen)
+
+
+def test_the_time_left_after_going_on_is_not_that_of_the_steps_before(state, monkeypatch):
+    said, clock, tuned = [], [0.0], stage2_finetuning.DEFAULTS["full"]
+    monkeypatch.setitem(tuned, "tiny", tuned["tiny"] | {"steps": 8})
+    do.prepare(state)
+    stopped_when(state, lambda: "unet" in state.histories and len(state.histories["unet"].loss) == 6)
+    monkeypatch.setattr(do, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(do, "spoken", "{:.0f} s".format)
+
+    def note() -> None:
+        clock[0] += 10
+        if found := re.search(r"about (\d+) s left", do.progress_words(state)):
+            said.append((clock[0], int(found[1])))
+
+    do.reopen(state, state.folder)
+    state.stopping = Button(note)
+    do.run_all(state)
+    assert len(said) > 10 and all(left > (clock[0] - now) / 3 for now, left in said), (clock, said)
 
 
 @pytest.mark.parametrize(
@@ -541,11 +603,14 @@ def test_the_chosen_picture_is_downloaded(page, finished, monkeypatch):
 
 def test_an_upload_takes_the_text_of_a_drawing_away_but_none_that_was_typed(page):
     say(page, "surprise")
-    say(page, "file", encoded(photo(), "PNG"), name="mine.png", part=0, parts=1)
+    upload(page, "mine.png", encoded(photo(), "PNG"))
     assert page.now["text"] == ""
     say(page, "text", text="a raccoon")
-    say(page, "file", encoded(photo(), "PNG"), name="mine.png", part=0, parts=1)
+    upload(page, "mine.png", encoded(photo(), "PNG"))
     assert page.now["text"] == "a raccoon"
+    do.prepare(page.state)
+    upload(page, "mine.png", encoded(photo(), "PNG"))
+    assert page.now["text"] == ""  # that of the edit before
 
 
 # ------------------------------------------------------------------------------------ GPU and Colab
