@@ -23,7 +23,7 @@ from nbconvert.filters import Highlight2HTML, markdown2html
 
 from imagic_lab.classroom.build import BADGE, NOTEBOOKS, ROOT
 from imagic_lab.classroom.course import entry
-from imagic_lab.classroom.editions import BUILD, LEFT_OUT, edition
+from imagic_lab.classroom.editions import BUILD, LEFT_OUT, edition, hand_out
 from imagic_lab.classroom.maps import the_map
 
 BOOK, COURSE = ROOT / "docs" / "book", ROOT / "docs" / "course"
@@ -231,8 +231,8 @@ def build_site(out: Path, live: Path) -> Site:
             site.write(page_of(source), body=site.document(source.read_text(encoding="utf-8"), source))
     site.write("search.html", title="Search", search=True)
     (out / "search-index.js").write_text(f"const INDEX = {json.dumps(site.index, ensure_ascii=False)};", "utf-8")
-    for kind in LEFT_OUT:
-        shutil.make_archive(str(out / "downloads" / f"imagic-{kind}"), "zip", out / "downloads" / kind)
+    hand_out(out / "downloads" / "imagic-student.zip")
+    shutil.make_archive(str(out / "downloads" / "imagic-teacher"), "zip", out / "downloads" / "teacher")
     return site
 
 

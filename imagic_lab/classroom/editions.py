@@ -59,7 +59,8 @@ def hand_out(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:
             if file.is_file() and "__pycache__" not in file.parts:
-                archive.write(file, Path("imagic", file.relative_to(ROOT)))
+                how = zipfile.ZIP_STORED if file.suffix == ".safetensors" else None  # weights don't get smaller
+                archive.write(file, Path("imagic", file.relative_to(ROOT)), how)
         for name, notebook in masters():
             archive.writestr(f"imagic/notebooks/{name}", nbformat.writes(edition(notebook, "student", deeper=False)))
 
