@@ -14,8 +14,7 @@ COLAB       := .venv-colab/bin/python
 PYTEST      := OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 # two files at once, each on one core, are sooner done than one file on two; the longest, the notebooks, come first
 TWO         := -n 2 --dist loadscope --no-loadscope-reorder
-# pip would compile all 19,000 modules that are installed; Python compiles the 4,000 that are imported
-INSTALL     := -m pip install --quiet --no-compile --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+INSTALL     := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .PHONY: demo test lint test-library test-notebooks test-colab mutants notebooks editions site lab clean
 
